@@ -1,0 +1,78 @@
+# Airloop's commands. `make` alone lists them. Each one does its own set-up; a second time that costs nothing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+UV := $(BIN)/uv
+STAMP := .venv/.airloop-set-up
+# uv does not read pip's configuration: a folder of wheels that pip knows (a CPU build of torch, say) is told to it here.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+export UV_LINK_MODE ?= copy
+# One thread a process for OpenMP: contended threads turn seconds into minutes on a small machine.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP)  ## the virtual environment .venv with everything that requirements.txt locks
+
+$(STAMP): requirements.txt pyproject.toml
+	@started=$$(date +%s.%N); \
+	test -n "$(PYTHON)" || { echo "make: no python3 on the PATH; name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1); Airloop's lock is for Python 3.11: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
+	$(UV) --version 2>/dev/null | grep -q ' $(UV_VERSION)' || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+	echo "Installing what requirements.txt locks into .venv ..."; \
+	test -n "$$UV_FIND_LINKS" || unset UV_FIND_LINKS; \
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.txt; \
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
+	touch $@; mkdir -p data; \
+	printf '{"setup_s": %.1f}\n' "$$(echo "$$(date +%s.%N) $$started" | awk '{print $$1 - $$2}')" | tee data/setup.json
+
+.PHONY: up down status demo try new-project
+up: setup  ## start Airflow, MLflow and serving; wait until each answers; print addresses and login
+	@$(BIN)/airloop up
+down: setup  ## stop all of it, leaving no process behind
+	@$(BIN)/airloop down
+status: setup  ## what runs where
+	@$(BIN)/airloop status
+demo: setup  ## the whole loop on a year of real flights, with the served model's figures at the end
+	@$(BIN)/airloop demo
+try: setup  ## one stage as its real DAG on a sample, in a scratch store: make try PROJECT=flights STAGE=train [ROWS=5000]
+	@$(BIN)/airloop try $(PROJECT) $(STAGE) $(if $(ROWS),--rows $(ROWS))
+new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=binary
+	@$(BIN)/airloop new-project $(NAME) $(if $(KIND),--kind $(KIND))
+
+.PHONY: lint format test
+lint: setup  ## style, types and the walls between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+format: setup  ## let ruff lay out the code and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+test: lint  ## everything: lint, then the fast tests, then those that start real services
+	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
+	$(BIN)/pytest tests/serving tests/integration
+
+.PHONY: bench-parse bench-loop
+bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
+	@$(BIN)/python -m bench.parse
+bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
+	@$(BIN)/python -m bench.loop
+
+.PHONY: lock
+lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit
+	$(UV) pip compile --quiet --group dev --python $(BIN)/python --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
+	  --output-file requirements.txt pyproject.toml
+	@# Neither which build of torch nor what only its CUDA build needs: each machine takes the build that it is offered.
+	sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton)/d' requirements.txt
+	@sed -i '1i # All versions, for Python 3.11 on Linux. Made by `make lock` from pyproject.toml; installed by `make setup`.' requirements.txt

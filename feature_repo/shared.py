@@ -1,0 +1,31 @@
+"""What the projects' modules share: where feature tables lie, and how a view over one is declared."""
+
+import os
+from datetime import timedelta
+
+from feast import Entity, FeatureView, Field, FileSource
+from feast.data_format import DeltaFormat
+from feast.types import Float64
+from feast.value_type import ValueType
+
+
+def string_entity(name: str, description: str) -> Entity:
+    return Entity(name=name, join_keys=[name], value_type=ValueType.STRING, description=description)
+
+
+def view(project: str, name: str, entity: Entity, features: list[str], description: str) -> FeatureView:
+    """A view of numbers over the Delta table ``<store>/<project>/features/<name>``.
+
+    No TTL: Feast would compare it with the wall clock online. Instead the project writes a row of nulls when a value is
+    too old, so that batch and online agree, in a replay too.
+    """
+    root = os.environ["AIRLOOP_FEAST_SOURCES"]
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=timedelta(0),
+        schema=[Field(name=feature, dtype=Float64) for feature in features],
+        source=FileSource(name=f"{project}_{name}", path=f"{root}/{project}/features/{name}", timestamp_field="event_timestamp", file_format=DeltaFormat()),
+        description=description,
+        tags={"project": project},
+    )

@@ -1,0 +1,1 @@
+"""With `include.assets` the only corner of the library that knows Airflow."""

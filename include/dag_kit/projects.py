@@ -1,0 +1,13 @@
+"""For which projects a DAG file makes DAGs at this parse."""
+
+from airflow.sdk import get_parsing_context
+
+from include.projects import all_projects, get_project, project_names
+from include.projects.base import Project
+
+
+def projects_to_parse() -> list[Project]:
+    """All projects on a scan; only the running DAG's own inside a task, so that a broken neighbour does not stop it."""
+    running = get_parsing_context().dag_id
+    name = running.partition("__")[0] if running else None
+    return [get_project(name)] if name in project_names() else all_projects()

@@ -1,0 +1,136 @@
+"""`airloop demo` in the terminal: what is going on, how long it took, what comes next; at the end a table, a page and the addresses."""
+
+import json
+import shutil
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from include.dag_kit.defaults import STAGES
+from include.demo import outcome, page
+from include.demo.replay import Replay, ReplayFailed, Step, StepRecord, year
+from include.projects import get_project
+from include.settings import Settings
+from include.stack import console as stack_console
+from include.stack.api import AirflowApi
+
+PROJECT = "flights"
+
+
+def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -> bool:
+    """Run the demo; True when it ended well. The stack stays up either way."""
+    project = get_project(PROJECT)
+    if restart:
+        stack_console.down(settings, terminal)
+        for state in ("store", "demo", "feast", "mlflow", "airflow", "serving", "cache", "ledger.db"):
+            target = settings.home / state
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    if not stack_console.up(settings, terminal):
+        return False
+    api = AirflowApi.of(settings)
+    api.wait_for_dags([f"{PROJECT}__{stage}" for stage in STAGES], timeout=120)
+
+    steps = year(months)
+    board = Board(steps)
+    replay = Replay(project, api, board)
+    if replay.records and len(replay.records) < len(steps):
+        terminal.print(f"Going on after {replay.records[-1].name}: {len(replay.records)} of {len(steps)} steps were done before.")
+    try:
+        with Live(board, console=terminal, refresh_per_second=4):
+            board.records = replay.records
+            replay.run(steps)
+            board.finish()
+    except ReplayFailed as error:
+        terminal.print(f"\n[bold red]The demo stopped:[/bold red] {error}\nNothing is lost: mend it and run `airloop demo` again, it goes on from here.")
+        return False
+    replay_s = sum(record.seconds for record in replay.records)
+    found = outcome.result(project, replay.records, _setup_seconds(settings), replay_s)
+    json_path, html_path = outcome.write(found), page.write(project, found)
+    terminal.print(months_table(project.metric.name, found))
+    terminal.print(_summary(found))
+    terminal.print(f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow   {settings.mlflow_url}\nServing  {settings.serving_url}/docs")
+    terminal.print("The stack is up: `airloop status` shows it and how to log in, `airloop down` stops it.")
+    return True
+
+
+class Board:
+    """The live view of the replay (a rich renderable) that ``Replay`` tells what it does."""
+
+    def __init__(self, steps: list[Step]):
+        self.steps, self.records = steps, []
+        self.began = self.stage_began = time.monotonic()
+        self.current: Step | None = None
+        self.current_stage = ""
+        self.notes: list[str] = []
+        self.spinner = Spinner("dots")
+
+    def step(self, step: Step) -> None:
+        self.current = step
+
+    def stage(self, name: str) -> None:
+        self.current_stage, self.stage_began = name, time.monotonic()
+
+    def said(self, text: str) -> None:
+        self.notes.append(f"{self.current.name if self.current else ''}: {text}")
+
+    def finish(self) -> None:
+        self.current = None
+
+    def __rich__(self) -> Group:
+        done = len(self.records)
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "until", "seconds", "monitor", "model"):
+            table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
+        for record in self.records:
+            table.add_row(f"[green]✓[/green] {record.name}", record.cutoff[:10], f"{record.seconds:.0f}", _monitor_line(record), _training_line(record))
+        if self.current and done < len(self.steps):
+            running = time.monotonic() - self.stage_began
+            table.add_row(Text.assemble(self.spinner.render(time.time()), f" {self.current.name}"), self.current.cutoff.strftime("%Y-%m-%d"), "", f"{self.current_stage} ({running:.0f} s)", "")
+        lines = [table, *(Text(note, style="dim") for note in self.notes[-6:])]
+        elapsed = time.monotonic() - self.began
+        if self.current:
+            following = self.steps[done + 1].name if done + 1 < len(self.steps) else "the result"
+            left = f", about {elapsed / done * (len(self.steps) - done) / 60:.0f} min left" if done else ""
+            lines.append(Text(f"{done} of {len(self.steps)} steps, {elapsed / 60:.1f} min{left}; next: {following}", style="bold"))
+        return Group(*lines)
+
+
+def months_table(metric: str, found: dict) -> Table:
+    """Per month: which version served, the models' figures, what the monitor said, whether a model was trained and why (not)."""
+    second = next(name for name in found["months"][0]["served"] if name != metric)
+    table = Table(title=f"{metric.upper()} and {second} of what was served, by month")
+    for heading in ("month", "served", f"{metric}", second, f"first model {metric}", second, f"baseline {metric}", second, "monitor", "retrained?"):
+        table.add_column(heading, justify="left" if heading in {"month", "served", "monitor", "retrained?"} else "right")
+    for month in found["months"]:
+        figures = [f"{month[model][name]:.3f}" for model in outcome.MODELS for name in (metric, second)]
+        table.add_row(month["month"], "v" + ", v".join(month["model_versions"]), *figures, month["monitor"].get("state", ""), page.retrained(month))
+    return table
+
+
+def _summary(found: dict) -> str:
+    lines = [f"Replay {found['replay_s'] / 60:.1f} min" + (f", set-up {found['setup_s']:.0f} s" if found["setup_s"] else "")]
+    if found["auc_served_may_dec"]:
+        lines.append(f"AUC May to December: served {found['auc_served_may_dec']:.4f}, first model left alone {found['auc_first_model_may_dec']:.4f}, baseline {found['auc_baseline_may_dec']:.4f}")
+    lines.append(f"{found['requests']} retrain requests, {found['promotions']} promotions after the first model, {len(found['refused'])} refused")
+    for refused in found["refused"]:
+        lines.append(f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}): {'; '.join(refused['reasons'])}")
+    lines.append(f"Serving: {found['serving']['agreed_with_batch']} answers compared with the batch, all equal")
+    return "\n".join(lines)
+
+
+def _monitor_line(record: StepRecord) -> str:
+    return record.monitor.get("state", "")
+
+
+def _training_line(record: StepRecord) -> str:
+    return ", ".join(f"v{t.get('version')} {t['state']}" for t in record.trainings)
+
+
+def _setup_seconds(settings: Settings) -> float | None:
+    """What `make` took to set the machine up, written by it."""
+    path = settings.home / "setup.json"
+    return json.loads(path.read_text()).get("setup_s") if path.exists() else None

@@ -1,0 +1,243 @@
+"""The replay: the feed drops a month of files, Airflow does the rest, and we watch.
+
+What the loop does is in the DAGs; here is only what happens outside of it: the upstream's files, the clock, a person who
+asks for trainings, an application that asks the serving API. Killed in the middle, it goes on with the month that was not finished.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import httpx
+import pandas as pd
+import pyarrow.dataset as ds
+
+from include import ledger
+from include.data import layout, tables
+from include.features.known import KnownTables
+from include.projects.base import Project
+from include.settings import get_settings
+from include.stack.api import AirflowApi
+
+CHAIN = ("ingest", "build_features", "score", "monitor")
+NEXT_DEPARTURES = timedelta(minutes=30)  # what serving is asked for: flights whose prediction time is this soon after the cutoff
+STAGE_TIMEOUT_S = 900.0
+
+
+class Watcher(Protocol):
+    """Who shows the progress."""
+
+    def step(self, step: "Step") -> None: ...
+    def stage(self, name: str) -> None: ...
+    def said(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the replay: everything published until ``cutoff`` comes in, then the loop runs."""
+
+    name: str
+    since: datetime
+    cutoff: datetime
+    first_model: bool = False
+    bad_files: tuple[str, ...] = ()
+    recent_days_only: int | None = None  # a person asks for a training on these newest days only
+
+
+@dataclass
+class StepRecord:
+    """What a step did; kept in <home>/demo/steps.json."""
+
+    name: str
+    cutoff: str
+    seconds: float
+    stages: dict[str, float]
+    monitor: dict[str, Any]
+    trainings: list[dict[str, Any]]
+    files: int
+    bad_files: list[str]
+    serving_asked: int
+    serving_answers: list[dict[str, Any]] = field(default_factory=list)
+    serving_agreed: int | None = None  # how many of them the next step's batch confirmed
+
+
+class ReplayFailed(RuntimeError):
+    """A stage did not come to its end."""
+
+
+def year(months: int = 12) -> list[Step]:
+    """January to March at once, as history, and a first model on it; then month by month. The last step waits for the last labels."""
+    beginning, start = datetime(2012, 12, 30, tzinfo=UTC), datetime(2013, 4, 1, 10, tzinfo=UTC)
+    steps = [Step("January to March", beginning, start, first_model=True)]
+    for month in range(4, months + 1):
+        # At 10:00 UTC New York still sleeps and its first flights of the day are an hour ahead.
+        until = datetime(2014, 1, 2, 10, tzinfo=UTC) if month == 12 else datetime(2013, month + 1, 1, 10, tzinfo=UTC)
+        bad = {4: ("missing_column", "negative_distance")}.get(month, ())
+        steps.append(Step(start.strftime("%B"), start, until, bad_files=bad, recent_days_only=92 if month == 11 else None))
+        start = until
+    return steps
+
+
+class Replay:
+    """Runs the steps that are not done yet."""
+
+    def __init__(self, project: Project, api: AirflowApi, watcher: Watcher):
+        self.project, self.api, self.watcher = project, api, watcher
+        self.home = get_settings().home / "demo"
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.records = self._load()
+        self._looked_at = 0.0
+
+    def run(self, steps: list[Step]) -> list[StepRecord]:
+        """Raises:
+        ReplayFailed: a stage failed or took too long; the message says which and where to look.
+        """
+        done = {record.name for record in self.records}
+        for step in steps:
+            self.watcher.step(step)
+            if step.name in done:
+                continue
+            record = self._run_step(step)
+            self.records.append(record)
+            self._save()
+        return self.records
+
+    def _run_step(self, step: Step) -> StepRecord:
+        began, stages, project = time.monotonic(), {}, self.project
+        feed = project.module("feed")
+        self.watcher.stage("feed")
+        files = feed.drop(project, since=step.since, until=step.cutoff)
+        for kind in step.bad_files:
+            feed.drop_bad(project, kind, since=step.since, until=step.cutoff)
+            self.watcher.said(f"feed: a bad file among the others ({kind})")
+        ledger.set_clock(project.name, step.cutoff)
+        cutoff = ledger.iso(step.cutoff)
+        stages["feed"] = time.monotonic() - began
+
+        self.api.trigger(f"{project.name}__ingest", {"cutoff": cutoff})
+        summaries = {stage: self._await_stage(stage, cutoff, stages) for stage in CHAIN}
+        monitor = summaries["monitor"]
+        trainings = []
+        if monitor.get("asked"):
+            self.watcher.said(f"monitor: asks for a retraining ({'; '.join(monitor.get('reasons', []))})")
+            trainings.append(self._await_training(monitor["request"], cutoff, stages))
+        if step.first_model:
+            trainings.append(self._train(cutoff, {"cutoff": cutoff, "reason": "first_model"}, stages))
+        if step.recent_days_only:
+            # Not the loop's idea: a person tries what a window of three months would give (flights.md: worse than the champion).
+            conf = {"cutoff": cutoff, "reason": "person", "last_days": step.recent_days_only}
+            trainings.append(self._train(cutoff, conf, stages) | {"injected": f"a person asked for a training on the last {step.recent_days_only} days only"})
+        self._compare_with_batch()
+        answers = self._ask_serving(step.cutoff)
+        return StepRecord(step.name, cutoff, time.monotonic() - began, stages, monitor, trainings, files, list(step.bad_files), len(answers), answers)
+
+    def _train(self, cutoff: str, conf: dict, stages: dict) -> dict:
+        run_id = self.api.trigger(f"{self.project.name}__train", conf)
+        deadline = time.monotonic() + STAGE_TIMEOUT_S
+        while not (mine := [r for r in ledger.requests(self.project.name) if r.dag_run == run_id]):
+            self._check_run("train", run_id)
+            if time.monotonic() > deadline:
+                raise ReplayFailed(f"{self.project.name}__train {run_id} claimed no request in {STAGE_TIMEOUT_S:.0f} s")
+            time.sleep(0.3)
+        return self._await_training(mine[0].id, cutoff, stages)
+
+    def _await_training(self, request_id: str, cutoff: str, stages: dict) -> dict:
+        """Wait until the request is settled: refused, or passed and deployed (or rolled back)."""
+        for stage, pending in (("train", {"open", "claimed"}), ("deploy", {"passed"})):
+            self.watcher.stage(stage)
+            began = time.monotonic()
+            while (request := ledger.get_request(request_id)).state in pending:
+                if request.dag_run:
+                    self._check_run("train", request.dag_run)
+                self._check_failed("deploy", began)
+                if time.monotonic() - began > STAGE_TIMEOUT_S:
+                    raise ReplayFailed(f"retrain request {request_id} is still '{request.state}' after {STAGE_TIMEOUT_S:.0f} s; see {self.project.name}__{stage} in Airflow")
+                time.sleep(0.3)
+            stages[stage] = stages.get(stage, 0) + time.monotonic() - began
+            if request.state == "refused":
+                break
+        version = request.outcome.get("version")
+        self.watcher.said(f"gate: version {version} {'refused' if request.state == 'refused' else request.state}")
+        return {"request": request.id, "reason": request.reason, "cutoff": request.cutoff, "state": request.state, **request.outcome}
+
+    def _await_stage(self, stage: str, cutoff: str, stages: dict) -> dict:
+        self.watcher.stage(stage)
+        began = time.monotonic()
+        while (found := ledger.stage_record(self.project.name, stage, cutoff)) is None:
+            self._check_failed(stage, began)
+            if time.monotonic() - began > STAGE_TIMEOUT_S:
+                raise ReplayFailed(f"{self.project.name}__{stage} did not end in {STAGE_TIMEOUT_S:.0f} s at cutoff {cutoff}; see it in Airflow: {get_settings().airflow_url}")
+            time.sleep(0.3)
+        stages[stage] = time.monotonic() - began
+        return found["summary"]
+
+    def _check_failed(self, stage: str, began: float) -> None:
+        """A run of this stage that failed since we wait will not get better by waiting. (``ingest`` is red when it refused a file; it goes on.)"""
+        now = time.monotonic()
+        if stage == "ingest" or now - self._looked_at < 3:  # the API server shares the machine with the work
+            return
+        self._looked_at = now
+        waiting_since = datetime.now(UTC) - timedelta(seconds=now - began)
+        for run in self.api.runs(f"{self.project.name}__{stage}", limit=3):
+            if run["state"] == "failed" and datetime.fromisoformat(run["end_date"]) > waiting_since:
+                self._check_run(stage, run["dag_run_id"])
+
+    def _check_run(self, stage: str, run_id: str) -> None:
+        dag_id = f"{self.project.name}__{stage}"
+        if self.api.run(dag_id, run_id)["state"] == "failed":
+            failed = [t["task_id"] for t in self.api.task_instances(dag_id, run_id) if t["state"] == "failed"]
+            raise ReplayFailed(f"{dag_id} failed in {', '.join(failed)}: {get_settings().airflow_url}/dags/{dag_id}/runs/{run_id} (docs/runbooks/{stage}.md)")
+
+    # --- an application that asks serving ------------------------------------------------------------------------------------------
+
+    def _ask_serving(self, cutoff: datetime) -> list[dict[str, Any]]:
+        """Ask the serving API for a sample of the flights that are next; their answers are kept until the batch has done them too."""
+        project = self.project
+        known = KnownTables(project, cutoff)
+        due = project.module("features").examples(known, since=cutoff, until=cutoff + NEXT_DEPARTURES, cutoff=cutoff)
+        due = due.iloc[:: max(1, len(due) // project.serving_sample)].head(project.serving_sample)
+        if due.empty:
+            return []
+        self.watcher.stage("ask serving")
+        instances = json.loads(due[[*project.entities, *project.request_features]].to_json(orient="records"))
+        answer = httpx.post(f"{get_settings().serving_url}/models/{project.name}/predict", json={"instances": instances}, timeout=30, trust_env=False)
+        if answer.is_error:
+            raise ReplayFailed(f"serving answered {answer.status_code}: {answer.text[:300]}")
+        body = answer.json()
+        keys = json.loads(due[list(project.example_key)].to_json(orient="records", date_format="iso"))
+        return [{"key": key, "model_version": str(body["model_version"]), "prediction": p["prediction"], "id": p["prediction_id"]} for key, p in zip(keys, body["predictions"], strict=True)]
+
+    def _compare_with_batch(self) -> None:
+        """The last step's answers of serving, against what the batch has predicted for the same flights by now."""
+        if not self.records or not self.records[-1].serving_answers or self.records[-1].serving_agreed is not None:
+            return
+        record, key = self.records[-1], list(self.project.example_key)
+        since = ledger.moment(record.cutoff)
+        window = (ds.field("predicted_at") > since) & (ds.field("predicted_at") <= since + NEXT_DEPARTURES)
+        found = tables.open_table(layout.predictions(self.project))
+        batch = found.to_pyarrow_dataset().to_table(columns=[*key, "prediction", "model_version"], filter=window).to_pandas()
+        asked = pd.DataFrame([{**a["key"], "online": a["prediction"], "online_version": a["model_version"]} for a in record.serving_answers])
+        for column in key:
+            if isinstance(batch[column].dtype, pd.DatetimeTZDtype):
+                asked[column] = pd.to_datetime(asked[column], utc=True).astype(batch[column].dtype)
+        both = asked.merge(batch, on=key, how="left")
+        same = (both["online"] - both["prediction"]).abs().le(1e-6) & (both["online_version"] == both["model_version"])
+        record.serving_agreed = int(same.sum())
+        self.watcher.said(f"serving: {record.serving_agreed} of {record.serving_asked} answers equal the batch's")
+        if record.serving_agreed != record.serving_asked:
+            raise ReplayFailed(f"serving and batch differ: {both[~same].head(5).to_dict('records')}")
+        self._save()
+
+    # --- what is kept between two starts -------------------------------------------------------------------------------------------
+
+    def _load(self) -> list[StepRecord]:
+        path = self.home / "steps.json"
+        return [StepRecord(**record) for record in json.loads(path.read_text())] if path.exists() else []
+
+    def _save(self) -> None:
+        path = self.home / "steps.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps([asdict(record) for record in self.records], indent=1))
+        partial.replace(path)

@@ -1,0 +1,1 @@
+"""Feature computation, training sets, and every call of Feast."""

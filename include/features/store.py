@@ -1,0 +1,62 @@
+"""Every call of Feast that the loop makes: register a project's objects, retrieve history, materialize."""
+
+import os
+from datetime import datetime
+from functools import cache
+from importlib import import_module
+
+import pandas as pd
+from feast import FeatureStore, FeatureView
+
+from include.projects.base import Project
+from include.settings import REPOSITORY, get_settings
+
+
+@cache
+def feature_store() -> FeatureStore:
+    """The feature store of feature_repo/, with this machine's registry, online store and tables."""
+    settings = get_settings()
+    (settings.home / "feast").mkdir(parents=True, exist_ok=True)
+    os.environ.update(settings.feast_environment)
+    return FeatureStore(repo_path=str(REPOSITORY / "feature_repo"))
+
+
+def feature_views(project: Project) -> list[FeatureView]:
+    feature_store()  # the modules below read its environment
+    return [o for o in _objects(project) if isinstance(o, FeatureView)]
+
+
+def register(project: Project) -> None:
+    """Make the registry hold the project's entities, views and service as its module says; safe to repeat.
+
+    Raises:
+        ValueError: the module and the project name different views.
+    """
+    declared = {view.name for view in feature_views(project)}
+    if declared != set(project.feature_views):
+        difference = ", ".join(sorted(declared ^ set(project.feature_views)))
+        raise ValueError(f"feature_repo/{project.name}.py and include/projects/{project.name}/__init__.py (feature_views) differ in: {difference}")
+    feature_store().apply(_objects(project))
+
+
+def historical_features(project: Project, entities: pd.DataFrame) -> pd.DataFrame:
+    """The project's features as of each row's ``event_timestamp``.
+
+    Args:
+        project: whose feature service is asked.
+        entities: join keys and ``event_timestamp``; other columns are kept.
+
+    Returns:
+        The same rows with the features and ``feature_time_<view>``, the time of each view's values (NaT: none).
+    """
+    store = feature_store()
+    return store.get_historical_features(entity_df=entities, features=store.get_feature_service(project.feature_service)).to_df()
+
+
+def materialize(project: Project, *, since: datetime, cutoff: datetime) -> None:
+    """Bring the newest values known by the cutoff into the online store."""
+    feature_store().materialize(start_date=since, end_date=cutoff, feature_views=list(project.feature_views))
+
+
+def _objects(project: Project) -> list:
+    return import_module(f"feature_repo.{project.name}").OBJECTS

@@ -1,0 +1,65 @@
+"""Training sets: labelled examples with the features as of each one's prediction time, from Feast's historical retrieval."""
+
+import hashlib
+import json
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from include.data import layout
+from include.features import store
+from include.features.known import KnownTables
+from include.ledger import moment
+from include.projects.base import Project
+
+
+def build(project: Project, request: dict) -> str:
+    """Make the training set of a retrain request.
+
+    It is named by the cutoff and the versions of the tables it was made from, so it can be made again (and is not made
+    twice): ``training_set-<name>.parquet``, and beside it a ``.json`` that says what it is.
+
+    Args:
+        project: the project.
+        request: an entry of the ledger; ``cutoff`` bounds everything, ``parameters.last_days`` leaves out older examples,
+            ``parameters.table_versions`` (source -> version) makes an old set again.
+
+    Returns:
+        URI of the parquet file: example key, entities, ``event_timestamp``, the inputs, ``label``, ``label_known_at``.
+
+    Raises:
+        ValueError: no example has a label that was known by the cutoff.
+    """
+    cutoff, parameters = moment(request["cutoff"]), request.get("parameters") or {}
+    known = KnownTables(project, cutoff, versions=parameters.get("table_versions") or {})
+    versions = {**known.current_versions(), **known.versions}
+    known = KnownTables(project, cutoff, versions=versions)  # a run of ingest beside us changes nothing
+    since = cutoff - timedelta(days=float(parameters["last_days"])) if parameters.get("last_days") else None
+    identity = {"cutoff": request["cutoff"], "table_versions": versions, "last_days": parameters.get("last_days"), "feature_service": project.feature_service}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    folder = layout.training(project, request["id"])
+    target = folder / f"training_set-{name}.parquet"
+    if target.with_suffix(".json").exists():
+        return str(target)
+
+    examples = project.module("features").examples(known, since=since, until=cutoff, cutoff=cutoff)
+    labelled = examples[examples["label"].notna()]
+    if labelled.empty:
+        raise ValueError(f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first (source '{project.label_source}')")
+    rows = store.historical_features(project, labelled)
+    columns = list(dict.fromkeys([*project.example_key, *project.entities, "event_timestamp", *project.input_columns, "label", "label_known_at"]))
+    table = pa.Table.from_pandas(rows[columns], preserve_index=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(target, table)
+    description = {**identity, "rows": table.num_rows, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
+    target.with_suffix(".json").write_text(json.dumps(description, indent=1, sort_keys=True))
+    return str(target)
+
+
+def _write(target: UPath, table: pa.Table) -> None:
+    partial = target.with_suffix(".partial")
+    with partial.open("wb") as file:
+        pq.write_table(table, file)
+    partial.rename(target)

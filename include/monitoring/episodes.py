@@ -1,0 +1,112 @@
+"""The controller's rules put to work on the ledger: decisions, drift episodes and retrain requests.
+
+A run looks at the history strictly before its cutoff, so that run again it finds what it found and changes nothing. A
+decision stands, except one that is made again at the same cutoff on more labels; and a run for a time before the last
+decision is put on record, but opens, closes and asks nothing.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from include import ledger
+from include.ledger import Request, moment
+from include.monitoring.controller import NAN, Episode, Evidence, Verdict, decide
+from include.projects.base import Project
+
+STAGE = "monitor"
+NO_CHAMPION = "no champion"
+REASON = "drift"
+
+
+def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any] | None, drift: dict[str, Any] | None, *, dag_run: str) -> dict[str, Any]:
+    """Judge the evidence, put the verdict on record, and write a retrain request if it asks for one.
+
+    Args:
+        project: whose champion.
+        cutoff: of the run, as ``ledger.iso`` writes it.
+        performance: what ``measure_champion`` found; None: there is no champion.
+        drift: what ``report_drift`` found, if it could.
+        dag_run: who decides.
+
+    Returns:
+        The summary that the ledger keeps of the stage: ``state``, ``asked``, ``reasons``, ``request``, ``labels``, ``metric``,
+        ``ci``, ``reference``, ``bias``, ``bias_ci``, ``drifted_share``, ``version``, ``figures``.
+    """
+    recorded = ledger.stage_record(project.name, STAGE, cutoff)
+    if recorded and recorded["summary"].get("labels", 0) >= (performance or {}).get("labels", 0):
+        return recorded["summary"]
+
+    summary: dict[str, Any] = {"state": NO_CHAMPION, "asked": False, "reasons": ["no champion is deployed yet"], "request": None, "labels": 0}
+    if performance is not None:
+        share = (drift or {}).get("share")
+        summary |= {k: performance[k] for k in ("labels", "predictions", "version", "metric", "ci", "reference", "bias", "bias_ci", "figures")}
+        verdict, episode = _verdict(project, cutoff, _evidence(performance, share))
+        late = any(d["cutoff"] > cutoff for d in ledger.decisions(project.name, STAGE))
+        request = None if late else _apply(project, cutoff, verdict, episode, summary, dag_run)
+        reasons = [*verdict.reasons, *(["a later cutoff was judged already: nothing is asked for"] if late else [])]
+        if verdict.closes and not late:
+            reasons.append(f"the episode of {episode['opened']} is closed: {verdict.closes}" if episode else verdict.closes)
+        summary |= {"state": verdict.state, "asked": request is not None, "reasons": reasons, "request": request, "drifted_share": share}
+    ledger.decide(project.name, STAGE, cutoff, verdict=summary["state"], reasons=summary["reasons"], cutoff=cutoff)
+    ledger.record_stage(project.name, STAGE, cutoff, dag_run=dag_run, summary=summary)
+    return summary
+
+
+def unclaimed_request(project: Project) -> Request | None:
+    """The oldest request of a drift episode that no run of ``train`` took up: what was just asked, or one whose event got lost."""
+    return next((r for r in ledger.requests(project.name) if r.reason == REASON and r.state == "open"), None)
+
+
+def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict, dict[str, Any] | None]:
+    """By the history strictly before the cutoff; with the episode that was open then."""
+    requests = ledger.requests(project.name)
+    episode = _open_before(project, cutoff)
+    known = None
+    if episode:
+        asked = [r.state for r in requests if r.episode == episode["id"] and r.cutoff < cutoff]
+        known = Episode(moment(episode["opened"]), asked[-1] if asked else None, episode["evidence"].get("ask", 1))
+    # Also what a person or the schedule asked for at this very cutoff; not what this decision, made before, asked for itself.
+    earlier = [r.cutoff for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason != REASON)]
+    last_request: datetime | None = moment(max(earlier)) if earlier else None
+    return decide(project.retrain, project.metric, evidence, at=moment(cutoff), last_request=last_request, episode=known), episode
+
+
+def _open_before(project: Project, cutoff: str) -> dict[str, Any] | None:
+    open_then = [e for e in ledger.episodes(project.name) if e["opened"] < cutoff and (e["closed"] is None or e["closed"] >= cutoff)]
+    return open_then[-1] if open_then else None
+
+
+def _apply(project: Project, cutoff: str, verdict: Verdict, episode: dict[str, Any] | None, summary: dict[str, Any], dag_run: str) -> str | None:
+    """Close, open, ask: each step safe to repeat, so that a run killed between two of them is taken up by its retry."""
+    current = ledger.current_episode(project.name)
+    if verdict.closes and episode and current and current["id"] == episode["id"]:
+        ledger.close_episode(project.name, at=cutoff)
+    subject = episode["id"] if episode else None
+    if verdict.opens:
+        evidence: dict[str, Any] = {k: summary[k] for k in ("version", "labels", "metric", "ci", "reference", "bias", "bias_ci")}
+        evidence |= {"reasons": list(verdict.reasons), "ask": 1}
+        if verdict.continues and episode:
+            evidence |= {"continues": episode["id"], "ask": episode["evidence"].get("ask", 1) + 1}
+        subject = ledger.open_episode(project.name, at=cutoff, evidence=evidence)
+    if not verdict.ask:
+        return None
+    return ledger.request_retraining(project.name, cutoff=cutoff, reason=REASON, asked_by=dag_run, episode=subject).id
+
+
+def _evidence(performance: dict[str, Any], share: float | None) -> Evidence:
+    def number(value: float | None) -> float:
+        return NAN if value is None else value
+
+    (low, high), (bias_low, bias_high) = performance["ci"], performance["bias_ci"]
+    return Evidence(
+        labels=performance["labels"],
+        metric=number(performance["metric"]),
+        metric_low=number(low),
+        metric_high=number(high),
+        reference=number(performance["reference"]),
+        bias=number(performance["bias"]),
+        bias_low=number(bias_low),
+        bias_high=number(bias_high),
+        drifted_share=number(share),
+        champion_cutoff=moment(performance["champion_cutoff"]),
+    )

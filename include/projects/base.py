@@ -1,0 +1,171 @@
+"""What a project is: owner, goal, kind of task, metric, sources and policies, as frozen data.
+
+A project is one folder of ``include/projects`` plus one module of ``feature_repo``. Its folder holds
+
+* ``__init__.py``      ``project = Project(...)``; imported at every DAG parse, so nothing heavy here,
+* ``expectations.py``  what must be true of each source and of each feature view,
+* ``features.py``      the features and the examples, pure functions bounded by time,
+* ``feed.py``          how sample data comes into the landing zone.
+
+The last three are imported inside tasks only (``project.module("features")``).
+"""
+
+from datetime import timedelta
+from enum import StrEnum
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
+DType = Literal["string", "int64", "float64", "bool", "timestamp"]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskKind(StrEnum):
+    """What is predicted: a probability (binary) or a number (regression)."""
+
+    BINARY = "binary"
+    REGRESSION = "regression"
+
+
+class Metric(Frozen):
+    """The figure by which models are compared. Names are those of ``include.training.metrics``."""
+
+    name: str
+    higher_is_better: bool
+
+
+class Reference(Frozen):
+    """Rows of a source must point at a row of another one (a label at a known flight)."""
+
+    source: Name
+    columns: tuple[str, ...]
+
+
+class Source(Frozen):
+    """One upstream feed: ``landing/<name>/*.<format>`` becomes the table ``<name>``.
+
+    ``known_at`` is the column that says when a row became known; a row known after a run's cutoff is in the future.
+    ``tolerance`` is the share of bad rows beyond which a file is refused whole instead of losing the bad rows to quarantine.
+    """
+
+    name: Name
+    format: Literal["csv", "json", "parquet"] = "csv"
+    columns: dict[str, DType]
+    key: tuple[str, ...]
+    known_at: str
+    nullable: tuple[str, ...] = ()
+    references: Reference | None = None
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _columns_exist(self):
+        for column in (*self.key, self.known_at, *self.nullable, *(self.references.columns if self.references else ())):
+            if column not in self.columns:
+                raise ValueError(f"source '{self.name}' names column '{column}', which is not one of its columns")
+        if self.columns[self.known_at] != "timestamp":
+            raise ValueError(f"source '{self.name}': known_at column '{self.known_at}' must be a timestamp")
+        return self
+
+
+class Candidate(Frozen):
+    """A model that training fits. ``trainer`` is a function of ``include.training.trainers``."""
+
+    name: Name
+    trainer: Name
+    parameters: dict[str, float | int | str | bool | None] = {}
+    compute: Name = "cpu"
+
+
+class Inputs(Frozen):
+    """What a model is given, in this order: numbers (missing allowed) and categories (strings)."""
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...] = ()
+
+
+class GatePolicy(Frozen):
+    """When a challenger may replace the champion. Armed by default; see ``include.registry.gate``."""
+
+    min_rows: int = Field(1000, ge=1, description="Fewer judged rows than this is a refusal: not enough new labels.")
+    floor: float | None = Field(None, description="The metric must be at least (at most, if lower is better) this.")
+    min_improvement: float = Field(0.0, description="By how much the challenger must beat the champion.")
+    beat_baseline_by: float = Field(0.0, description="By how much it must beat the rule-based baseline.")
+    holdout: timedelta = Field(timedelta(days=28), description="The newest examples, kept out of the judged fit.")
+
+
+class RetrainPolicy(Frozen):
+    """When to ask for a retraining; see ``include.monitoring.controller``."""
+
+    schedule: str | None = Field(None, description="Cron (UTC) of a periodic request, or none.")
+    window: timedelta = Field(timedelta(days=28), description="Labels this recent are compared with the reference.")
+    min_labels: int = Field(1000, ge=1, description="Fewer labels than this in the window say nothing.")
+    max_metric_loss: float | None = Field(None, description="Ask when the metric is surely worse than at training by more than this.")
+    max_bias: float | None = Field(None, description="Ask when mean prediction minus mean outcome is surely beyond +-this.")
+    max_drifted_share: float | None = Field(None, description="Ask when this share of input columns drifted; off by default: inputs drift every season.")
+    cooldown: timedelta = Field(timedelta(days=14), description="No second request within this time after one.")
+
+
+class Project(Frozen):
+    """One prediction problem: everything outside its folder works from this."""
+
+    name: Name
+    owner: str
+    email: str
+    goal: str = Field(description="The business goal: what gets better, for whom.")
+    success: str = Field(description="How success is counted.")
+    kind: TaskKind
+    metric: Metric
+    entities: tuple[str, ...] = Field(description="Feast's join keys, as columns of the examples.")
+    feature_views: tuple[Name, ...] = Field(description="The Feature views of feature_repo/<project>.py.")
+    service_version: int = 1
+    request_features: tuple[str, ...] = Field(description="Inputs that come with the request, not from Feast.")
+    example_key: tuple[str, ...] = Field(description="Columns that name one thing to predict.")
+    inputs: Inputs
+    baseline_rule: str = Field(description="The one input column that the rule-based baseline looks at.")
+    sources: tuple[Source, ...]
+    label_source: Name = Field(description="The source whose rows bring the outcomes.")
+    candidates: tuple[Candidate, ...]
+    gate: GatePolicy = GatePolicy()
+    refit: bool = Field(True, description="Deploy the best candidate fitted again on all rows known by the cutoff, not the judged fit.")
+    retrain: RetrainPolicy = RetrainPolicy()
+    ingest_schedule: str | None = "0 4 * * *"
+    monitor_schedule: str | None = "0 6 * * *"
+    serving_sample: int = Field(25, ge=1, description="Next things to predict that the demo and tests ask serving for.")
+
+    @field_validator("candidates")
+    @classmethod
+    def _has_candidates(cls, candidates):
+        if not candidates:
+            raise ValueError("a project needs at least one candidate to train")
+        return candidates
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        names = [s.name for s in self.sources]
+        for wanted in (self.label_source, *(s.references.source for s in self.sources if s.references)):
+            if wanted not in names:
+                raise ValueError(f"project '{self.name}' names source '{wanted}'; its sources are {names}")
+        if self.baseline_rule not in self.inputs.numeric:
+            raise ValueError(f"project '{self.name}': baseline_rule '{self.baseline_rule}' is not one of inputs.numeric")
+        return self
+
+    @property
+    def feature_service(self) -> str:
+        return f"{self.name}_v{self.service_version}"
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        return (*self.inputs.numeric, *self.inputs.categorical)
+
+    def source(self, name: str) -> Source:
+        return next(s for s in self.sources if s.name == name)
+
+    def module(self, part: Literal["expectations", "features", "feed"]) -> ModuleType:
+        """One of the project's own modules; imports ML libraries, so call it inside tasks only."""
+        return import_module(f"include.projects.{self.name}.{part}")

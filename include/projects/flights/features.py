@@ -1,0 +1,189 @@
+"""What is known about a flight one hour before its scheduled departure. Pure functions, bounded by time.
+
+``tables(name, since=None)`` gives the rows of a source that were known by ``tables.cutoff`` (and after ``since``).
+A feature row's ``event_timestamp`` is the time by which everything in it was known; Feast joins each flight with the
+newest row not after its prediction time, in the batch as online.
+"""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import pandas as pd
+
+LEAD = timedelta(minutes=60)  # predictions are made this long before scheduled departure
+WEATHER_LASTS = timedelta(hours=6)  # an observation older than this says nothing about now
+LATE = 15.0  # minutes after scheduled arrival
+# An entity without outcomes for longer than the longest window (28 days) gets rows of NaN for two more days and then none:
+# so what stays in the online store is NaN, and a run over new data alone gives the same rows as one over all.
+SILENT_AFTER = timedelta(days=30)
+HOUR, DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)
+DAILY_AT = 9  # UTC: New York's day is over, even its late arrivals
+FLIGHT = ["carrier", "flight", "scheduled_departure"]
+
+
+def compute(tables, *, since: datetime | None, cutoff: datetime) -> dict[str, pd.DataFrame]:
+    """Rows of every feature view with event_timestamp in (since, cutoff].
+
+    Args:
+        tables: see the module's docstring.
+        since: the cutoff of the last call, or None for all there is.
+        cutoff: nothing known later is used.
+
+    Returns:
+        View name -> frame with the view's entity, ``event_timestamp`` and features. Rates and means over no outcome are NaN.
+    """
+    horizon = since and since - SILENT_AFTER
+    outcomes, departures = _outcomes(tables, since=horizon), _departures(tables, since=horizon)
+    start = pd.Timestamp(since) if since else _first_moment(tables, cutoff)
+    half_hourly = _grid(start, cutoff, HOUR / 2)
+    hourly = _grid(start, cutoff, HOUR)
+    daily = _grid(start, cutoff, DAY, offset=pd.Timedelta(hours=DAILY_AT))
+    return {
+        "origin_departures": _rolling(departures, "origin", half_hourly, "origin_departure", delay=("1h", "3h", "24h"), late_rate=("1h", "3h"), count=("1h",)),
+        "origin_delays": _rolling(outcomes, "origin", hourly, "origin_arrival", delay=("1h", "3h", "24h"), late_rate=("3h", "24h", "7d", "28d"), count=("1h",)),
+        "carrier_departures": _rolling(departures, "carrier", hourly, "carrier_departure", delay=("3h",), late_rate=("3h", "24h")),
+        "carrier_delays": _rolling(outcomes, "carrier", hourly, "carrier_arrival", delay=("3h",), late_rate=("24h", "7d", "28d")),
+        "destination_delays": _rolling(outcomes, "dest", daily, "destination_arrival", late_rate=("24h", "7d", "28d")),
+        "route_delays": _rolling(outcomes, "route", daily, "route_arrival", late_rate=("7d", "28d")),
+        "origin_weather": _weather(tables, since),
+        "plane": _planes(tables, since),
+    }  # fmt: skip
+
+
+def examples(tables, *, since: datetime | None, until: datetime, cutoff: datetime) -> pd.DataFrame:
+    """One row per flight whose prediction time is in (since, until], with the outcome if it was known by the cutoff.
+
+    Returns:
+        The flight's key, the entities, ``event_timestamp`` (prediction time, UTC), what comes with a request,
+        ``label`` (1.0 late, 0.0 not; NaN: not known yet, cancelled or diverted) and ``label_known_at``.
+    """
+    schedule = tables("schedule", since=since and since - timedelta(days=7))
+    schedule = schedule.assign(event_timestamp=schedule["scheduled_departure"] - LEAD)
+    inside = schedule["event_timestamp"] <= pd.Timestamp(until)
+    if since:
+        inside &= schedule["event_timestamp"] > pd.Timestamp(since)
+    flights = schedule[inside & (schedule["published_at"] <= schedule["event_timestamp"])]
+
+    rotation = tables("rotation", since=since and since - timedelta(days=7))[[*FLIGHT, "tailnum", "published_at"]].rename(columns={"published_at": "assigned_at"})
+    flights = flights.merge(rotation, on=FLIGHT, how="left")
+    # A plane assigned after the prediction time was not known then.
+    flights["tailnum"] = flights["tailnum"].where(flights["assigned_at"] <= flights["event_timestamp"]).fillna("")
+
+    local = pd.to_datetime(flights["local_departure"])
+    flights = flights.assign(
+        route=flights["origin"] + "-" + flights["dest"],
+        hour=local.dt.hour.astype("float64"),
+        minute=local.dt.minute.astype("float64"),
+        weekday=local.dt.dayofweek.astype("float64"),
+        scheduled_minutes=(flights["scheduled_arrival"] - flights["scheduled_departure"]) / pd.Timedelta(minutes=1),
+    )
+    flights = flights.merge(_known_labels(tables, since), on=FLIGHT, how="left")
+    columns = [*FLIGHT, "origin", "dest", "route", "tailnum", "event_timestamp", "hour", "minute", "weekday", "distance", "scheduled_minutes", "label", "label_known_at"]
+    return flights[columns].sort_values(["event_timestamp", *FLIGHT], ignore_index=True)
+
+
+def labels(tables, *, since: datetime | None, until: datetime) -> pd.DataFrame:
+    """Outcomes of the flights whose prediction time is in (since, until]: their key, ``label`` and ``label_known_at``."""
+    known = _known_labels(tables, since)
+    predicted_at = known["scheduled_departure"] - LEAD
+    inside = predicted_at <= pd.Timestamp(until)
+    if since:
+        inside &= predicted_at > pd.Timestamp(since)
+    return known[inside].reset_index(drop=True)
+
+
+def _known_labels(tables, since: datetime | None) -> pd.DataFrame:
+    """A flight lands after its prediction time, so outcomes known before ``since`` belong to earlier flights."""
+    actuals = tables("actuals", since=since)
+    landed = actuals[actuals["status"] == "landed"]
+    return pd.DataFrame({**{c: landed[c] for c in FLIGHT}, "label": (landed["arr_delay"] > LATE).astype("float64"), "label_known_at": landed["known_at"]})
+
+
+def _outcomes(tables, since: datetime | None) -> pd.DataFrame:
+    """Flights that landed: who flew where, their arrival delay, and when that was known."""
+    actuals = tables("actuals", since=since)
+    landed = actuals[actuals["status"] == "landed"]
+    return _delays(tables, since, landed, delay="arr_delay", known_at="known_at")
+
+
+def _departures(tables, since: datetime | None) -> pd.DataFrame:
+    """Flights that left: their departure delay is known hours before they land."""
+    return _delays(tables, since, tables("departures", since=since), delay="dep_delay", known_at="departed_at")
+
+
+def _delays(tables, since: datetime | None, flights: pd.DataFrame, *, delay: str, known_at: str) -> pd.DataFrame:
+    schedule = tables("schedule", since=since and since - timedelta(days=7))[[*FLIGHT, "origin", "dest"]]
+    rows = flights[[*FLIGHT, delay, known_at]].rename(columns={delay: "delay", known_at: "known_at"}).merge(schedule, on=FLIGHT)
+    return rows.assign(late=(rows["delay"] > LATE).astype("float64"), route=rows["origin"] + "-" + rows["dest"]).sort_values("known_at")
+
+
+def _rolling(delays: pd.DataFrame, entity: str, grid: pd.DatetimeIndex, prefix: str, **wanted: tuple[str, ...]) -> pd.DataFrame:
+    """For each entity and each time g of the grid, the mean delay, share late or count over what became known in (g - window, g].
+
+    Args:
+        delays: the entity, ``delay`` (minutes), ``late`` (0 or 1), ``known_at``; sorted by it.
+        entity: column to group by.
+        grid: the times of the rows.
+        prefix: of the features' names.
+        wanted: ``delay``, ``late_rate`` or ``count`` -> the windows.
+    """
+    times = _micros(grid)
+    names = [f"{prefix}_{figure}_{window}" for figure, windows in wanted.items() for window in windows]
+    frames = [pd.DataFrame({entity: pd.Series(dtype="object"), "event_timestamp": grid[:0], **{name: pd.Series(dtype="float64") for name in names}})]
+    for name, rows in delays.groupby(entity, sort=True):
+        known = _micros(rows["known_at"])
+        sums = {"delay": _cumulated(rows["delay"]), "late_rate": _cumulated(rows["late"])}
+        end = np.searchsorted(known, times, side="right")
+        values: dict[str, object] = {entity: np.full(len(times), name, dtype=object), "event_timestamp": grid}
+        for figure, windows in wanted.items():
+            for window in windows:
+                begin = _window_start(known, times, pd.Timedelta(window))
+                count = (end - begin).astype("float64")
+                with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as it should be
+                    values[f"{prefix}_{figure}_{window}"] = count if figure == "count" else (sums[figure][end] - sums[figure][begin]) / count
+        frames.append(pd.DataFrame(values)[end > _window_start(known, times, SILENT_AFTER)])
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+
+
+def _window_start(known: np.ndarray, times: np.ndarray, window: timedelta) -> np.ndarray:
+    return np.searchsorted(known, times - window // timedelta(microseconds=1), side="right")
+
+
+def _weather(tables, since: datetime | None) -> pd.DataFrame:
+    """Observations as they were published; where none came for WEATHER_LASTS, a row of NaN says that the last one is too old."""
+    observed = tables("weather", since=since and since - WEATHER_LASTS - timedelta(hours=1))
+    observed = observed.rename(columns={"published_at": "event_timestamp"}).drop(columns="observed_at").sort_values(["origin", "event_timestamp"])
+    expires = observed["event_timestamp"] + WEATHER_LASTS
+    next_one = observed.groupby("origin")["event_timestamp"].shift(-1)
+    expired = observed[(next_one > expires) | (next_one.isna() & (expires <= pd.Timestamp(tables.cutoff)))]
+    expired = pd.DataFrame({"origin": expired["origin"], "event_timestamp": expired["event_timestamp"] + WEATHER_LASTS}).reindex(columns=observed.columns)
+    rows = pd.concat([observed, expired.astype(observed.dtypes.to_dict())], ignore_index=True) if len(expired) else observed
+    return rows[rows["event_timestamp"] > pd.Timestamp(since)].reset_index(drop=True) if since else rows.reset_index(drop=True)
+
+
+def _planes(tables, since: datetime | None) -> pd.DataFrame:
+    planes = tables("planes", since=since)
+    return pd.DataFrame({
+        "tailnum": planes["tailnum"], "event_timestamp": planes["published_at"],
+        "plane_year": planes["year"], "plane_seats": planes["seats"].astype("float64"),
+    })  # fmt: skip
+
+
+def _first_moment(tables, cutoff: datetime) -> pd.Timestamp:
+    first = tables("departures")["departed_at"].min()
+    return pd.Timestamp(cutoff) if pd.isna(first) else first
+
+
+def _grid(start: pd.Timestamp, end: datetime, step: pd.Timedelta, offset: pd.Timedelta = pd.Timedelta(0)) -> pd.DatetimeIndex:
+    """Every full step (shifted by the offset) in (start, end]."""
+    first = (start - offset).floor(step) + step + offset
+    return pd.date_range(first, pd.Timestamp(end), freq=step, unit="us")
+
+
+def _micros(times) -> np.ndarray:
+    """Microseconds since 1970, whatever the unit of the timestamps."""
+    return pd.DatetimeIndex(times).as_unit("us").asi8
+
+
+def _cumulated(values: pd.Series) -> np.ndarray:
+    return np.concatenate([[0.0], values.to_numpy(dtype="float64").cumsum()])

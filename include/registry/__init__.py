@@ -1,0 +1,1 @@
+"""Model versions in MLflow, their aliases, and the promotion gate."""

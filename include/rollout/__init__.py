@@ -1,0 +1,1 @@
+"""What is deployed, how it gets there and back."""

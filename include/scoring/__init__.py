@@ -1,0 +1,1 @@
+"""Batch predictions: what serving would have answered, for everything at once."""

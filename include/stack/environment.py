@@ -1,0 +1,126 @@
+"""The environment in which the stack's processes run: the one place that says how Airflow is configured on one machine.
+
+``airflow_environment(settings)`` is also what runs any ``airflow`` command, or ``dag.test()``, just as the stack would.
+"""
+
+import json
+import os
+import secrets
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+from include.settings import REPOSITORY, Settings
+
+ADMIN = "admin"
+
+
+def airflow_environment(settings: Settings) -> dict[str, str]:
+    """Environment variables (all of them, the present ones included) for a process that is, or talks as, a part of this Airflow.
+
+    Makes the home's secrets at the first call, readable by their owner only.
+    """
+    home = settings.home / "airflow"
+    keys = _secrets(settings)
+    return {
+        **base_environment(settings),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_folder),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # A DAG of the repository is meant to run. Nothing fires by being unpaused: no DAG has a past start_date or run_immediately.
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": str(settings.parallelism),  # LocalExecutor forks that many workers at once; the default is 32
+        "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords_file(settings)),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
+        "AIRFLOW__API__HOST": settings.host,
+        "AIRFLOW__API__PORT": str(settings.airflow_port),
+        "AIRFLOW__API__BASE_URL": settings.airflow_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": keys["api"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
+        # A new DAG file is listed within 2 + 5 s. A changed one is parsed as soon as its mtime is seen (every loop); the interval
+        # below is for files that did not change, whose project did: short enough to wait for, long enough to cost nothing.
+        "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "2",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+        "MLFLOW_TRACKING_URI": settings.mlflow_url,
+    }
+
+
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """For the MLflow server: no background jobs (they evaluate language models) and so no queue processes beside it."""
+    return base_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def serving_environment(settings: Settings) -> dict[str, str]:
+    """For the service, which knows nothing of ``AIRLOOP_*``."""
+    return base_environment(settings) | {
+        "SERVING_MODELS": "",  # every registered model that has a champion
+        "SERVING_MLFLOW_URI": settings.mlflow_url,
+        "SERVING_FEATURE_REPO": str(settings.home / "feast"),
+        "SERVING_LOG_ROOT": settings.store,
+        "SERVING_CACHE": str(settings.home / "serving" / "cache"),
+        "SERVING_POLL_SECONDS": "1",
+    }
+
+
+def base_environment(settings: Settings) -> dict[str, str]:
+    """What every process of ours gets: this repository, these settings, single-threaded OpenMP, no telemetry."""
+    paths = [str(REPOSITORY), str(REPOSITORY / "config"), os.environ.get("PYTHONPATH", "")]  # config/ holds airflow_local_settings.py
+    unset = {f"AIRLOOP_{name.upper()}" for name in type(settings).model_fields} - settings.environment().keys()
+    return {
+        **{name: value for name, value in os.environ.items() if name not in unset},
+        **settings.environment(),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, os.pathsep.join(paths).split(os.pathsep)))),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "DO_NOT_TRACK": "1",  # Evidently, and whoever else honours it
+        "GX_ANALYTICS_ENABLED": "false",
+        "FEAST_USAGE": "False",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "NO_COLOR": "1",  # their output goes to log files
+    }
+
+
+def admin_password(settings: Settings) -> str:
+    """Airflow's admin password on this machine, made at the first call; there is no default one."""
+    file = _passwords_file(settings)
+    if not file.exists():
+        _write_private(file, json.dumps({ADMIN: secrets.token_urlsafe(12)}))
+    return json.loads(file.read_text())[ADMIN]
+
+
+def _passwords_file(settings: Settings) -> Path:
+    return settings.home / "airflow" / "simple_auth_manager_passwords.json.generated"
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """Keys that all processes of one home must share, and no other home knows."""
+    admin_password(settings)
+    file = settings.home / "airflow" / "secrets.json"
+    if not file.exists():
+        fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        _write_private(file, json.dumps({"fernet": fernet, "jwt": secrets.token_urlsafe(48), "api": secrets.token_urlsafe(48)}))
+    return json.loads(file.read_text())
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Writes the file at once or not at all, for its owner's eyes; if another process was faster, its text stands."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(text)
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        return
+    finally:
+        draft.unlink()

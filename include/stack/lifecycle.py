@@ -1,0 +1,156 @@
+"""Starting, watching and ending the embedded stack: `airloop up|status|down` without the pictures."""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import httpx
+
+from include.settings import REPOSITORY, Settings
+from include.stack.api import AirflowApi
+from include.stack.ports import PortTaken, require_free
+from include.stack.processes import ProcessBook, Record, last_lines
+from include.stack.services import Service, migration, services
+
+State = Literal["answering", "not answering", "died", "stopped"]
+Progress = Callable[[str, str], None]
+MIGRATE = "migrate"
+
+
+__all__ = ["PortTaken", "ServiceStatus", "StackError", "down", "status", "up"]
+
+
+class StackError(Exception):
+    """The stack could not be started; the message says what happened and what to do."""
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One line of `airloop status`. ``uptime`` in seconds."""
+
+    name: str
+    state: State
+    pid: int | None = None
+    uptime: float | None = None
+    address: str = ""
+    log: str = ""
+
+
+def up(settings: Settings, progress: Progress = lambda name, state: None, timeout: float = 300.0) -> list[str]:
+    """Starts what does not run and waits until everything answers.
+
+    Args:
+        progress: called with a service's name and what it is at (``starting``, ``answering``) as that changes.
+        timeout: seconds until a service that does not answer counts as failed.
+
+    Returns:
+        names of the services that were started; none if all ran already.
+
+    Raises:
+        StackError: a port is taken (then nothing was started), or a process ended or does not answer (then what was started is ended again).
+    """
+    with _one_at_a_time(settings):
+        book = ProcessBook(settings.home, REPOSITORY)
+        wanted = services(settings)
+        records = book.records()
+        dead = [record for record in records.values() if record.process() is None or record.name == MIGRATE]
+        book.stop(dead)  # what a killed process left behind would hold its port and its locks
+        running = records.keys() - {record.name for record in dead}
+        missing = [service for service in wanted if service.name not in running]
+        for service in wanted:
+            if service.name in running:
+                progress(service.name, "running")
+        require_free(settings, missing)
+        started: list[Record] = []
+        try:
+            _start(settings, book, missing, started, progress, time.monotonic() + timeout)
+            AirflowApi.of(settings).set_pool("cpu", settings.parallelism, "Steps that need no GPU, on this machine.")
+        except BaseException:
+            book.stop(started)
+            raise
+        return [service.name for service in missing]
+
+
+def down(settings: Settings) -> list[str]:
+    """Ends everything that `up` started in this home, and what those processes started; gives the names."""
+    with _one_at_a_time(settings):
+        book = ProcessBook(settings.home, REPOSITORY)
+        records = list(book.records().values())
+        book.stop(records)
+        return [record.name for record in records]
+
+
+def status(settings: Settings) -> list[ServiceStatus]:
+    """Each service as it is now."""
+    records = ProcessBook(settings.home, REPOSITORY).records()
+    return [_status(service, records.get(service.name)) for service in services(settings)]
+
+
+def _start(settings: Settings, book: ProcessBook, missing: list[Service], started: list[Record], progress: Progress, deadline: float) -> None:
+    """Starts the services side by side; Airflow's wait for its database alone."""
+    waiting = list(missing)
+    pending: dict[str, tuple[Service, Record]] = {}
+    migrating: Record | None = None
+    if any(service.needs_airflow_database for service in missing) and not _migrated(settings):
+        progress(MIGRATE, "starting")
+        migrating = book.start(migration(settings))
+        started.append(migrating)
+    while waiting or pending:
+        if migrating and (exit_status := book.exit_status(migrating)) is not None:
+            if exit_status != 0:
+                raise StackError(f"Airflow's database could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
+            book.stop([migrating])
+            (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
+            progress(MIGRATE, "done")
+            migrating = None
+        for service in [s for s in waiting if not (migrating and s.needs_airflow_database)]:
+            record = book.start(service.command)
+            started.append(record)
+            pending[service.name] = service, record
+            waiting.remove(service)
+            progress(service.name, "starting")
+        for service, record in list(pending.values()):
+            if book.exit_status(record) is not None:
+                raise StackError(f"{service.name} ended as it started. The end of {record.log}:\n{last_lines(record.log)}")
+            if _answers(service, record):
+                del pending[service.name]
+                progress(service.name, "answering")
+        if time.monotonic() > deadline:
+            late = [record for _, record in pending.values()] or ([migrating] if migrating else [])
+            ends = "\n".join(f"The end of {record.log}:\n{last_lines(record.log)}" for record in late)
+            raise StackError(f"no answer in time from {', '.join(record.name for record in late)}. {ends}")
+        time.sleep(0.4)
+
+
+def _status(service: Service, record: Record | None) -> ServiceStatus:
+    if record is None:
+        return ServiceStatus(service.name, "stopped", address=service.address)
+    if record.process() is None:
+        return ServiceStatus(service.name, "died", record.pid, address=service.address, log=record.log)
+    state: State = "answering" if _answers(service, record) else "not answering"
+    return ServiceStatus(service.name, state, record.pid, time.time() - record.started, service.address, record.log)
+
+
+def _answers(service: Service, record: Record) -> bool:
+    try:
+        return service.answers(record)
+    except httpx.HTTPError:
+        return False
+
+
+def _migrated(settings: Settings) -> bool:
+    mark = settings.home / "airflow" / "migrated"
+    return mark.exists() and mark.read_text() == version("apache-airflow")
+
+
+@contextmanager
+def _one_at_a_time(settings: Settings) -> Iterator[None]:
+    """Two `up` at once would start everything twice: the second one waits for the first."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / ".stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,107 @@
+"""What the embedded stack is made of: each service's command, address, and how it is told that it answers."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+
+import httpx
+
+from include.settings import Settings
+from include.stack.environment import airflow_environment, mlflow_environment, serving_environment
+from include.stack.processes import Command, Record
+
+
+@dataclass(frozen=True)
+class Service:
+    """One long-running part of the stack.
+
+    ``answers`` is asked with the record of the running process and says whether that very process does its work; it may raise ``httpx.HTTPError``.
+    """
+
+    name: str
+    command: Command
+    answers: Callable[[Record], bool]
+    address: str = ""
+    port: int | None = None
+    port_setting: str = ""
+    needs_airflow_database: bool = False
+
+
+def services(settings: Settings) -> list[Service]:
+    """All of them, in the order in which they are shown."""
+    airflow = airflow_environment(settings)
+
+    def airflow_component(name: str, health_key: str, *options: str) -> Service:
+        return Service(
+            name,
+            Command(name, [sys.executable, "-m", "airflow", name, *options], airflow),
+            lambda record: _beats(settings, health_key, record),
+            needs_airflow_database=True,
+        )
+
+    return [
+        Service(
+            "mlflow",
+            Command("mlflow", _mlflow_server(settings), mlflow_environment(settings)),
+            lambda record: _get(f"{settings.mlflow_url}/health").is_success,
+            address=settings.mlflow_url,
+            port=settings.mlflow_port,
+            port_setting="AIRLOOP_MLFLOW_PORT",
+        ),
+        Service(
+            "api-server",
+            Command("api-server", [sys.executable, "-m", "airflow", "api-server"], airflow),
+            lambda record: _get(f"{settings.airflow_url}/api/v2/monitor/health").is_success,
+            address=settings.airflow_url,
+            port=settings.airflow_port,
+            port_setting="AIRLOOP_AIRFLOW_PORT",
+            needs_airflow_database=True,
+        ),
+        # Logs are read from the disk, so nobody needs to serve them, on ports that two stacks would quarrel about.
+        airflow_component("scheduler", "scheduler", "--skip-serve-logs"),
+        airflow_component("dag-processor", "dag_processor"),
+        airflow_component("triggerer", "triggerer", "--skip-serve-logs"),
+        Service(
+            "serving",
+            Command(
+                "serving",
+                [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(settings.serving_port), "--no-access-log"],
+                serving_environment(settings),
+            ),
+            lambda record: _get(f"{settings.serving_url}/live").is_success,
+            address=settings.serving_url,
+            port=settings.serving_port,
+            port_setting="AIRLOOP_SERVING_PORT",
+        ),
+    ]
+
+
+def migration(settings: Settings) -> Command:
+    """Makes Airflow's database, or brings it up to this version of Airflow."""
+    return Command("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], airflow_environment(settings))
+
+
+def _mlflow_server(settings: Settings) -> list[str]:
+    home = settings.home / "mlflow"
+    home.mkdir(parents=True, exist_ok=True)
+    arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
+    return [*arguments, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(home / "artifacts")]
+
+
+@cache
+def _client() -> httpx.Client:
+    """One for all questions: making one costs more (it reads the certificates) than asking a hundred."""
+    return httpx.Client(timeout=2.0, trust_env=False)
+
+
+def _get(url: str) -> httpx.Response:
+    return _client().get(url)
+
+
+def _beats(settings: Settings, component: str, record: Record) -> bool:
+    """Whether the component's heartbeat is younger than its process: the one before it may still look alive in the database."""
+    health = _get(f"{settings.airflow_url}/api/v2/monitor/health").raise_for_status().json()[component]
+    beat = health[f"latest_{component}_heartbeat"]
+    return health["status"] == "healthy" and beat is not None and datetime.fromisoformat(beat).timestamp() > record.started

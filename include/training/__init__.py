@@ -1,0 +1,1 @@
+"""Training steps: `python -m include.training ...`."""

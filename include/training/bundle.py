@@ -1,0 +1,145 @@
+"""The model bundle: everything that serving, scoring and monitoring need of a model, as four files of data.
+
+``model.onnx``, ``contract.json`` (which columns go in, in which order), ``golden.json`` (requests with the answers they must get) and
+``reference.parquet`` (rows that the judged model was not fitted on, with its predictions: what drift is measured against).
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from upath import UPath
+
+from include.projects.base import Project
+from include.training.inputs import matrices
+from include.training.onnx import predict, session
+
+FILES = ("model.onnx", "contract.json", "golden.json", "reference.parquet")
+GOLDEN, GOLDEN_TOLERANCE = 20, 1e-5
+REFERENCE = 5000
+
+
+class GoldenMismatch(ValueError):
+    """The model does not answer its golden requests as it did when it was made."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model as data."""
+
+    graph: bytes
+    contract: dict[str, Any]
+    golden: dict[str, Any]
+    reference_bytes: bytes
+
+    @classmethod
+    def load(cls, folder: str | UPath) -> "Bundle":
+        """From a folder; ``include.registry.versions.bundle`` gives that of a model version."""
+        graph, contract, golden, reference = ((UPath(folder) / name).read_bytes() for name in FILES)
+        return cls(graph, json.loads(contract), json.loads(golden), reference)
+
+    def save(self, folder: str | UPath) -> None:
+        target = UPath(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        contents = (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes)
+        for name, content in zip(FILES, contents, strict=True):
+            (target / name).write_bytes(content)
+
+    @cached_property
+    def _session(self):
+        return session(self.graph)
+
+    @property
+    def input_columns(self) -> list[str]:
+        return [*self.contract["numeric"], *self.contract["categorical"]]
+
+    def predict(self, rows: pd.DataFrame) -> np.ndarray:
+        """Predictions float64 [n] for rows that hold the input columns.
+
+        Raises:
+            KeyError: an input column is missing.
+        """
+        numeric, categorical = matrices(rows, self.contract["numeric"], self.contract["categorical"])
+        return predict(self._session, numeric, categorical).astype("float64")
+
+    def reference(self) -> pd.DataFrame:
+        """Input columns, ``prediction``, ``label`` and ``event_timestamp`` of at most 5000 rows that the judged model was not fitted on."""
+        return pd.read_parquet(io.BytesIO(self.reference_bytes))
+
+    def golden_tensors(self) -> dict[str, np.ndarray]:
+        """The golden requests as the graph's own inputs."""
+        numeric, categorical = matrices(_instances(self.golden["instances"], self.contract), self.contract["numeric"], self.contract["categorical"])
+        return {"numeric": numeric, **({"categorical": categorical.astype(str)} if categorical.shape[1] else {})}
+
+    def check_golden(self) -> float:
+        """Answer the golden requests again; gives the largest difference.
+
+        Raises:
+            GoldenMismatch: an answer is further off than the tolerance, or is no number.
+        """
+        answers = self.predict(_instances(self.golden["instances"], self.contract))
+        off = np.abs(answers - np.asarray(self.golden["predictions"], dtype="float64"))
+        allowed = self.golden["tolerance"] * np.maximum(1.0, np.abs(answers))
+        if not (off <= allowed).all():  # also true of NaN
+            worst = int(np.nanargmax(off)) if not np.isnan(off).all() else 0
+            raise GoldenMismatch(f"golden request {worst}: expected {self.golden['predictions'][worst]}, got {answers[worst]}")
+        return float(off.max(initial=0.0))
+
+
+def contract_of(project: Project) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "project": project.name,
+        "kind": project.kind.value,
+        "feature_service": project.feature_service,
+        "join_keys": list(project.entities),
+        "request_features": list(project.request_features),
+        "numeric": list(project.inputs.numeric),
+        "categorical": list(project.inputs.categorical),
+    }
+
+
+def make_bundle(project: Project, graph: bytes, rows: pd.DataFrame, reference: pd.DataFrame | None = None) -> Bundle:
+    """A bundle of a graph.
+
+    Args:
+        rows: rows with outcomes that the judged model was not fitted on; golden requests and the reference are samples of them.
+        reference: use this one instead (the judged model's, for a model that was refitted on those rows).
+    """
+    contract = contract_of(project)
+    bare = Bundle(graph, contract, {}, b"")
+    sample = rows.sample(min(REFERENCE, len(rows)), random_state=0).sort_values("event_timestamp", kind="stable")
+    if reference is None:
+        reference = sample[[*bare.input_columns, "label", "event_timestamp"]].assign(prediction=bare.predict(sample))
+    instances = _golden_instances(sample, bare.input_columns)
+    golden = {
+        "instances": instances,
+        "predictions": [float(p) for p in bare.predict(_instances(instances, contract))] if instances else [],
+        "tolerance": GOLDEN_TOLERANCE,
+    }
+    buffer = io.BytesIO()
+    reference.to_parquet(buffer, index=False, coerce_timestamps="us", allow_truncated_timestamps=True)
+    return Bundle(graph, contract, golden, buffer.getvalue())
+
+
+def _golden_instances(rows: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows spread over time, the ones with most missing values among them: these are what exports get wrong."""
+    if rows.empty:
+        return []
+    spread = np.linspace(0, len(rows) - 1, min(GOLDEN - 4, len(rows))).astype(int)
+    sparse = np.argsort(-rows[columns].isna().sum(axis=1).to_numpy(), kind="stable")[:4]
+    chosen = rows.iloc[sorted({*spread.tolist(), *sparse.tolist()})][columns]
+    return [{c: None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for c, v in row.items()} for row in chosen.to_dict("records")]
+
+
+def _instances(instances: list[dict[str, Any]], contract: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(instances, columns=[*contract["numeric"], *contract["categorical"]])
+    return frame.astype(dict.fromkeys(contract["numeric"], "float64"))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()

@@ -1,0 +1,147 @@
+"""The comparison of candidates, champion and baseline, and how people see it: MLflow runs, plots, a page."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+
+from include.projects.base import Project
+from include.training import metrics, page
+from include.training.bundle import Bundle
+from include.training.judging import difference_by_day
+from include.training.plots import evaluation_plots
+from include.training.tracking import RequestRuns, download_model, log, log_training_set
+from include.training.trainers import BASELINE
+
+
+@dataclass
+class Judged:
+    """Everyone's figures on the same rows, and who is best of the candidates."""
+
+    best: str
+    rows: pd.DataFrame
+    predictions: dict[str, np.ndarray]  # candidate -> [n]
+    figures: dict[str, dict[str, float]]  # candidate -> metric -> value
+    champion: str | None  # models:/<name>/<version>
+    champion_prediction: np.ndarray | None
+    champion_figures: dict[str, float] | None  # None: no champion; empty: it could not be judged
+    champion_error: str | None
+    difference: dict[str, float] | None  # to the champion, by a bootstrap
+
+    def content(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "candidate": self.best, "judged_rows": len(self.rows), "candidates": self.figures,
+            "challenger": self.figures[self.best], "baseline": self.figures[BASELINE.name],
+            "champion": self.champion, "champion_figures": self.champion_figures, "champion_error": self.champion_error, "difference": self.difference,
+        }  # fmt: skip
+
+    def by_role(self) -> dict[str, np.ndarray]:
+        roles = {"challenger": self.predictions[self.best], "baseline": self.predictions[BASELINE.name]}
+        return roles if self.champion_prediction is None else {**roles, "champion": self.champion_prediction}
+
+
+def judge(project: Project, rows: pd.DataFrame, bundles: dict[str, Bundle], champion: str | None) -> Judged:
+    """Compare on these rows, by the ONNX graphs: what is judged is what would be served.
+
+    Args:
+        rows: rows on which none of them was fitted.
+        bundles: candidate -> bundle, the baseline among them.
+        champion: ``models:/<name>/<version>``; one that wants other inputs than these rows have cannot be judged, and says why.
+    """
+    label, days = rows["label"].to_numpy(dtype="float64"), rows["event_timestamp"].dt.strftime("%Y-%m-%d").to_numpy()
+    predictions = {name: bundle.predict(rows) for name, bundle in sorted(bundles.items())}
+    figures = {name: metrics.figures(project.kind, label, p) for name, p in predictions.items()}
+    best = best_of(project, {name: f for name, f in figures.items() if name != BASELINE.name})
+    champion_prediction = champion_figures = error = difference = None
+    if champion:
+        try:
+            champion_prediction = Bundle.load(download_model(champion, champion.removeprefix("models:/"))).predict(rows)
+            champion_figures = metrics.figures(project.kind, label, champion_prediction)
+            difference = difference_by_day(project.metric.name, days, label, predictions[best], champion_prediction)
+        except KeyError as missing:
+            champion_figures, error = {}, f"the champion cannot be judged on this training set: {missing.args[0]}"
+    return Judged(best, rows, predictions, figures, champion, champion_prediction, champion_figures, error, difference)
+
+
+def best_of(project: Project, figures: dict[str, dict[str, float]]) -> str:
+    """The candidate with the best metric; one without a figure only if none has one (the gate then refuses it).
+
+    Raises:
+        ValueError: there are no candidates but the baseline.
+    """
+    if not figures:
+        raise ValueError("there is no candidate but the baseline: nothing to train")
+    sign = 1 if project.metric.higher_is_better else -1
+
+    def merit(name: str) -> float:
+        value = figures[name].get(project.metric.name, math.nan)
+        return -math.inf if math.isnan(value) else sign * value
+
+    return max(figures, key=merit)
+
+
+def record(
+    project: Project, client: MlflowClient, runs: RequestRuns, fitted: dict[str, dict], judged: Judged, content: dict[str, Any], training_set: dict[str, Any], report: str | None
+) -> str:
+    """Write runs, plots and page; gives the id of the request's run."""
+    request_run = runs.request_run()
+    for name, made in fitted.items():
+        run = runs.candidate_run(name)
+        params = {"trainer_" + k if k == "candidate" else k: v for k, v in made["parameters"].items()}
+        times = {"fit_s": made["fit_s"], "export_s": made["export_s"], "onnx_difference": made["onnx_difference"]}
+        log(client, run, params={"candidate": name, "fitted_rows": made["fitted_rows"], **params}, metrics={**judged.figures[name], **times}, tags={"fitted_until": made["fitted_until"]}, curves=made["history"])
+        log_training_set(client, run, project.name, content["training_set"], training_set)
+        client.set_terminated(run)
+
+    others = {f"{name}.{metric}": v for name, figures in judged.figures.items() for metric, v in figures.items()}
+    champions = {f"champion.{metric}": v for metric, v in (judged.champion_figures or {}).items()}
+    surely = {f"difference.{k}": v for k, v in (judged.difference or {}).items()}
+    log(
+        client, request_run,
+        params={"candidate": judged.best, **fitted[judged.best]["parameters"], "champion": judged.champion or "none", "refit": project.refit},
+        metrics={**judged.figures[judged.best], **others, **champions, **surely, "judged_rows": len(judged.rows)},
+        tags={"best_candidate": judged.best, "feature_service": content["feature_service"]},
+    )  # fmt: skip
+    log_training_set(client, request_run, project.name, content["training_set"], training_set)
+
+    plots = evaluation_plots(project.kind, project.metric.name, judged.rows["event_timestamp"], judged.rows["label"].to_numpy(dtype="float64"), judged.by_role()) if len(judged.rows) else {}
+    text = evaluation_page(project, judged, content, plots)
+    if report:
+        page.write_page(report, text)
+    client.log_text(request_run, text, "evaluation/index.html")
+    for name, png in plots.items():
+        _log_bytes(client, request_run, f"{name}.png", png)
+    return request_run
+
+
+def evaluation_page(project: Project, judged: Judged, content: dict[str, Any], plots: dict[str, bytes]) -> str:
+    names = metrics.metrics_of(project.kind)
+    rows = [(f"{name}{' (best candidate)' if name == judged.best else ''}", *(judged.figures[name][m] for m in names)) for name in judged.figures]
+    if judged.champion_figures is not None:
+        rows.append((f"champion {judged.champion}", *(judged.champion_figures.get(m, math.nan) for m in names)))
+    sections = [
+        page.paragraph(f"{len(judged.rows)} rows that none of them was fitted on, outcomes known by {content['cutoff']}; candidates fitted until {content['fitted_until']}."),
+        page.table(["model", *names], rows),
+    ]
+    if judged.champion_error:
+        sections.append(page.paragraph(judged.champion_error, "no"))
+    if judged.difference:
+        d = judged.difference
+        sections.append(page.paragraph(f"{project.metric.name}: best candidate minus champion {d['difference']:+.4f}, 95 % interval {d['low']:+.4f} to {d['high']:+.4f} (paired bootstrap over {d['days']} days)."))
+    versions = ", ".join(f"{k} v{v}" for k, v in sorted(content["table_versions"].items()))
+    sections.append(page.paragraph(f"Training set {content['training_set']} ({versions or 'no table versions'}), request {content['request']}, run {content['dag_run']}."))
+    return page.page(f"{project.name}: candidates, champion and baseline on the same rows", *sections, page.images(plots))
+
+
+def _log_bytes(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        client.log_artifact(run_id, str(path), "evaluation")

@@ -1,0 +1,97 @@
+"""Models as ONNX graphs of one layout, whatever they were trained with.
+
+Inputs ``numeric`` float32 [n, number of numeric inputs] (NaN: missing) and, where a project has categories, ``categorical`` string
+[n, number of categories] ("": missing); output ``prediction`` float32 [n] (the probability of 1, or the number). The preprocessing is inside
+the graph, so serving needs no code of the project.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+# onnx 1.23 would write IR 14 and opset 28; onnxruntime 1.31 takes up to 13 and 26. These are skl2onnx's defaults.
+IR_VERSION = 10
+OPSET, ML_OPSET = 22, 3
+TOLERANCE = 1e-4
+
+
+class ExportError(ValueError):
+    """The exported graph does not predict what the model predicts."""
+
+
+class Graph:
+    """A graph in the making: ``add`` appends a node and gives the name of its output."""
+
+    def __init__(self, numeric: int, categorical: int) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs = [helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["n", numeric])]
+        if categorical:
+            self._inputs.append(helper.make_tensor_value_info("categorical", TensorProto.STRING, ["n", categorical]))
+
+    def constant(self, values, dtype="float32") -> str:
+        name = f"constant_{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
+        return name
+
+    def add(self, op: str, *inputs: str, domain: str = "", **attributes) -> str:
+        name = f"{op.lower()}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
+        return name
+
+    def category_codes(self, column: int, categories: list[str]) -> str:
+        """Float codes [n, 1] of one categorical column: 0, 1, ... as in ``categories``; -1 for any other string."""
+        values = self.add("Gather", "categorical", self.constant([column], "int64"), axis=1)
+        if not categories:  # nothing was ever seen: every string is another one
+            return self.add("Add", self.add("Mul", self.add("Gather", "numeric", self.constant([0], "int64"), axis=1), self.constant(0.0)), self.constant(-1.0))
+        return self.add(
+            "LabelEncoder", values, domain="ai.onnx.ml", keys_strings=categories, values_floats=[float(i) for i in range(len(categories))], default_float=-1.0
+        )
+
+    def include(self, body: onnx.ModelProto, input_name: str) -> dict[str, str]:
+        """Put a graph with one input behind ``input_name``; gives its outputs' names in this graph."""
+        inner = onnx.compose.add_prefix(body, f"body_{len(self._nodes)}_").graph
+        self._nodes.append(helper.make_node("Identity", [input_name], [inner.input[0].name]))
+        self._nodes.extend(inner.node)
+        self._constants.extend(inner.initializer)
+        return {before.name: after.name for before, after in zip(body.graph.output, inner.output, strict=True)}
+
+    def model(self, output: str) -> onnx.ModelProto:
+        """The checked model whose prediction is ``output``, reshaped to [n]."""
+        self._nodes.append(helper.make_node("Reshape", [output, self.constant([-1], "int64")], ["prediction"]))
+        prediction = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])
+        graph = helper.make_graph(self._nodes, "airloop", self._inputs, [prediction], self._constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="airloop")
+        onnx.checker.check_model(model)
+        return model
+
+
+def session(graph: bytes, threads: int = 1):
+    """An onnxruntime session on the CPU with that many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def predict(running, numeric: np.ndarray, categorical: np.ndarray) -> np.ndarray:
+    """Predictions float32 [n] of a session for numeric [n, Fn] and categorical [n, Fc]."""
+    feeds = {"numeric": numeric.astype("float32", copy=False)}
+    if categorical.shape[1]:
+        feeds["categorical"] = categorical.astype(object, copy=False)
+    return running.run(["prediction"], feeds)[0]
+
+
+def check_equal(graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray) -> float:
+    """Largest relative difference between the graph's predictions and the model's own on the same rows.
+
+    Raises:
+        ExportError: it is above 1e-4 (of the value, or absolute for values below 1).
+    """
+    exported = predict(session(graph), numeric, categorical)
+    difference = float(np.max(np.abs(exported - native) / np.maximum(1.0, np.abs(native)), initial=0.0))
+    if not difference <= TOLERANCE:  # also true of NaN
+        raise ExportError(f"the exported graph differs from the model by {difference:.2g} on {len(native)} rows; at most {TOLERANCE:g} is allowed")
+    return difference

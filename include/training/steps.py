@@ -1,0 +1,143 @@
+"""The three training steps. Each reads references, and ends by writing its manifest: who finds a manifest finds everything it names."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from upath import UPath
+
+from include.data import layout
+from include.ledger import iso, moment
+from include.projects.base import Project
+from include.training import judging, manifest, metrics, trainers
+from include.training.bundle import Bundle, make_bundle
+from include.training.inputs import matrices
+from include.training.onnx import check_equal
+
+
+def fit(
+    project: Project, *, request: str, training_set: str, candidate: str, champion_fitted_until: str | None,
+    made_from: dict, git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
+) -> None:  # fmt: skip
+    """Fit one candidate on the rows known by the split, and keep it as a bundle."""
+    examples = read_examples(project, training_set)
+    split = _whole_second(judging.split_at(examples, project.gate.holdout, champion_fitted_until and moment(champion_fitted_until)))
+    rows = judging.fit_rows(examples, split)
+    held_out = judging.judged_rows(examples, [split])
+    print(f"{candidate}: {len(rows)} rows known by {iso(split)} to fit, {len(held_out)} later ones to judge", flush=True)
+    graph, facts = _fitted_graph(project, candidate, rows, compared_with=held_out if len(held_out) else rows)
+    folder = layout.training(project, request) / "models" / candidate
+    bundle = make_bundle(project, graph, held_out)
+    bundle.save(folder)
+    _write(manifest, made_from, {
+        "step": "fit", "project": project.name, "request": request, "candidate": candidate, "parameters": trainers.candidate_of(project, candidate).parameters,
+        "bundle": str(folder), "fitted_until": iso(split), "fitted_rows": len(rows), "git_sha": git_sha, "dag_run": dag_run, **facts,
+    })  # fmt: skip
+
+
+def evaluate(
+    project: Project, *, request: str, training_set: str, fits: list[str], champion: str | None, champion_fitted_until: str | None,
+    made_from: dict, git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
+) -> None:  # fmt: skip
+    """Judge everyone on the same rows, choose the best candidate, and put runs, figures and plots into MLflow and on a page."""
+    from include.training import evaluation, tracking
+
+    metrics.check_direction(project.metric)
+    examples, description = read_examples(project, training_set), describe(training_set)
+    fitted = {made["candidate"]: made for made in map(_read, fits)}
+    bundles = {name: Bundle.load(made["bundle"]) for name, made in fitted.items()}
+    rows = judging.judged_rows(examples, [moment(t) for t in (champion_fitted_until, *(made["fitted_until"] for made in fitted.values())) if t])
+    judged = evaluation.judge(project, rows, bundles, champion)
+    content = {
+        "step": "evaluate", "project": project.name, "request": request, "training_set": training_set, "cutoff": description["cutoff"],
+        "table_versions": description.get("table_versions", {}), "feature_service": description.get("feature_service", project.feature_service),
+        "fitted_until": fitted[judged.best]["fitted_until"], "bundle": fitted[judged.best]["bundle"], "fits": len(fitted),
+        "git_sha": git_sha, "dag_run": dag_run, **judged.content(),
+    }  # fmt: skip
+    client = tracking.tracking_client()
+    shared = {"cutoff": description["cutoff"], "git_sha": git_sha, "airflow_run": dag_run, "training_set": training_set, "table_versions": json.dumps(content["table_versions"])}
+    runs = tracking.RequestRuns(client, project.name, request, shared)
+    content["run_id"] = evaluation.record(project, client, runs, fitted, judged, content, description, report)
+    _write(manifest, made_from, content)
+
+
+def refit(
+    project: Project, *, request: str, training_set: str, evaluation: str, verdict: str,
+    made_from: dict, git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
+) -> None:  # fmt: skip
+    """Log the model that would be deployed. One that the gate refused is logged as it was judged."""
+    from include.training import tracking
+
+    judged, passed = _read(evaluation), _read(verdict)["passed"]
+    bundle, fitted_until, facts = Bundle.load(judged["bundle"]), judged["fitted_until"], {}
+    refitted = project.refit and passed
+    if refitted:
+        examples = read_examples(project, training_set)
+        fitted_until = judged["cutoff"]
+        rows = judging.fit_rows(examples, moment(fitted_until))
+        print(f"{judged['candidate']}: {len(rows)} rows known by {fitted_until} to fit", flush=True)
+        graph, facts = _fitted_graph(project, judged["candidate"], rows, compared_with=rows)
+        recent = judging.judged_rows(examples, [moment(judged["fitted_until"])])
+        bundle = make_bundle(project, graph, recent, reference=bundle.reference())  # what a fit says of its own rows is no reference
+    bundle.check_golden()
+    client = tracking.tracking_client()
+    runs = tracking.RequestRuns(client, project.name, request, {})
+    run_id = runs.request_run()
+    tags = {"request": request, "candidate": judged["candidate"], "fitted_until": fitted_until, "cutoff": judged["cutoff"]}
+    parameters = trainers.candidate_of(project, judged["candidate"]).parameters
+    model_id = tracking.log_model(client, run_id, bundle, experiment=runs.experiment, tags=tags, params=parameters)
+    client.set_terminated(run_id)
+    _write(manifest, made_from, {
+        "step": "refit", "project": project.name, "request": request, "candidate": judged["candidate"], "model_uri": f"models:/{model_id}", "run_id": run_id,
+        "refitted": refitted, "fitted_until": fitted_until, "evaluation": evaluation, "verdict": verdict, "git_sha": git_sha, "dag_run": dag_run, **facts,
+    })  # fmt: skip
+
+
+def read_examples(project: Project, training_set: str) -> pd.DataFrame:
+    """The labelled rows with what a fit needs; times in UTC.
+
+    Raises:
+        ValueError: a row's outcome became known after the training set's cutoff, or has no label.
+    """
+    columns = [*dict.fromkeys([*project.input_columns, "event_timestamp", "label", "label_known_at"])]
+    with UPath(training_set).open("rb") as file:
+        rows = pd.read_parquet(file, columns=columns)
+    cutoff = pd.Timestamp(describe(training_set)["cutoff"])
+    if rows["label"].isna().any() or not (rows["label_known_at"] <= cutoff).all():
+        raise ValueError(f"training set {training_set} holds rows without an outcome known by its cutoff {cutoff}")
+    return rows.sort_values("event_timestamp", kind="stable", ignore_index=True)
+
+
+def describe(training_set: str) -> dict[str, Any]:
+    """What stands beside a training set: ``cutoff``, ``table_versions``, ``feature_service``, ``rows``, ``sha256``."""
+    return json.loads(UPath(training_set).with_suffix(".json").read_text())
+
+
+def _fitted_graph(project: Project, candidate: str, rows: pd.DataFrame, compared_with: pd.DataFrame) -> tuple[bytes, dict[str, Any]]:
+    began = time.monotonic()
+    numeric, categorical = matrices(rows, project.inputs.numeric, project.inputs.categorical)
+    model = trainers.train(project, trainers.candidate_of(project, candidate), numeric, categorical, rows["label"].to_numpy(dtype="float64"))
+    fitted = time.monotonic()
+    graph = model.to_onnx().SerializeToString(deterministic=True)
+    numeric, categorical = matrices(compared_with.tail(20_000), project.inputs.numeric, project.inputs.categorical)
+    if categorical.size:
+        categorical[:: max(2, len(categorical) // 10), :] = "a category that no fit has seen"
+    difference = check_equal(graph, np.asarray(model.predict(numeric, categorical)), numeric, categorical)
+    seconds = {"fit_s": round(fitted - began, 2), "export_s": round(time.monotonic() - fitted, 2)}
+    print(f"{candidate}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference {difference:.1e}", flush=True)
+    return graph, {"history": model.history, "onnx_difference": difference, **seconds}
+
+
+def _whole_second(time: pd.Timestamp):
+    """Manifests and tags hold whole seconds; rounded up, so that nothing of the fit is judged."""
+    return time.ceil("s").to_pydatetime()
+
+
+def _read(uri: str) -> dict[str, Any]:
+    return manifest.read(uri)
+
+
+def _write(uri: str, made_from: dict, content: dict[str, Any]) -> None:
+    manifest.write(uri, {"schema": 1, "made_from": manifest.fingerprint(made_from), **content})

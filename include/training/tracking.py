@@ -1,0 +1,160 @@
+"""What training writes into MLflow: one run per retrain request, below it one per candidate, and the model of the best one.
+
+Runs are found again by their tags (request and candidate), so that a step that was killed and runs again makes nothing twice.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.environment_variables import MLFLOW_TRACKING_URI
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+from include.settings import get_settings
+from include.training.bundle import FILES, Bundle
+
+
+def tracking_uri() -> str:
+    """MLflow's server: MLflow's own variable MLFLOW_TRACKING_URI where it is set, else the one of the settings."""
+    return MLFLOW_TRACKING_URI.get() or get_settings().mlflow_url
+
+
+def tracking_client() -> MlflowClient:
+    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+
+
+class RequestRuns:
+    """The runs of one retrain request in the project's experiment."""
+
+    def __init__(self, client: MlflowClient, project: str, request: str, tags: dict[str, str]) -> None:
+        self._client, self._request, self._tags = client, request, tags
+        self.experiment = _experiment(client, project)
+
+    def request_run(self) -> str:
+        """Id of the run that stands for the request; the registered model version points at it."""
+        return self._run("request", f"request {self._request}", {})
+
+    def candidate_run(self, candidate: str) -> str:
+        """Id of a candidate's run, nested below the request's."""
+        return self._run(candidate, candidate, {"mlflow.parentRunId": self.request_run()})
+
+    def _run(self, candidate: str, name: str, tags: dict[str, str]) -> str:
+        found = self._client.search_runs(
+            [self.experiment], f"tags.request = '{self._request}' and tags.candidate = '{candidate}'", ViewType.ACTIVE_ONLY, 1, ["attributes.start_time ASC"]
+        )
+        if found:
+            return found[0].info.run_id
+        # The tags come with the run, in one call: a kill in between leaves no run that is not found again.
+        wanted = {**self._tags, **tags, "request": self._request, "candidate": candidate}
+        return self._client.create_run(self.experiment, tags=wanted, run_name=name).info.run_id
+
+
+def log(client: MlflowClient, run_id: str, *, params: dict[str, Any], metrics: dict[str, float], tags: dict[str, str], curves: dict[str, list[float]] | None = None) -> None:
+    """Parameters, metrics, tags and curves of a run, in one call, unless they are there already (MLflow refuses NaN nowhere: it is shown)."""
+    run = client.get_run(run_id).data
+    points = [Metric(k, v, 0, 0) for k, v in metrics.items() if not _same(run.metrics.get(k), v)]
+    for name, values in (curves or {}).items():
+        if name not in run.metrics:
+            points += [Metric(name, value, 0, step) for step, value in enumerate(values)]
+    new_params = [Param(k, str(v)) for k, v in params.items() if k not in run.params]
+    client.log_batch(run_id, points, new_params, [RunTag(k, v) for k, v in tags.items()])
+
+
+def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, description: dict[str, Any]) -> None:
+    """The training set as the run's input: where it lies, and the table versions and cutoff it can be made again from."""
+    source = {"uri": uri, **{k: description[k] for k in ("cutoff", "table_versions", "feature_service") if k in description}}
+    dataset = Dataset(
+        name=f"{project}_training_set",
+        digest=description["sha256"][:12],
+        source_type="airloop",
+        source=json.dumps(source, sort_keys=True),
+        profile=json.dumps({"rows": description["rows"]}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: str, tags: dict[str, str], params: dict[str, Any]) -> str:
+    """Log a bundle as MLflow model of a run; gives its id. What an earlier, killed try left behind is deleted first.
+
+    All four files of the bundle lie in the model's own folder, so that downloading ``models:/<name>/<version>`` brings them.
+    """
+    import mlflow
+    import onnx
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    for left in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(left.model_id)
+    contract = bundle.contract
+    specs = [TensorSpec(np.dtype("float32"), (-1, len(contract["numeric"])), "numeric")]
+    if contract["categorical"]:
+        specs.append(TensorSpec(np.dtype("str"), (-1, len(contract["categorical"])), "categorical"))
+    signature = ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), (-1,), "prediction")]))
+    mlflow.set_tracking_uri(tracking_uri())
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.onnx.log_model(
+            onnx.load_from_string(bundle.graph),
+            name="model",
+            signature=signature,
+            input_example=bundle.golden_tensors(),
+            save_as_external_data=False,  # else the graph in memory is emptied and a second file written
+            pip_requirements=["onnxruntime"],  # given: MLflow would take nine seconds to find out
+            tags=tags,
+            params={k: str(v) for k, v in params.items()},
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save(folder)
+        for name in FILES[1:]:
+            client.log_model_artifact(info.model_id, str(Path(folder) / name))
+    return info.model_id
+
+
+def download_model(model_uri: str, name: str) -> Path:
+    """The folder of a model version's bundle, downloaded once a machine and version.
+
+    Args:
+        model_uri: ``models:/<registered model>/<version>``; a version's content never changes, so the copy stays good.
+        name: the copy's name below ``<home>/cache/models``.
+    """
+    import mlflow
+
+    target = get_settings().home / "cache" / "models" / name
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(partial), tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+        missing = [name for name in FILES if not (partial / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{model_uri} is no bundle of this house: it lacks {', '.join(missing)}")
+        os.rename(partial, target)
+    except OSError:
+        if not target.exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _experiment(client: MlflowClient, project: str) -> str:
+    found = client.get_experiment_by_name(project)
+    if found:
+        return found.experiment_id
+    try:
+        return client.create_experiment(project)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+        return client.get_experiment_by_name(project).experiment_id
+
+
+def _same(known: float | None, value: float) -> bool:
+    return known is not None and (known == value or (np.isnan(known) and np.isnan(value)))

@@ -1,0 +1,152 @@
+"""Trainers: each fits one kind of model and gives an object that predicts and exports itself.
+
+A trainer is ``(kind, inputs, rule, numeric, categorical, label, parameters) -> Model``; ``Candidate.trainer`` names it. They give the same
+model from the same rows every time: seeds are fixed and threads are pinned.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from include.projects.base import Candidate, Inputs, Project, TaskKind
+from include.training.onnx import IR_VERSION, ML_OPSET, OPSET, Graph
+
+SEED = 0
+BASELINE = Candidate(name="baseline_rule", trainer="baseline_rule")
+
+
+class Model(Protocol):
+    """A fitted model."""
+
+    history: dict[str, list[float]]  # curves of the fit, by name (empty if the trainer has none)
+
+    def predict(self, numeric: np.ndarray, categorical: np.ndarray) -> np.ndarray:
+        """Predictions [n] of the library that trained it; ONNX is compared with them."""
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """The graph, in the layout of ``include.training.onnx``."""
+
+
+@dataclass
+class SklearnModel:
+    """A scikit-learn estimator over [numeric | codes of the categories] (-1: a category not seen in the fit)."""
+
+    estimator: Any
+    kind: TaskKind
+    width: int
+    categories: list[list[str]]
+    ignored_categories: int = 0  # categorical inputs that the graph declares, as every graph does, and that this estimator does not look at
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    def predict(self, numeric: np.ndarray, categorical: np.ndarray) -> np.ndarray:
+        rows = with_codes(numeric, categorical, self.categories)
+        return self.estimator.predict_proba(rows)[:, 1] if self.kind == TaskKind.BINARY else self.estimator.predict(rows)
+
+    def to_onnx(self) -> onnx.ModelProto:
+        from skl2onnx import convert_sklearn
+        from skl2onnx.common.data_types import FloatTensorType
+
+        binary = self.kind == TaskKind.BINARY
+        body = convert_sklearn(
+            self.estimator,
+            initial_types=[("rows", FloatTensorType([None, self.width + len(self.categories)]))],
+            options={id(self.estimator): {"zipmap": False}} if binary else None,
+            target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
+        )
+        assert body.ir_version <= IR_VERSION
+        graph = Graph(self.width, len(self.categories) + self.ignored_categories)
+        codes = [graph.category_codes(i, known) for i, known in enumerate(self.categories)]
+        outputs = graph.include(body, graph.add("Concat", "numeric", *codes, axis=1) if codes else "numeric")
+        if binary:
+            return graph.model(graph.add("Gather", outputs["probabilities"], graph.constant(1, "int64"), axis=1))
+        return graph.model(outputs["variable"])
+
+
+def baseline_rule(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> SklearnModel:
+    """The rule a person would use: a straight line (or logistic curve) through one column, its median where it is missing."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    column = ColumnTransformer([("rule", SimpleImputer(strategy="median", keep_empty_features=True), [inputs.numeric.index(rule)])])
+    line = LogisticRegression(**parameters) if kind == TaskKind.BINARY else LinearRegression(**parameters)
+    model = make_pipeline(column, StandardScaler(), line)
+    model.fit(numeric, label)
+    return SklearnModel(model, kind, numeric.shape[1], [], ignored_categories=categorical.shape[1])
+
+
+def hist_gradient_boosting(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> SklearnModel:
+    """scikit-learn's HistGradientBoosting; missing numbers are its own affair, categories are ordinal codes."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    trainer = HistGradientBoostingClassifier if kind == TaskKind.BINARY else HistGradientBoostingRegressor
+    categories = known_categories(categorical)
+    # Without early stopping: it would set rows aside at random, newest ones too, and the number of trees is a parameter.
+    model = trainer(**{"early_stopping": False, "random_state": SEED, **parameters})
+    model.fit(with_codes(numeric, categorical, categories), label)
+    return SklearnModel(model, kind, numeric.shape[1], categories)
+
+
+def torch_mlp(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> Model:
+    """A small torch network; see ``include.training.mlp``."""
+    from include.training.mlp import fit_mlp  # imports torch: two seconds that only this candidate pays
+
+    return fit_mlp(kind, numeric, categorical, label, **parameters)
+
+
+TRAINERS: dict[str, Callable[..., Model]] = {"baseline_rule": baseline_rule, "hist_gradient_boosting": hist_gradient_boosting, "torch_mlp": torch_mlp}
+
+
+class UnfitData(ValueError):
+    """There is nothing to learn from in these rows."""
+
+
+def candidate_of(project: Project, name: str) -> Candidate:
+    """A candidate of the project by name; the rule-based baseline is always one.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known = {c.name: c for c in (*project.candidates, BASELINE)}
+    if name not in known:
+        raise ValueError(f"project '{project.name}' has no candidate '{name}'; it has {', '.join(known)}")
+    return known[name]
+
+
+def train(project: Project, candidate: Candidate, numeric: np.ndarray, categorical: np.ndarray, label: np.ndarray) -> Model:
+    """Fit a candidate on these rows.
+
+    Raises:
+        UnfitData: no rows, or (binary) outcomes of one kind only.
+        ValueError: no such trainer.
+    """
+    if candidate.trainer not in TRAINERS:
+        raise ValueError(f"candidate '{candidate.name}': no trainer '{candidate.trainer}'; there is {', '.join(TRAINERS)}")
+    if len(label) == 0:
+        raise UnfitData(f"no rows to fit '{candidate.name}' on")
+    if project.kind == TaskKind.BINARY and (label == label[0]).all():
+        raise UnfitData(f"all {len(label)} rows to fit '{candidate.name}' on have the outcome {label[0]:g}")
+    return TRAINERS[candidate.trainer](project.kind, project.inputs, project.baseline_rule, numeric, categorical, label, dict(candidate.parameters))
+
+
+def known_categories(categorical: np.ndarray) -> list[list[str]]:
+    """The distinct values of each column, sorted; "" (missing) is not one."""
+    return [sorted(set(categorical[:, i]) - {""}) for i in range(categorical.shape[1])]
+
+
+def category_codes(categorical: np.ndarray, categories: list[list[str]]) -> np.ndarray:
+    """Codes float32 [n, number of columns]: the place in the sorted list, -1 for anything else."""
+    codes = np.full(categorical.shape, -1, dtype="float32")
+    for i, known in enumerate(categories):
+        places = {value: place for place, value in enumerate(known)}
+        codes[:, i] = [places.get(value, -1) for value in categorical[:, i]]
+    return codes
+
+
+def with_codes(numeric: np.ndarray, categorical: np.ndarray, categories: list[list[str]]) -> np.ndarray:
+    return np.hstack([numeric, category_codes(categorical, categories)]) if categories else numeric

@@ -1,0 +1,91 @@
+"""The ledger decides: requests, claims and episodes hold whatever Airflow's events do."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from include import ledger
+from include.settings import get_settings
+
+CUTOFF = "2013-05-01T10:00:00Z"
+
+
+@pytest.fixture(autouse=True)
+def own_ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+def ask(**changes):
+    return ledger.request_retraining("flights", **{"cutoff": CUTOFF, "reason": "drift", "asked_by": "monitor", "episode": "e1", **changes})
+
+
+def test_asking_twice_in_one_episode_is_one_request():
+    assert ask().id == ask(cutoff="2013-06-01T10:00:00Z").id
+    assert len(ledger.requests("flights")) == 1
+
+
+def test_requests_that_differ_in_their_parameters_are_two():
+    ask(episode=None, reason="person")
+    ask(episode=None, reason="person", parameters={"last_days": 92})
+    assert len(ledger.requests("flights")) == 2
+
+
+def test_a_request_is_claimed_by_one_run_whoever_races():
+    ask()
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda n: ledger.claim_request("flights", f"run{n}"), range(8)))
+    assert sum(claim is not None for claim in claims) == 1
+
+
+def test_a_run_that_is_tried_again_gets_its_own_request_back():
+    ask()
+    ask(episode="e2")
+    first = ledger.claim_request("flights", "run")
+    assert ledger.claim_request("flights", "run").id == first.id
+    assert [r.state for r in ledger.requests("flights")].count("claimed") == 1
+
+
+def test_one_project_does_not_claim_the_request_of_another():
+    ask()
+    assert ledger.claim_request("other", "run") is None
+
+
+def test_settling_adds_to_what_is_known():
+    request = ask()
+    ledger.settle_request(request.id, "passed", version="2")
+    ledger.settle_request(request.id, "deployed", served_at="x")
+    assert ledger.get_request(request.id).outcome == {"version": "2", "served_at": "x"}
+
+
+def test_there_is_one_open_episode_at_most_whoever_races():
+    with ThreadPoolExecutor(8) as pool:
+        opened = set(pool.map(lambda n: ledger.open_episode("flights", at=f"2013-05-0{n + 1}T10:00:00Z", evidence={}), range(8)))
+    assert len(opened) == 1 and len(ledger.episodes("flights")) == 1
+
+
+def test_after_an_episode_is_closed_another_one_can_open():
+    first = ledger.open_episode("flights", at=CUTOFF, evidence={})
+    ledger.close_episode("flights", at="2013-06-01T10:00:00Z")
+    assert ledger.open_episode("flights", at="2013-07-01T10:00:00Z", evidence={}) != first
+
+
+def test_a_time_without_zone_is_refused():
+    with pytest.raises(ValueError, match="no time zone"):
+        ledger.iso("2013-05-01T10:00:00")
+
+
+def test_the_clock_is_the_replays_where_there_is_one():
+    ledger.set_clock("flights", CUTOFF)
+    assert ledger.iso(ledger.now("flights")) == CUTOFF
+    assert ledger.now("other").year > 2013
+
+
+def test_records_and_decisions_are_replaced_not_doubled():
+    for verdict in ("healthy", "drifting"):
+        ledger.decide("flights", "monitor", CUTOFF, verdict=verdict, reasons=[], cutoff=CUTOFF)
+        ledger.record_stage("flights", "score", CUTOFF, dag_run="r", summary={"verdict": verdict})
+    assert [d["verdict"] for d in ledger.decisions("flights")] == ["drifting"]
+    assert ledger.stage_record("flights", "score", CUTOFF)["summary"] == {"verdict": "drifting"}
