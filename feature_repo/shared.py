@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from feast import Entity, FeatureView, Field, FileSource
 from feast.data_format import DeltaFormat
-from feast.types import Float64
+from feast.types import Float64, String
 from feast.value_type import ValueType
 
 
@@ -24,7 +24,7 @@ def view(project: str, name: str, entity: Entity, features: list[str], descripti
         name=name,
         entities=[entity],
         ttl=timedelta(0),
-        schema=[Field(name=feature, dtype=Float64) for feature in features],
+        schema=[Field(name=entity.join_key, dtype=String), *(Field(name=feature, dtype=Float64) for feature in features)],
         source=FileSource(name=f"{project}_{name}", path=f"{root}/{project}/features/{name}", timestamp_field="event_timestamp", file_format=DeltaFormat()),
         description=description,
         tags={"project": project},

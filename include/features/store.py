@@ -36,6 +36,8 @@ def register(project: Project) -> None:
     if declared != set(project.feature_views):
         difference = ", ".join(sorted(declared ^ set(project.feature_views)))
         raise ValueError(f"feature_repo/{project.name}.py and include/projects/{project.name}/__init__.py (feature_views) differ in: {difference}")
+    for view in feature_views(project):
+        view.materialization_intervals = []  # apply() fills in what the registry knows, but keeps what an earlier call left in this object
     feature_store().apply(_objects(project))
 
 

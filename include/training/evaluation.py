@@ -59,7 +59,7 @@ def judge(project: Project, rows: pd.DataFrame, bundles: dict[str, Bundle], cham
     champion_prediction = champion_figures = error = difference = None
     if champion:
         try:
-            champion_prediction = Bundle.load(download_model(champion, champion.removeprefix("models:/"))).predict(rows)
+            champion_prediction = Bundle.load(download_model(*champion.removeprefix("models:/").split("/"))).predict(rows)
             champion_figures = metrics.figures(project.kind, label, champion_prediction)
             difference = difference_by_day(project.metric.name, days, label, predictions[best], champion_prediction)
         except KeyError as missing:

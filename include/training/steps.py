@@ -11,7 +11,8 @@ from upath import UPath
 from include.data import layout
 from include.ledger import iso, moment
 from include.projects.base import Project
-from include.training import judging, manifest, metrics, trainers
+from include.training import judging, metrics, trainers
+from include.training import manifest as manifests
 from include.training.bundle import Bundle, make_bundle
 from include.training.inputs import matrices
 from include.training.onnx import check_equal
@@ -136,8 +137,8 @@ def _whole_second(time: pd.Timestamp):
 
 
 def _read(uri: str) -> dict[str, Any]:
-    return manifest.read(uri)
+    return manifests.read(uri)
 
 
 def _write(uri: str, made_from: dict, content: dict[str, Any]) -> None:
-    manifest.write(uri, {"schema": 1, "made_from": manifest.fingerprint(made_from), **content})
+    manifests.write(uri, {"schema": 1, "made_from": manifests.fingerprint(made_from), **content})

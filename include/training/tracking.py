@@ -116,16 +116,18 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
     return info.model_id
 
 
-def download_model(model_uri: str, name: str) -> Path:
-    """The folder of a model version's bundle, downloaded once a machine and version.
+def download_model(name: str, version: str) -> Path:
+    """The folder of a model version's bundle, downloaded once a machine. A version's content never changes, so the copy stays good.
 
     Args:
-        model_uri: ``models:/<registered model>/<version>``; a version's content never changes, so the copy stays good.
-        name: the copy's name below ``<home>/cache/models``.
+        name: of the registered model.
+        version: its number; the copy is also named by the model it points at, since another registry has a version 1 too.
     """
     import mlflow
 
-    target = get_settings().home / "cache" / "models" / name
+    model_uri = f"models:/{name}/{version}"
+    source = tracking_client().get_model_version(name, version).source
+    target = get_settings().home / "cache" / "models" / name / f"{version}-{source.rpartition('/')[2]}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,139 @@
+"""What parsing each DAG file costs, beside a file that only imports ``airflow.sdk``.
+
+    python bench/bench_parse.py [--pairs 15]
+
+Each sample is a fresh interpreter that runs one file and ends, as parsing it in a process of its own does: importing the file makes
+its DAGs. DAG file and peer take turns, so that whatever else the machine does hits both; the ratio is that of the medians of wall time. The
+same ratio of CPU time stands beside it: it hardly moves when others use the machine.
+Training steps run as child processes (``AIRLOOP_COMPUTE=process``).
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import result
+
+PEER = "from airflow.sdk import dag, task\n"
+AIM = 1.15
+PACKAGES = ("apache-airflow", "apache-airflow-task-sdk", "pydantic", "pydantic-settings")
+# Where the time goes, in a fresh interpreter: each new top-level package with the modules it brought and the seconds spent in them.
+PROFILE_LINES = 6
+
+
+class Sample(NamedTuple):
+    """One run of a file: seconds of wall time and of CPU time (user and system)."""
+
+    wall: float
+    cpu: float
+
+
+def run_file(file: Path, environment: dict[str, str]) -> Sample:
+    """Run a file in a fresh interpreter.
+
+    Raises:
+        RuntimeError: it did not end well; then there is nothing to measure.
+    """
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, str(file)], env=environment, cwd=environment["HOME"], capture_output=True, text=True)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"{file.name} does not parse:\n{done.stderr[-2000:]}")
+    return Sample(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def compare(file: Path, peer: Path, pairs: int, run: Callable[[Path], Sample]) -> dict[str, float]:
+    """Time a file and its peer by turns; which of the two begins, alternates."""
+    ours: list[Sample] = []
+    theirs: list[Sample] = []
+    for number in range(pairs):
+        for which, samples in ((file, ours), (peer, theirs)) if number % 2 else ((peer, theirs), (file, ours)):
+            samples.append(run(which))
+    median_s, peer_median_s = (statistics.median(s.wall for s in samples) for samples in (ours, theirs))
+    cpu_s, peer_cpu_s = (statistics.median(s.cpu for s in samples) for samples in (ours, theirs))
+    return {
+        "ratio": round(median_s / peer_median_s, 3), "median_s": round(median_s, 3), "peer_median_s": round(peer_median_s, 3),
+        "cpu_ratio": round(cpu_s / peer_cpu_s, 3), "cpu_median_s": round(cpu_s, 3), "peer_cpu_median_s": round(peer_cpu_s, 3),
+        "paired_excess_s": round(statistics.median(o.wall - t.wall for o, t in zip(ours, theirs, strict=True)), 3),
+    }  # fmt: skip
+
+
+def excess(file: Path, peer: Path, environment: dict[str, str]) -> list[dict[str, object]]:
+    """What the file imports beyond its peer: top-level package (or ``airflow.<part>``) -> seconds in its modules themselves."""
+    theirs = _import_times(peer, environment)
+    by_package: dict[str, list[float]] = {}
+    for module, seconds in _import_times(file, environment).items():
+        if module not in theirs:
+            parts = module.split(".")
+            by_package.setdefault(".".join(parts[: 3 if parts[:2] == ["airflow", "providers"] else 1]), []).append(seconds)
+    spent = sorted(((name, sum(s), len(s)) for name, s in by_package.items()), key=lambda entry: -entry[1])
+    return [{"package": name, "seconds": round(seconds, 3), "modules": modules} for name, seconds, modules in spent[:PROFILE_LINES]]
+
+
+def _import_times(file: Path, environment: dict[str, str]) -> dict[str, float]:
+    """Module -> seconds of its own import, by ``python -X importtime``."""
+    done = subprocess.run([sys.executable, "-X", "importtime", str(file)], env=environment, cwd=environment["HOME"], capture_output=True, text=True, check=True)
+    rows = (line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if line.startswith("import time:"))
+    return {name.strip(): int(own) / 1e6 for own, _, name in rows if own.strip().isdigit()}
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """A fresh home, so that no settings, plugins or databases of this machine take part."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AIRLOOP")) and k != "PYTHONPATH"}
+    ours = {"HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "AIRLOOP_HOME": str(home / "airloop"), "AIRLOOP_COMPUTE": "process"}
+    return {**kept, **ours, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "PYTHONPATH": str(result.REPOSITORY), "PYTHONWARNINGS": "ignore"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15, help="interleaved pairs a file (default: 15)")
+    parser.add_argument("--only", help="only this DAG file, e.g. train; nothing is written")
+    arguments = parser.parse_args()
+    files = sorted(f for f in (result.REPOSITORY / "dags").glob("*.py") if arguments.only in (None, f.stem))
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        environment, peer = environment_of(Path(folder)), Path(folder) / "peer.py"
+        peer.write_text(PEER)
+        for file in (peer, *files):
+            run_file(file, environment)  # writes the .pyc files, warms the disk's cache, and makes Airflow's own home
+        found = {}
+        for file in files:
+            with console.status(f"{file.name}: {arguments.pairs} pairs"):
+                found[file.stem] = compare(file, peer, arguments.pairs, lambda f: run_file(f, environment)) | {"excess": excess(file, peer, environment)}
+    console.print(table(found))
+    if arguments.only is None:
+        worst = max(figures["ratio"] for figures in found.values())
+        how = f"fresh interpreter a sample, {arguments.pairs} interleaved pairs, wall time, ratio of medians; AIRLOOP_COMPUTE=process"
+        print(result.write("parse", {"aim": AIM, "peer": PEER.strip(), "how": how, "pairs": arguments.pairs, "worst_ratio": worst, "files": found}, PACKAGES).name)
+    else:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def table(found: dict[str, dict]) -> Table:
+    made = Table(title=f"Parsing a DAG file beside `{PEER.strip()}` (aim: ratio {AIM})")
+    for heading in ("file", "ratio", "median s", "peer s", "CPU ratio", "CPU s", "what it imports beyond the peer (s)"):
+        made.add_column(heading, justify="left" if heading[0] in "fw" else "right")
+    for name, figures in found.items():
+        colour = "green" if figures["ratio"] <= AIM else "yellow"
+        beyond = ", ".join(f"{e['package']} {e['seconds']:.2f}" for e in figures["excess"][:4])
+        made.add_row(name, f"[{colour}]{figures['ratio']:.2f}[/{colour}]", f"{figures['median_s']:.2f}", f"{figures['peer_median_s']:.2f}", f"{figures['cpu_ratio']:.2f}", f"{figures['cpu_median_s']:.2f}", beyond)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

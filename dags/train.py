@@ -1,0 +1,113 @@
+"""Train candidates on a retrain request, judge them against the champion, and let the best one through the gate.
+
+* **Starts** when a retraining is requested: by drift, the project's schedule, or a person (with parameters).
+* **Updates** MLflow: runs, and one model version a request, refused or not; the challenger asset and alias only if the gate let it through.
+* **Safe to rerun**: the request carries the cutoff; a run registers one model version.
+* **On failure**: `docs/runbooks/train.md`
+"""
+
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, task
+
+from include.assets import challenger_model, retrain_request
+from include.dag_kit.compute import training_step
+from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.projects import projects_to_parse
+from include.dag_kit.requests import claim_request
+from include.projects import get_project
+from include.projects.base import Project
+
+# What a person may wish for; it goes into the request, and with it to the steps.
+WISHES = {
+    "reason": Param(None, type=["null", "string"], description="Why; stands in the ledger beside the result."),
+    "last_days": Param(None, type=["null", "integer"], minimum=1, description="Train on the examples of the last so many days only."),
+    "candidates": Param(None, type=["null", "array"], items={"type": "string"}, description="Fit only these candidates (and the baseline)."),
+}
+
+
+def create_train_dag(project: Project):
+    @dag(
+        dag_id=f"{project.name}__train",
+        schedule=when_to_train(project),
+        catchup=False,
+        max_active_runs=1,  # two challengers must not race for one alias
+        params=CUTOFF | WISHES,
+        default_args=default_args(project),
+        tags=tags("train", project),
+        doc_md=__doc__,
+    )
+    def train():
+        @task
+        def build_training_set(request: dict) -> str:
+            from include.features.training_set import build
+
+            return build(get_project(request["project"]), request)
+
+        @task
+        def find_champion(request: dict, training_set: str) -> dict:
+            from include.registry.requests import judging_basis
+
+            return judging_basis(get_project(request["project"]), request, training_set)
+
+        @task
+        def choose_candidates(request: dict, basis: dict) -> list[dict]:
+            from include.registry.requests import fits_of
+
+            return fits_of(get_project(request["project"]), request, basis)
+
+        @task
+        def apply_gate(project_name: str, evaluation: str, *, ti=None) -> str:
+            from include.data.layout import report
+            from include.registry.requests import apply_gate
+
+            project = get_project(project_name)
+            return apply_gate(project, evaluation, report(project, ti.dag_id, ti.run_id, ti.task_id))
+
+        @task
+        def register(project_name: str, model: str) -> dict:
+            from include.registry.versions import register_judged  # refused ones too: the verdict is a tag on the version
+
+            return register_judged(get_project(project_name), model)
+
+        @task
+        def settle_request(request: dict, version: dict, *, run_id=None) -> None:
+            from include.registry.requests import settle
+
+            settle(get_project(request["project"]), request, version, dag_run=run_id)
+
+        @task.short_circuit
+        def passed_the_gate(version: dict) -> bool:
+            return version["gate"] == "passed"
+
+        @task(outlets=[challenger_model(project)])
+        def announce_challenger(version: dict, *, outlet_events=None, run_id=None) -> None:
+            from include.registry.requests import record_training
+
+            record_training(get_project(version["name"]), version, dag_run=run_id)
+            outlet_events[challenger_model(project)].extra = version
+
+        request = claim_request(project)  # what asked for this run; made here when a person or the schedule started it
+        basis = find_champion(request, build_training_set(request))
+        shared = {"request": basis["request"], "training_set": basis["training_set"]}
+        champion = {"champion": basis["champion"], "champion_fitted_until": basis["champion_fitted_until"]}
+
+        fits = training_step(project, "fit").expand(arguments=choose_candidates(request, basis))
+        evaluation = training_step(project, "evaluate", arguments={**shared, **champion, "fits": fits.output})
+        verdict = apply_gate(project.name, evaluation.output)
+        model = training_step(project, "refit", arguments={**shared, "evaluation": evaluation.output, "verdict": verdict})
+        version = register(project.name, model.output)
+        settle_request(request, version) >> passed_the_gate(version) >> announce_challenger(version)
+
+    return train()
+
+
+def when_to_train(project: Project):
+    """On a retrain request and, where the project wants it, by the clock."""
+    asked = retrain_request(project)
+    if not project.retrain.schedule:
+        return asked
+    # Not at once when the DAG is unpaused: the next full period is the first.
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(project.retrain.schedule, timezone="UTC", run_immediately=False), assets=asked)
+
+
+for project in projects_to_parse():
+    create_train_dag(project)

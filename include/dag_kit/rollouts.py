@@ -1,0 +1,35 @@
+"""How a rollout's ends look in Airflow: each goes on record, then skips or fails the task."""
+
+from contextlib import contextmanager
+from typing import Any
+
+from include.projects.base import Project
+
+
+@contextmanager
+def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag_run: str):
+    """Around a task's work on the rollout of a chosen version.
+
+    * nothing to do any more (superseded): the task is skipped,
+    * a bad model, or an alias that somebody moved meanwhile: it fails, and a retry would not help,
+    * serving does not serve it: it fails without a retry, so that the old one comes back now,
+    * anything else (the registry is away) is tried again.
+    """
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+    from include.rollout import promotion, records, served
+
+    def record(state: str, error: Exception) -> str:
+        records.record_end(project, chosen, state, str(error), cutoff=cutoff, dag_run=dag_run)
+        return str(error)
+
+    try:
+        yield
+    except promotion.Superseded as error:
+        raise AirflowSkipException(record("superseded", error)) from error
+    except promotion.Overtaken as error:
+        raise AirflowFailException(record("overtaken", error)) from error
+    except promotion.BadModel as error:
+        raise AirflowFailException(record("refused", error)) from error
+    except served.NotServed as error:
+        raise AirflowFailException(str(error)) from error

@@ -1,0 +1,78 @@
+"""What happens to a retrain request around its training steps: who is fitted against whom, the gate, and how it ends in the ledger."""
+
+from typing import Any
+
+from upath import UPath
+
+from include import ledger
+from include.data import layout
+from include.projects.base import Project
+from include.registry import versions
+from include.training import manifest, page
+from include.training.trainers import BASELINE, candidate_of
+
+FINAL = {"deployed", "rolled_back", "superseded"}  # what deploy wrote; a rerun of train does not take it back
+
+
+def judging_basis(project: Project, request: dict[str, Any], training_set: str) -> dict[str, str | None]:
+    """References that every step of this request shares; the champion is looked up once, so that all are judged against the same."""
+    champion = versions.champion(project)
+    return {
+        "request": request["id"],
+        "training_set": training_set,
+        "champion": f"models:/{project.name}/{champion.version}" if champion else None,
+        "champion_fitted_until": champion.tags["fitted_until"] if champion else None,
+    }
+
+
+def fits_of(project: Project, request: dict[str, Any], basis: dict[str, str | None]) -> list[dict[str, str | None]]:
+    """Arguments of the fits: each candidate (or those that the request's parameter ``candidates`` names) and always the baseline."""
+    chosen = (request.get("parameters") or {}).get("candidates") or [c.name for c in project.candidates]
+    names = dict.fromkeys([*chosen, BASELINE.name])
+    shared = {k: basis[k] for k in ("request", "training_set", "champion_fitted_until")}
+    return [{"candidate": candidate_of(project, name).name, **shared} for name in names]
+
+
+def apply_gate(project: Project, evaluation: str, report: str | UPath) -> str:
+    """Judge an evaluation, write the verdict as manifest, page and decision; gives the manifest's URI."""
+    found = manifest.read(evaluation)
+    verdict = versions.judge_evaluation(project, found)
+    ledger.decide(project.name, "gate", found["request"], verdict=verdict.word, reasons=verdict.reasons, cutoff=found["cutoff"])
+    rules = [(rule.name, rule.kept, rule.text) for rule in verdict.rules]
+    notes = [page.paragraph(found["champion_error"], "no")] if found["champion_error"] else []
+    headline = page.paragraph(f"Best candidate {found['candidate']}: {verdict.word}.", "yes" if verdict.passed else "no")
+    page.write_page(report, page.page(f"{project.name}: the gate", headline, page.table(["rule", "kept", ""], rows=rules), *notes))
+    target = layout.training(project, found["request"]) / "verdict.json"
+    manifest.write(target, {"schema": 1, "step": "gate", "request": found["request"], "passed": verdict.passed, "reasons": verdict.reasons, "evaluation": evaluation})
+    return str(target)
+
+
+def settle(project: Project, request: dict[str, Any], version: dict[str, Any], *, dag_run: str) -> None:
+    """Write into the ledger how the gate decided. A refused request ends here, and so does the stage."""
+    facts = _facts(project, version)
+    if ledger.get_request(request["id"]).state not in FINAL:
+        ledger.settle_request(request["id"], version["gate"], **facts)
+    if version["gate"] == "refused":
+        record_training(project, version, dag_run=dag_run)
+
+
+def record_training(project: Project, version: dict[str, Any], *, dag_run: str) -> None:
+    """The stage ``train`` has done all its work for this cutoff."""
+    ledger.record_stage(project.name, "train", version["cutoff"], dag_run=dag_run, summary={**version, **_facts(project, version)})
+
+
+def _facts(project: Project, version: dict[str, Any]) -> dict[str, Any]:
+    folder = layout.training(project, version["request"])
+    verdict = manifest.read(folder / "verdict.json")
+    evaluation = manifest.read(verdict["evaluation"])
+    return {
+        "version": version["version"],
+        "gate": version["gate"],
+        "reasons": verdict["reasons"],
+        "candidate": version["candidate"],
+        "fits": evaluation["fits"],
+        "judged_rows": evaluation["judged_rows"],
+        "challenger": evaluation["challenger"],
+        "champion": evaluation["champion_figures"],
+        "baseline": evaluation["baseline"],
+    }

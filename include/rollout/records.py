@@ -1,0 +1,48 @@
+"""What deploy writes into the ledger: the request's end, the decision, the episode, the stage."""
+
+from typing import Any
+
+from include import ledger
+from include.projects.base import Project
+from include.registry import versions
+
+# How a rollout ends -> the request's state (None: as it is).
+REQUEST_STATE = {"deployed": "deployed", "rolled_back": "rolled_back", "overtaken": "rolled_back", "refused": "rolled_back", "superseded": "superseded"}
+
+
+def chosen_version(project: Project, events: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
+    """Which version a run of deploy is about: the one that a person named, the newest of the events', else the challenger.
+
+    Returns:
+        ``version``, ``by_person``, and the version's ``cutoff``, ``request`` and ``gate``.
+
+    Raises:
+        ValueError: there is nothing to deploy.
+    """
+    told = max((str(e["version"]) for e in events if e.get("version")), key=int, default=None)
+    version = wanted or told or versions.aliases(project).get(versions.CHALLENGER)
+    if version is None:
+        raise ValueError(f"{project.name} has no challenger: train one, or name a version")
+    tags = versions.get_version(project, version).tags
+    return {"version": str(version), "by_person": bool(wanted), **{key: tags.get(key) for key in ("cutoff", "request", "gate")}}
+
+
+def record_end(project: Project, chosen: dict[str, Any], state: str, reason: str, *, cutoff: str, dag_run: str) -> None:
+    """Put the end of a rollout on record: deployed, rolled_back, overtaken, refused or superseded. Safe to repeat."""
+    ledger.decide(project.name, "deploy", f"version {chosen['version']}, {dag_run}"[:100], verdict=state, reasons=[reason], cutoff=cutoff)
+    if chosen.get("request"):
+        known = ledger.get_request(chosen["request"]).state
+        if state != "superseded" or known == "passed":  # one that was deployed stays so, whoever runs its deployment again
+            ledger.settle_request(chosen["request"], REQUEST_STATE[state], deploy=state, deploy_reason=reason)
+    if state == "deployed":
+        _close_episode(project, chosen, cutoff)
+    if state != "superseded" or ledger.stage_record(project.name, "deploy", cutoff) is None:
+        summary = {"version": chosen["version"], "state": state, "reason": reason, "request": chosen.get("request")}
+        ledger.record_stage(project.name, "deploy", cutoff, dag_run=dag_run, summary=summary)
+
+
+def _close_episode(project: Project, chosen: dict[str, Any], cutoff: str) -> None:
+    """A drift episode ends with a champion that has seen it; going back to an older version ends nothing."""
+    episode = ledger.current_episode(project.name)
+    if episode and chosen.get("cutoff") and chosen["cutoff"] >= episode["opened"]:
+        ledger.close_episode(project.name, at=cutoff)

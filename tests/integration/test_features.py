@@ -1,0 +1,151 @@
+"""Features through Feast: history equals online, rows are published once, nothing goes back in time."""
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from include.data import layout, tables
+from include.features import build, store, training_set
+from include.features.known import KnownTables
+from include.ledger import moment
+from include.projects.flights import features as flight_features
+from include.projects.flights import project
+from include.settings import get_settings
+from tests.unit.features.test_flights_features import Tables, frames  # noqa: F401  (the same made-up flights)
+
+FIRST, SECOND = "2013-01-20T10:00:00Z", "2013-02-10T10:00:00Z"
+
+
+@pytest.fixture
+def ingested(tmp_path, monkeypatch, frames):  # noqa: F811
+    """A home of its own whose tables hold the made-up flights."""
+    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    store.feature_store.cache_clear()
+    for name, rows in frames.items():
+        source = project.source(name)
+        tables.append(layout.table(project, name), pa.Table.from_pandas(rows, schema=tables.arrow_schema(source.columns), preserve_index=False), writer="test", sequence=1)
+    yield frames
+    get_settings.cache_clear()
+    store.feature_store.cache_clear()
+
+
+def run(cutoff):
+    build.compute(project, cutoff)
+    versions = build.publish(project, cutoff)
+    assert build.materialize(project, cutoff) == cutoff
+    return versions
+
+
+def rows_of(view):
+    return tables.open_table(layout.feature_table(project, view)).to_pandas()
+
+
+def test_history_equals_a_plain_asof_join_and_online_equals_history(ingested):
+    run(FIRST)
+    run(SECOND)
+    now = moment(SECOND)
+    due = flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now)
+    history = store.historical_features(project, due)
+    pd.testing.assert_frame_equal(history[due.columns], due, check_dtype=False)
+
+    computed = flight_features.compute(Tables(ingested, pd.Timestamp(SECOND)), since=None, cutoff=now)
+    expected = due.sort_values("event_timestamp", kind="stable")
+    for view in store.feature_views(project):
+        rows = computed[view.name].sort_values("event_timestamp").astype({"event_timestamp": "datetime64[us, UTC]"})
+        expected = pd.merge_asof(expected, rows, on="event_timestamp", by=list(view.join_keys))
+    inputs = [*project.inputs.numeric]
+    assert history[inputs].notna().any().sum() > 25  # not a comparison of nothing with nothing
+    pd.testing.assert_frame_equal(history[inputs], expected[inputs], check_dtype=False)
+
+    asked = due.tail(40).assign(event_timestamp=pd.Timestamp(SECOND))
+    at_cutoff = store.historical_features(project, asked)
+    feast = store.feature_store()
+    online = feast.get_online_features(features=feast.get_feature_service(project.feature_service), entity_rows=asked[list(project.entities)].to_dict("records")).to_df()
+    names = [f.name for view in store.feature_views(project) for f in view.features]
+    pd.testing.assert_frame_equal(at_cutoff[names].reset_index(drop=True), online[names].astype("float64"), check_dtype=False)
+
+
+def test_no_value_is_later_than_the_prediction_time(ingested):
+    run(FIRST)
+    now = moment(FIRST)
+    history = store.historical_features(project, flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now))
+    for view in project.feature_views:
+        times = history[f"feature_time_{view}"].dropna()
+        assert len(times), view
+        assert (times <= history.loc[times.index, "event_timestamp"]).all()
+
+
+def test_two_steps_publish_what_one_step_would(ingested):
+    run(FIRST)
+    run(SECOND)
+    once = flight_features.compute(Tables(ingested, pd.Timestamp(SECOND)), since=None, cutoff=moment(SECOND))
+    for view in project.feature_views:
+        key = [once[view].columns[0], "event_timestamp"]
+        columns = sorted(once[view].columns)
+        left, right = (frame[columns].sort_values(key, ignore_index=True) for frame in (rows_of(view), once[view]))
+        pd.testing.assert_frame_equal(left, right, check_dtype=False)
+
+
+def test_the_same_cutoff_again_changes_no_table(ingested):
+    assert run(FIRST) == run(FIRST)
+
+
+def test_killed_between_two_views_the_next_cutoff_publishes_no_row_twice(ingested, monkeypatch):
+    build.compute(project, FIRST)
+    appended = []
+    original = tables.append
+
+    def dies_after_two(uri, rows, **arguments):
+        if len(appended) == 2:
+            raise KeyboardInterrupt
+        appended.append(uri)
+        return original(uri, rows, **arguments)
+
+    monkeypatch.setattr(tables, "append", dies_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        build.publish(project, FIRST)
+    monkeypatch.undo()
+    monkeypatch.setenv("AIRLOOP_HOME", str(get_settings().home))
+    run(SECOND)
+    for view in project.feature_views:
+        rows = rows_of(view)
+        assert not rows.duplicated([rows.columns[0], "event_timestamp"]).any(), view
+
+
+def test_an_older_cutoff_leaves_the_online_store_alone(ingested):
+    run(SECOND)
+    build.compute(project, FIRST)
+    build.publish(project, FIRST)
+    assert build.materialize(project, FIRST) == SECOND
+
+
+def test_a_feature_from_the_future_is_refused(ingested, monkeypatch):
+    honest = flight_features.compute
+
+    def leaking(known, *, since, cutoff):
+        views = honest(known, since=since, cutoff=cutoff)
+        views["plane"].loc[0, "event_timestamp"] = pd.Timestamp(SECOND)
+        return views
+
+    monkeypatch.setattr(flight_features, "compute", leaking)
+    with pytest.raises(ValueError, match="view plane: 1 rows have an event_timestamp after the cutoff"):
+        build.compute(project, FIRST)
+
+
+def test_a_training_set_is_named_by_what_it_was_made_from_and_can_be_made_again(ingested):
+    run(FIRST)
+    request = {"id": "r1", "cutoff": FIRST, "parameters": {}}
+    first = training_set.build(project, request)
+    rows = pd.read_parquet(first)
+    assert len(rows) > 300 and rows["label"].notna().all() and (rows["label_known_at"] <= pd.Timestamp(FIRST)).all()
+    assert list(rows.columns).count("origin") == 1
+
+    late = tables.read(project, "actuals", known_by=moment(SECOND)).tail(1).assign(flight=99999, known_at=pd.Timestamp("2013-01-02T00:00Z").as_unit("us"))
+    schema = tables.arrow_schema(project.source("actuals").columns)
+    tables.append(layout.table(project, "actuals"), pa.Table.from_pandas(late, schema=schema, preserve_index=False), writer="late", sequence=1)
+    assert training_set.build(project, request) != first  # other tables, another set
+    again = training_set.build(project, {**request, "id": "r2", "parameters": {"table_versions": {s.name: 0 for s in project.sources}}})
+    pd.testing.assert_frame_equal(pd.read_parquet(again), rows)
+    newest = training_set.build(project, {**request, "parameters": {"last_days": 5}})
+    assert pd.read_parquet(newest)["event_timestamp"].min() > pd.Timestamp(FIRST) - pd.Timedelta("5D")

@@ -1,0 +1,163 @@
+"""When a retraining is asked for: every rule of the controller, each from both sides."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from include.monitoring.controller import ASKS, NAN, Episode, Evidence, decide
+from include.projects.base import Metric, RetrainPolicy
+
+AT = datetime(2013, 7, 1, 10, tzinfo=UTC)
+AUC, RMSE = Metric(name="auc", higher_is_better=True), Metric(name="rmse", higher_is_better=False)
+POLICY = RetrainPolicy(min_labels=1000, max_metric_loss=0.02, max_bias=0.04, cooldown=timedelta(days=20))
+GOOD = Evidence(
+    labels=5000, metric=0.74, metric_low=0.73, metric_high=0.75, reference=0.745,
+    bias=0.0, bias_low=-0.01, bias_high=0.01, drifted_share=0.9, champion_cutoff=AT - timedelta(days=90),
+)  # fmt: skip
+BAD = replace(GOOD, metric=0.70, metric_low=0.69, metric_high=0.71)
+BAD_AND_UNKNOWN = replace(BAD, bias=NAN, bias_low=NAN, bias_high=NAN)
+
+
+def verdict(evidence=GOOD, *, policy=POLICY, metric=AUC, at=AT, **history):
+    return decide(policy, metric, evidence, at=at, **history)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "because"),
+    [
+        pytest.param({}, "healthy", "nothing is surely beyond", id="good figures are healthy"),
+        pytest.param({"labels": 999}, "unknown", "not enough labels: 999", id="one label too few is unknown"),
+        pytest.param({"labels": 1000}, "healthy", "", id="just enough labels are judged"),
+        pytest.param({"metric": NAN}, "unknown", "auc has no value", id="a NaN metric is never healthy"),
+        pytest.param({"metric": float("inf")}, "unknown", "auc has no value", id="an infinite metric is never healthy"),
+        pytest.param({"metric_high": NAN}, "unknown", "no confidence interval", id="a metric without an interval is not healthy"),
+        pytest.param({"reference": NAN}, "unknown", "at training is not known", id="a metric without a reference is not healthy"),
+        pytest.param({"bias": NAN}, "unknown", "the bias has no value", id="a NaN bias is never healthy"),
+        pytest.param({"bias_low": NAN}, "unknown", "no confidence interval", id="a bias without an interval is not healthy"),
+        pytest.param({"metric": 0.70, "metric_high": 0.7251}, "healthy", "", id="a worse metric that may be within the limit is not drift"),
+        pytest.param({"metric": 0.70, "metric_high": 0.7249}, "drifting", "surely worse", id="a surely worse metric is drift"),
+        pytest.param({"metric": 0.80, "metric_low": 0.79, "metric_high": 0.81}, "healthy", "", id="a surely better metric is not drift"),
+        pytest.param({"bias": 0.06, "bias_low": 0.039, "bias_high": 0.08}, "healthy", "", id="a bias that may be within the limit is not drift"),
+        pytest.param({"bias": 0.06, "bias_low": 0.041, "bias_high": 0.08}, "drifting", "too high", id="predictions surely too high are drift"),
+        pytest.param({"bias": -0.06, "bias_low": -0.08, "bias_high": -0.041}, "drifting", "too low", id="predictions surely too low are drift"),
+        pytest.param({"drifted_share": 1.0}, "healthy", "", id="drifted inputs alone are not drift unless the policy says so"),
+        pytest.param({"drifted_share": NAN}, "healthy", "", id="an unknown share of drifted inputs does not matter where it does not count"),
+        pytest.param({"reference": NAN, "bias": 0.06, "bias_low": 0.05, "bias_high": 0.07}, "drifting", "too high", id="drift by one rule counts, whatever another cannot tell"),
+    ],
+)  # fmt: skip
+def test_state(changes, state, because):
+    found = verdict(replace(GOOD, **changes))
+    assert found.state == state
+    assert because in "; ".join(found.reasons)
+    assert found.ask == (state == "drifting")
+
+
+@pytest.mark.parametrize(
+    ("share", "state"),
+    [
+        pytest.param(0.51, "drifting", id="more drifted inputs than the policy allows"),
+        pytest.param(0.5, "healthy", id="as many drifted inputs as the policy allows"),
+        pytest.param(NAN, "unknown", id="an unknown share is not healthy where it counts"),
+    ],
+)
+def test_drifted_share_counts_when_the_policy_says_so(share, state):
+    policy = RetrainPolicy(min_labels=1000, max_drifted_share=0.5)
+    assert verdict(replace(GOOD, drifted_share=share), policy=policy).state == state
+
+
+@pytest.mark.parametrize(
+    ("low", "state"), [pytest.param(5.1, "drifting", id="a surely larger error is drift"), pytest.param(4.9, "healthy", id="a smaller error is not")]
+)
+def test_a_metric_of_which_less_is_better(low, state):
+    policy = RetrainPolicy(min_labels=1000, max_metric_loss=1.0)
+    evidence = replace(GOOD, reference=4.0, metric=low + 1, metric_low=low, metric_high=low + 2)
+    assert verdict(evidence, policy=policy, metric=RMSE).state == state
+
+
+def test_a_policy_without_limits_watches_nothing_and_says_so():
+    found = verdict(policy=RetrainPolicy(min_labels=1000))
+    assert (found.state, found.ask) == ("unknown", False)
+    assert "nothing is watched" in found.reasons[0]
+
+
+def test_too_few_labels_ask_nothing_however_bad_they_look():
+    assert not verdict(replace(BAD, labels=10)).ask
+
+
+def test_the_first_drifting_verdict_opens_an_episode_and_asks():
+    found = verdict(BAD)
+    assert (found.opens, found.ask, found.closes) == (True, True, None)
+
+
+@pytest.mark.parametrize(
+    ("days", "ask"), [pytest.param(19, False, id="within the cooldown"), pytest.param(20, True, id="when the cooldown is over")]
+)
+def test_cooldown_after_whoever_asked_last(days, ask):
+    found = verdict(BAD, last_request=AT - timedelta(days=days))
+    assert (found.ask, found.opens) == (ask, True)
+    assert ask or "cooldown" in found.reasons[-1]
+
+
+def test_an_episode_that_opened_in_a_cooldown_asks_when_it_is_over():
+    found = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=9)))
+    assert (found.ask, found.opens, found.closes) == (True, False, None)
+
+
+@pytest.mark.parametrize("request_state", ["open", "claimed", "passed", "deployed"])
+def test_an_episode_asks_once(request_state):
+    found = verdict(BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), request_state))
+    assert (found.ask, found.opens, found.closes) == (False, False, None)
+    assert f"the request is {request_state}" in found.reasons[-1]
+
+
+@pytest.mark.parametrize("request_state", ["refused", "rolled_back"])
+def test_a_drift_whose_request_came_to_nothing_asks_again_after_the_cooldown(request_state):
+    found = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=20), request_state))
+    assert (found.ask, found.opens, found.continues) == (True, True, True)
+    assert request_state in found.closes
+
+
+def test_a_drift_whose_request_was_refused_does_not_ask_again_within_the_cooldown():
+    found = verdict(BAD, last_request=AT - timedelta(days=19), episode=Episode(AT - timedelta(days=19), "refused"))
+    assert (found.ask, found.opens, found.closes) == (False, False, None)
+
+
+def test_after_the_last_refusal_a_person_must_look():
+    found = verdict(BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), "refused", ask=ASKS))
+    assert (found.ask, found.closes) == (False, None)
+    assert "a person must look" in found.reasons[-1]
+
+
+def test_a_healthy_verdict_closes_the_episode():
+    found = verdict(GOOD, episode=Episode(AT - timedelta(days=30), "claimed"))
+    assert (found.closes, found.ask, found.opens) == ("healthy again", False, False)
+
+
+@pytest.mark.parametrize("evidence", [replace(GOOD, labels=0), replace(GOOD, metric=NAN)], ids=["too few labels", "a NaN"])
+def test_not_knowing_does_not_close_the_episode(evidence):
+    assert verdict(evidence, episode=Episode(AT - timedelta(days=30), "claimed")).closes is None
+
+
+@pytest.mark.parametrize(
+    ("since_opening", "closes"),
+    [
+        pytest.param(timedelta(days=3), True, id="a champion trained after the opening"),
+        pytest.param(timedelta(), True, id="a champion of the request that the opening made"),
+        pytest.param(-timedelta(seconds=1), False, id="a champion trained before"),
+    ],
+)
+def test_a_new_champion_closes_the_episode(since_opening, closes):
+    opened = AT - timedelta(days=30)
+    found = verdict(replace(GOOD, labels=0, champion_cutoff=opened + since_opening), episode=Episode(opened, "deployed"))
+    assert (found.closes is not None) == closes
+
+
+def test_a_new_champion_that_drifts_too_begins_an_episode_of_its_own():
+    opened = AT - timedelta(days=30)
+    found = verdict(replace(BAD, champion_cutoff=opened), last_request=opened, episode=Episode(opened, "deployed", ask=ASKS))
+    assert found.closes and found.opens and found.ask and not found.continues
+
+
+def test_all_reasons_are_told():
+    assert len(verdict(BAD_AND_UNKNOWN).reasons) == 2

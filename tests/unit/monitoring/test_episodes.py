@@ -1,0 +1,165 @@
+"""The controller on the ledger: asked once, whatever is run again, killed or out of order."""
+
+from datetime import timedelta
+
+import pytest
+
+from include import ledger
+from include.monitoring import episodes
+from include.projects import get_project
+
+PROJECT = get_project("flights").model_copy(
+    update={"retrain": get_project("flights").retrain.model_copy(update={"min_labels": 1000, "cooldown": timedelta(days=20)})}
+)
+MAY, JUNE, JULY, AUGUST, SEPTEMBER = (f"2013-{month:02d}-01T10:00:00Z" for month in range(5, 10))
+pytestmark = pytest.mark.usefixtures("own_store")
+
+
+def found(metric=0.70, labels=5000, version="1", champion_cutoff="2013-04-01T10:00:00Z"):
+    return {
+        "version": version, "champion_cutoff": champion_cutoff, "since": "", "predictions": labels, "labels": labels, "days": 28,
+        "metric": metric, "ci": [metric and metric - 0.01, metric and metric + 0.01], "reference": 0.74,
+        "bias": 0.0, "bias_ci": [-0.01, 0.01], "figures": {"brier": 0.15},
+    }  # fmt: skip
+
+
+DRIFTING, HEALTHY, UNKNOWN = found(0.70), found(0.745), found(None)
+
+
+def run(cutoff, performance=DRIFTING, dag_run="run"):
+    return episodes.decide_retraining(PROJECT, cutoff, performance, {"share": 0.4}, dag_run=dag_run)
+
+
+def everything():
+    return (
+        [(r.id, r.state) for r in ledger.requests("flights")],
+        [(e["id"], e["opened"], e["closed"]) for e in ledger.episodes("flights")],
+        [(d["subject"], d["verdict"], d["reasons"]) for d in ledger.decisions("flights")],
+    )
+
+
+def test_drift_is_asked_about_once_and_recorded():
+    summary = run(MAY)
+    request = ledger.get_request(summary["request"])
+    assert (summary["state"], summary["asked"], request.reason, request.cutoff) == ("drifting", True, "drift", MAY)
+    assert request.episode == ledger.current_episode("flights")["id"]
+    assert ledger.stage_record("flights", "monitor", MAY)["summary"] == summary
+    assert {"labels", "metric", "ci", "bias", "drifted_share", "state", "asked", "reasons"} <= set(summary)
+    assert [d["verdict"] for d in ledger.decisions("flights", "monitor")] == ["drifting"]
+
+
+def test_a_drift_that_goes_on_is_one_request():
+    run(MAY)
+    assert not run(JUNE)["asked"]
+    assert len(ledger.requests("flights")) == 1
+
+
+def test_the_same_cutoff_again_changes_nothing():
+    run(MAY)
+    before = everything()
+    assert run(MAY, dag_run="again")["asked"]
+    assert everything() == before
+
+
+def test_an_old_cutoff_run_again_under_a_new_champion_rewrites_nothing():
+    run(MAY)
+    run(JUNE, found(0.75, version="2", champion_cutoff=MAY))
+    before = everything()
+    run(MAY, found(None, labels=0, version="2", champion_cutoff=MAY))
+    assert everything() == before
+
+
+def test_a_decision_is_made_again_when_there_are_more_labels_at_the_same_cutoff():
+    assert run(MAY, found(0.70, labels=10))["state"] == "unknown"
+    assert run(MAY, DRIFTING)["asked"]
+
+
+def test_a_run_for_a_time_before_the_last_decision_asks_nothing():
+    run(JUNE, HEALTHY)
+    summary = run(MAY)
+    assert (summary["state"], summary["asked"]) == ("drifting", False)
+    assert "later cutoff" in summary["reasons"][-1]
+    assert ledger.current_episode("flights") is None
+
+
+@pytest.mark.parametrize("killed_in", ["open_episode", "request_retraining", "decide", "record_stage"])
+def test_a_run_that_is_killed_anywhere_and_tried_again_asks_once(killed_in, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, killed_in, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(MAY)
+    assert run(MAY)["asked"]
+    assert len(ledger.requests("flights")) == len(ledger.episodes("flights")) == 1
+
+
+def test_a_healthy_verdict_closes_the_episode_and_the_next_drift_asks_again():
+    run(MAY)
+    run(JUNE, HEALTHY)
+    assert ledger.current_episode("flights") is None
+    assert run(JULY)["asked"]
+    assert len(ledger.requests("flights")) == 2
+
+
+def test_a_new_champion_closes_the_episode():
+    run(MAY)
+    summary = run(JUNE, found(None, labels=0, version="2", champion_cutoff=MAY))
+    assert ledger.current_episode("flights") is None
+    assert "closed" in summary["reasons"][-1]
+
+
+def test_what_cannot_be_judged_leaves_the_episode_open():
+    run(MAY)
+    assert run(JUNE, UNKNOWN)["state"] == "unknown"
+    assert ledger.current_episode("flights")
+
+
+def test_a_refused_drift_asks_three_times_in_all():
+    asked = []
+    for cutoff in (MAY, JUNE, JULY, AUGUST, SEPTEMBER):
+        summary = run(cutoff)
+        asked.append(summary["asked"])
+        if summary["asked"]:
+            ledger.settle_request(summary["request"], "refused", reasons=["not enough new labels"])
+    assert asked == [True, True, True, False, False]
+    found = ledger.episodes("flights")
+    assert [e["evidence"]["ask"] for e in found] == [1, 2, 3]
+    assert [e["evidence"].get("continues") for e in found[1:]] == [e["id"] for e in found[:-1]]
+    assert "a person must look" in summary["reasons"][-1]
+
+
+@pytest.mark.parametrize("killed_in", ["close_episode", "open_episode", "request_retraining"])
+def test_a_second_asking_that_is_killed_and_tried_again_asks_once(killed_in, monkeypatch):
+    ledger.settle_request(run(MAY)["request"], "refused")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, killed_in, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(JUNE)
+    assert run(JUNE)["asked"]
+    assert [e["evidence"]["ask"] for e in ledger.episodes("flights")] == [1, 2]
+    assert len(ledger.requests("flights")) == 2
+
+
+def test_a_person_who_asked_at_this_cutoff_is_enough():
+    ledger.request_retraining("flights", cutoff=MAY, reason="person", asked_by="somebody")
+    summary = run(MAY)
+    assert (summary["state"], summary["asked"]) == ("drifting", False)
+
+
+def test_no_champion_is_on_record_too():
+    summary = episodes.decide_retraining(PROJECT, MAY, None, None, dag_run="run")
+    assert (summary["state"], summary["asked"]) == ("no champion", False)
+    assert ledger.stage_record("flights", "monitor", MAY)
+
+
+def test_a_request_whose_event_got_lost_is_found_until_somebody_works_on_it():
+    request = run(MAY)["request"]
+    assert episodes.unclaimed_request(PROJECT).id == request
+    ledger.claim_request("flights", "train_run")
+    assert episodes.unclaimed_request(PROJECT) is None
