@@ -15,6 +15,9 @@ export UV_LINK_MODE ?= copy
 # One thread a process for OpenMP: contended threads turn seconds into minutes on a small machine.
 export OMP_NUM_THREADS ?= 1
 
+# Some machines set it; uncompiled, the libraries of the lock take three times as long to import.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help
 help:  ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'

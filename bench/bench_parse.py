@@ -118,7 +118,9 @@ def main() -> int:
     if arguments.only is None:
         worst = max(figures["ratio"] for figures in found.values())
         how = f"fresh interpreter a sample, {arguments.pairs} interleaved pairs, wall time, ratio of medians; AIRLOOP_COMPUTE=process"
-        print(result.write("parse", {"aim": AIM, "peer": PEER.strip(), "how": how, "pairs": arguments.pairs, "worst_ratio": worst, "files": found}, PACKAGES).name)
+        print(
+            result.write("parse", {"aim": AIM, "peer": PEER.strip(), "how": how, "pairs": arguments.pairs, "worst_ratio": worst, "files": found}, PACKAGES).name
+        )
     else:
         print(json.dumps(found, indent=1))
     return 0
@@ -131,7 +133,15 @@ def table(found: dict[str, dict]) -> Table:
     for name, figures in found.items():
         colour = "green" if figures["ratio"] <= AIM else "yellow"
         beyond = ", ".join(f"{e['package']} {e['seconds']:.2f}" for e in figures["excess"][:4])
-        made.add_row(name, f"[{colour}]{figures['ratio']:.2f}[/{colour}]", f"{figures['median_s']:.2f}", f"{figures['peer_median_s']:.2f}", f"{figures['cpu_ratio']:.2f}", f"{figures['cpu_median_s']:.2f}", beyond)
+        made.add_row(
+            name,
+            f"[{colour}]{figures['ratio']:.2f}[/{colour}]",
+            f"{figures['median_s']:.2f}",
+            f"{figures['peer_median_s']:.2f}",
+            f"{figures['cpu_ratio']:.2f}",
+            f"{figures['cpu_median_s']:.2f}",
+            beyond,
+        )
     return made
 
 

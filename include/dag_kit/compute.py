@@ -54,7 +54,7 @@ class TrainingStep(BaseOperator):
 
         project, ti = get_project(self.project), context["ti"]
         candidate = self.arguments.get("candidate")
-        context["candidate"] = candidate or self.command  # type: ignore[literal-required]  # names the mapped task in the UI
+        context["candidate"] = candidate or self.command  # names the mapped task in the UI
         folder = layout.training(project, self.arguments["request"])
         uri = str(folder / f"{self.command}{f'-{candidate}' if candidate else ''}.json")
         references = {

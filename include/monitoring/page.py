@@ -14,7 +14,8 @@ from include.projects.base import Project
 BLUE, GREY, RED = "#2563eb", "#94a3b8", "#dc2626"
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#0f172a;background:#fff}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #e2e8f0;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #e2e8f0;font-variant-numeric:tabular-nums}
 svg{max-width:100%;height:auto}p.note{color:#475569}
 """
 
@@ -25,7 +26,8 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
     rows = {
         "Champion": f"version {evidence['version']}, trained at cutoff {evidence['champion_cutoff']}",
         "Window": f"predictions of this version from {evidence['since']} to {cutoff}",
-        "Predictions": f"{evidence['predictions']:,}, of which {evidence['labels']:,} have an outcome, on {evidence['days']} days (the policy wants {project.retrain.min_labels:,} outcomes)",
+        "Predictions": f"{evidence['predictions']:,} on {evidence['days']} days",
+        "Outcomes": f"{evidence['labels']:,} are known; the policy wants {project.retrain.min_labels:,}",
         f"{name} (95 % interval)": f"{_text(evidence['metric'])} {_span(evidence['ci'])}",
         f"{name} when it was judged": _text(evidence["reference"]),
         "Bias (95 % interval)": f"{_text(evidence['bias'], sign=True)} {_span(evidence['bias_ci'], sign=True)}: mean prediction minus mean outcome",
@@ -34,7 +36,8 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
     table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
     plots = _plots(project, evidence, joined) if len(joined) else "<p>No outcome is known yet for any prediction of this version in the window.</p>"
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{project.name}: performance at {escape(cutoff)}</title><style>{STYLE}</style></head>"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{project.name}: performance at {escape(cutoff)}</title>"
+        f"<style>{STYLE}</style></head>"
         f"<body><h1>{project.name}: performance of the champion</h1><p>{escape(project.goal)}</p><table>{table}</table>{plots}"
         "<p class='note'>Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p></body></html>"
     )

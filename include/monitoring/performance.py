@@ -101,7 +101,11 @@ def measure(metric: Metric, kind: TaskKind, joined: pd.DataFrame, *, predictions
 
 
 def by_day(metric: Metric, joined: pd.DataFrame) -> pd.DataFrame:
-    """One row per UTC day of prediction: ``day``, ``labels``, metric ``value``, ``low``, ``high`` (bootstrap over its hours), ``prediction`` and ``label`` (means)."""
+    """One row per UTC day of prediction.
+
+    Returns:
+        ``day``, ``labels``, the metric as ``value``, ``low``, ``high`` (bootstrap over the day's hours), means of ``prediction`` and ``label``.
+    """
     rows = []
     for day, group in joined.groupby(joined["predicted_at"].dt.floor("D"), sort=True):
         hour, hours = _blocks(group["predicted_at"], "h")

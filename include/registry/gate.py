@@ -58,7 +58,8 @@ def judge(policy: GatePolicy, metric: Metric, *, challenger: Figures, baseline: 
         rules.append(Rule("figure", False, f"the challenger has no {metric.name}"))
     if policy.floor is not None:
         kept = mine is not None and _gain(metric, mine, policy.floor) >= -ROUNDING
-        rules.append(Rule("floor", kept, f"challenger's {metric.name} {_text(mine)}; at {'least' if metric.higher_is_better else 'most'} {policy.floor:g} is needed"))
+        bound = "at least" if metric.higher_is_better else "at most"
+        rules.append(Rule("floor", kept, f"challenger's {metric.name} {_text(mine)}; {bound} {policy.floor:g} is needed"))
     if champion is not None:
         rules.append(_better("champion", metric, mine, _figure(champion, metric), policy.min_improvement))
     rules.append(_better("baseline", metric, mine, _figure(baseline, metric), policy.beat_baseline_by))
@@ -70,7 +71,8 @@ def _better(whom: str, metric: Metric, mine: float | None, other: float | None, 
         return Rule(whom, False, f"cannot be compared with the {whom}: {metric.name} {_text(mine)} against {_text(other)}")
     gain = _gain(metric, mine, other)
     kept = gain > ROUNDING and gain >= margin - ROUNDING  # a tie is no reason to change what is deployed
-    return Rule(whom, kept, f"challenger's {metric.name} {mine:.4f} against the {whom}'s {other:.4f}: better by {gain:+.4f}, needed {'more than 0' if margin <= 0 else f'{margin:g}'}")
+    needed = f"{margin:g}" if margin > 0 else "more than 0"
+    return Rule(whom, kept, f"challenger's {metric.name} {mine:.4f} against the {whom}'s {other:.4f}: better by {gain:+.4f}, needed {needed}")
 
 
 def _gain(metric: Metric, mine: float, other: float) -> float:

@@ -43,7 +43,8 @@ def apply_gate(project: Project, evaluation: str, report: str | UPath) -> str:
     headline = page.paragraph(f"Best candidate {found['candidate']}: {verdict.word}.", "yes" if verdict.passed else "no")
     page.write_page(report, page.page(f"{project.name}: the gate", headline, page.table(["rule", "kept", ""], rows=rules), *notes))
     target = layout.training(project, found["request"]) / "verdict.json"
-    manifest.write(target, {"schema": 1, "step": "gate", "request": found["request"], "passed": verdict.passed, "reasons": verdict.reasons, "evaluation": evaluation})
+    content = {"schema": 1, "step": "gate", "request": found["request"], "passed": verdict.passed, "reasons": verdict.reasons, "evaluation": evaluation}
+    manifest.write(target, content)
     return str(target)
 
 

@@ -51,9 +51,9 @@ def register_judged(project: Project, model_uri: str) -> dict[str, Any]:
     if found is None:
         _ensure_model(project)
         # Tags and page come with the version in one call: a kill in between leaves no version that is not found again.
-        found = client.create_model_version(
-            project.name, model["model_uri"], run_id=model["run_id"], tags=tags, description=describe_version(project, tags, evaluation), model_id=model["model_uri"].removeprefix("models:/")
-        )
+        page = describe_version(project, tags, evaluation)
+        model_id = model["model_uri"].removeprefix("models:/")
+        found = client.create_model_version(project.name, model["model_uri"], run_id=model["run_id"], tags=tags, description=page, model_id=model_id)
     if verdict["passed"]:
         current = aliases(project).get(CHALLENGER)
         if current is None or int(current) < int(found.version):  # a rerun of an older request takes nothing back

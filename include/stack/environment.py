@@ -60,10 +60,12 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
 
 def serving_environment(settings: Settings) -> dict[str, str]:
     """For the service, which knows nothing of ``AIRLOOP_*``."""
+    (settings.home / "feast").mkdir(parents=True, exist_ok=True)
     return base_environment(settings) | {
+        **settings.feast_environment,
         "SERVING_MODELS": "",  # every registered model that has a champion
         "SERVING_MLFLOW_URI": settings.mlflow_url,
-        "SERVING_FEATURE_REPO": str(settings.home / "feast"),
+        "SERVING_FEATURE_REPO": str(REPOSITORY / "serving"),  # its own feature_store.yaml
         "SERVING_LOG_ROOT": settings.store,
         "SERVING_CACHE": str(settings.home / "serving" / "cache"),
         "SERVING_POLL_SECONDS": "1",
@@ -79,6 +81,7 @@ def base_environment(settings: Settings) -> dict[str, str]:
         **settings.environment(),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, os.pathsep.join(paths).split(os.pathsep)))),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # some machines set it; without bytecode these imports take minutes instead of seconds
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "DO_NOT_TRACK": "1",  # Evidently, and whoever else honours it

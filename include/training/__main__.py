@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from include.training.manifest import finished
 
     project = get_project(project_name)
-    made_from = {"step": command, "project": project.model_dump(mode="json", include={"kind", "inputs", "baseline_rule", "candidates", "gate", "metric", "refit"}), **given}
-    made_from = {k: v for k, v in made_from.items() if k not in {"manifest", "report", "dag_run"}}
+    recipe = project.model_dump(mode="json", include={"kind", "inputs", "baseline_rule", "candidates", "gate", "metric", "refit"})
+    made_from = {"step": command, "recipe": recipe, **{k: v for k, v in given.items() if k not in {"manifest", "report", "dag_run"}}}
     if finished(given["manifest"], made_from):
         print(f"{command}: finished before; nothing to do ({given['manifest']})")
         return

@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Bundle:
     reference_bytes: bytes
 
     @classmethod
-    def load(cls, folder: str | UPath) -> "Bundle":
+    def load(cls, folder: str | Path | UPath) -> "Bundle":
         """From a folder; ``include.registry.versions.bundle`` gives that of a model version."""
         graph, contract, golden, reference = ((UPath(folder) / name).read_bytes() for name in FILES)
         return cls(graph, json.loads(contract), json.loads(golden), reference)
@@ -133,7 +134,7 @@ def _golden_instances(rows: pd.DataFrame, columns: list[str]) -> list[dict[str, 
     spread = np.linspace(0, len(rows) - 1, min(GOLDEN - 4, len(rows))).astype(int)
     sparse = np.argsort(-rows[columns].isna().sum(axis=1).to_numpy(), kind="stable")[:4]
     chosen = rows.iloc[sorted({*spread.tolist(), *sparse.tolist()})][columns]
-    return [{c: None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for c, v in row.items()} for row in chosen.to_dict("records")]
+    return [{str(c): None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for c, v in row.items()} for row in chosen.to_dict("records")]
 
 
 def _instances(instances: list[dict[str, Any]], contract: dict[str, Any]) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """The comparison of candidates, champion and baseline, and how people see it: MLflow runs, plots, a page."""
 
 import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,15 +87,23 @@ def best_of(project: Project, figures: dict[str, dict[str, float]]) -> str:
 
 
 def record(
-    project: Project, client: MlflowClient, runs: RequestRuns, fitted: dict[str, dict], judged: Judged, content: dict[str, Any], training_set: dict[str, Any], report: str | None
-) -> str:
-    """Write runs, plots and page; gives the id of the request's run."""
+    project: Project, client: MlflowClient, runs: RequestRuns, fitted: dict[str, dict[str, Any]], judged: Judged,
+    content: dict[str, Any], training_set: dict[str, Any], report: str | None,
+) -> str:  # fmt: skip
+    """Write runs, plots and page; gives the id of the request's run.
+
+    Args:
+        fitted: candidate -> manifest of its fit.
+        content: of the evaluation's manifest.
+        training_set: what stands beside the training set.
+        report: folder for the page, or None.
+    """
     request_run = runs.request_run()
     for name, made in fitted.items():
         run = runs.candidate_run(name)
-        params = {"trainer_" + k if k == "candidate" else k: v for k, v in made["parameters"].items()}
+        params = {"candidate": name, "fitted_rows": made["fitted_rows"], **made["parameters"]}
         times = {"fit_s": made["fit_s"], "export_s": made["export_s"], "onnx_difference": made["onnx_difference"]}
-        log(client, run, params={"candidate": name, "fitted_rows": made["fitted_rows"], **params}, metrics={**judged.figures[name], **times}, tags={"fitted_until": made["fitted_until"]}, curves=made["history"])
+        log(client, run, params=params, metrics={**judged.figures[name], **times}, tags={"fitted_until": made["fitted_until"]}, curves=made["history"])
         log_training_set(client, run, project.name, content["training_set"], training_set)
         client.set_terminated(run)
 
@@ -108,7 +118,8 @@ def record(
     )  # fmt: skip
     log_training_set(client, request_run, project.name, content["training_set"], training_set)
 
-    plots = evaluation_plots(project.kind, project.metric.name, judged.rows["event_timestamp"], judged.rows["label"].to_numpy(dtype="float64"), judged.by_role()) if len(judged.rows) else {}
+    moments, label = judged.rows["event_timestamp"], judged.rows["label"].to_numpy(dtype="float64")
+    plots = evaluation_plots(project.kind, project.metric.name, moments, label, judged.by_role()) if len(label) else {}
     text = evaluation_page(project, judged, content, plots)
     if report:
         page.write_page(report, text)
@@ -123,24 +134,21 @@ def evaluation_page(project: Project, judged: Judged, content: dict[str, Any], p
     rows = [(f"{name}{' (best candidate)' if name == judged.best else ''}", *(judged.figures[name][m] for m in names)) for name in judged.figures]
     if judged.champion_figures is not None:
         rows.append((f"champion {judged.champion}", *(judged.champion_figures.get(m, math.nan) for m in names)))
-    sections = [
-        page.paragraph(f"{len(judged.rows)} rows that none of them was fitted on, outcomes known by {content['cutoff']}; candidates fitted until {content['fitted_until']}."),
-        page.table(["model", *names], rows),
-    ]
+    known = f"{len(judged.rows)} rows that none of them was fitted on, with outcomes known by {content['cutoff']}"
+    sections = [page.paragraph(f"{known}; candidates fitted until {content['fitted_until']}."), page.table(["model", *names], rows)]
     if judged.champion_error:
         sections.append(page.paragraph(judged.champion_error, "no"))
     if judged.difference:
         d = judged.difference
-        sections.append(page.paragraph(f"{project.metric.name}: best candidate minus champion {d['difference']:+.4f}, 95 % interval {d['low']:+.4f} to {d['high']:+.4f} (paired bootstrap over {d['days']} days)."))
+        interval = f"95 % interval {d['low']:+.4f} to {d['high']:+.4f} (paired bootstrap over {d['days']} days)"
+        sections.append(page.paragraph(f"{project.metric.name}: best candidate minus champion {d['difference']:+.4f}, {interval}."))
     versions = ", ".join(f"{k} v{v}" for k, v in sorted(content["table_versions"].items()))
-    sections.append(page.paragraph(f"Training set {content['training_set']} ({versions or 'no table versions'}), request {content['request']}, run {content['dag_run']}."))
+    made_from = f"Training set {content['training_set']} ({versions or 'no table versions'})"
+    sections.append(page.paragraph(f"{made_from}, request {content['request']}, run {content['dag_run']}."))
     return page.page(f"{project.name}: candidates, champion and baseline on the same rows", *sections, page.images(plots))
 
 
 def _log_bytes(client: MlflowClient, run_id: str, name: str, content: bytes) -> None:
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)

@@ -16,7 +16,7 @@ def write(uri: str | UPath, content: dict[str, Any]) -> None:
     if path.protocol in ("", "file"):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text)
-        os.replace(str(temporary.path), str(path.path))
+        temporary.replace(path)
     else:
         path.write_text(text)  # object stores show an object only when it is complete
 

@@ -29,7 +29,8 @@ class Preparation:
         empty = missing.all(axis=0)
         known = np.where(empty, 0.0, numeric)  # a column that is always missing counts as zeros
         mean, scale = np.nanmean(known, axis=0, dtype="float64"), np.nanstd(known, axis=0, dtype="float64")
-        return cls(mean.astype("float32"), np.where(scale > 1e-9, scale, 1.0).astype("float32"), np.flatnonzero(missing.any(axis=0)), known_categories(categorical))
+        scale = np.where(scale > 1e-9, scale, 1.0)
+        return cls(mean.astype("float32"), scale.astype("float32"), np.flatnonzero(missing.any(axis=0)), known_categories(categorical))
 
     def __call__(self, numeric: np.ndarray, categorical: np.ndarray) -> torch.Tensor:
         missing = np.isnan(numeric)

@@ -13,7 +13,8 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:30rem;marg
 
 
 def page(title: str, *sections: str) -> str:
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style><h1>{_text(title)}</h1>{"".join(sections)}</html>\n'
+    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en">{head}<h1>{_text(title)}</h1>{"".join(sections)}</html>\n'
 
 
 def paragraph(text: str, kind: str = "") -> str:

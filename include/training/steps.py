@@ -24,7 +24,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Fit one candidate on the rows known by the split, and keep it as a bundle."""
     examples = read_examples(project, training_set)
-    split = _whole_second(judging.split_at(examples, project.gate.holdout, champion_fitted_until and moment(champion_fitted_until)))
+    since = moment(champion_fitted_until) if champion_fitted_until else None
+    split = _whole_second(judging.split_at(examples, project.gate.holdout, since))
     rows = judging.fit_rows(examples, split)
     held_out = judging.judged_rows(examples, [split])
     print(f"{candidate}: {len(rows)} rows known by {iso(split)} to fit, {len(held_out)} later ones to judge", flush=True)
@@ -58,7 +59,8 @@ def evaluate(
         "git_sha": git_sha, "dag_run": dag_run, **judged.content(),
     }  # fmt: skip
     client = tracking.tracking_client()
-    shared = {"cutoff": description["cutoff"], "git_sha": git_sha, "airflow_run": dag_run, "training_set": training_set, "table_versions": json.dumps(content["table_versions"])}
+    shared = {"cutoff": description["cutoff"], "git_sha": git_sha, "airflow_run": dag_run, "training_set": training_set}
+    shared["table_versions"] = json.dumps(content["table_versions"])
     runs = tracking.RequestRuns(client, project.name, request, shared)
     content["run_id"] = evaluation.record(project, client, runs, fitted, judged, content, description, report)
     _write(manifest, made_from, content)
@@ -72,7 +74,8 @@ def refit(
     from include.training import tracking
 
     judged, passed = _read(evaluation), _read(verdict)["passed"]
-    bundle, fitted_until, facts = Bundle.load(judged["bundle"]), judged["fitted_until"], {}
+    bundle, fitted_until = Bundle.load(judged["bundle"]), judged["fitted_until"]
+    facts: dict[str, Any] = {}
     refitted = project.refit and passed
     if refitted:
         examples = read_examples(project, training_set)

@@ -4,7 +4,6 @@ Runs are found again by their tags (request and candidate), so that a step that 
 """
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -56,8 +55,10 @@ class RequestRuns:
         return self._client.create_run(self.experiment, tags=wanted, run_name=name).info.run_id
 
 
-def log(client: MlflowClient, run_id: str, *, params: dict[str, Any], metrics: dict[str, float], tags: dict[str, str], curves: dict[str, list[float]] | None = None) -> None:
-    """Parameters, metrics, tags and curves of a run, in one call, unless they are there already (MLflow refuses NaN nowhere: it is shown)."""
+def log(
+    client: MlflowClient, run_id: str, *, params: dict[str, Any], metrics: dict[str, float], tags: dict[str, str], curves: dict[str, list[float]] | None = None
+) -> None:
+    """Parameters, metrics (a NaN is shown as such), tags and curves of a run in one call; what is there already is not written again."""
     run = client.get_run(run_id).data
     points = [Metric(k, v, 0, 0) for k, v in metrics.items() if not _same(run.metrics.get(k), v)]
     for name, values in (curves or {}).items():
@@ -69,7 +70,7 @@ def log(client: MlflowClient, run_id: str, *, params: dict[str, Any], metrics: d
 
 def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, description: dict[str, Any]) -> None:
     """The training set as the run's input: where it lies, and the table versions and cutoff it can be made again from."""
-    source = {"uri": uri, **{k: description[k] for k in ("cutoff", "table_versions", "feature_service") if k in description}}
+    source: dict[str, Any] = {"uri": uri, **{k: description[k] for k in ("cutoff", "table_versions", "feature_service") if k in description}}
     dataset = Dataset(
         name=f"{project}_training_set",
         digest=description["sha256"][:12],
@@ -137,7 +138,7 @@ def download_model(name: str, version: str) -> Path:
         missing = [name for name in FILES if not (partial / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{model_uri} is no bundle of this house: it lacks {', '.join(missing)}")
-        os.rename(partial, target)
+        partial.rename(target)
     except OSError:
         if not target.exists():  # else another process was faster
             raise

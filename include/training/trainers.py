@@ -88,7 +88,10 @@ def hist_gradient_boosting(kind, inputs: Inputs, rule: str, numeric, categorical
     categories = known_categories(categorical)
     # Without early stopping: it would set rows aside at random, newest ones too, and the number of trees is a parameter.
     model = trainer(**{"early_stopping": False, "random_state": SEED, **parameters})
-    model.fit(with_codes(numeric, categorical, categories), label)
+    rows = with_codes(numeric, categorical, categories)
+    never_known = np.isnan(rows).all(axis=0)
+    # scikit-learn 1.9 cannot bin a column that is missing everywhere; a constant one is never split on either.
+    model.fit(np.where(never_known, np.float32(0), rows) if never_known.any() else rows, label)
     return SklearnModel(model, kind, numeric.shape[1], categories)
 
 

@@ -20,9 +20,10 @@ AUC = Metric(name="auc", higher_is_better=True)
 
 def store_predictions(*, hours_before: list[float], version: str = "1", cutoff: datetime = CUTOFF, first_flight: int = 1, prediction: float = 0.5):
     predicted_at = [pd.Timestamp(CUTOFF - timedelta(hours=h)) for h in hours_before]
+    flights = range(first_flight, first_flight + len(predicted_at))
     rows = pd.DataFrame(
         {
-            "carrier": "AA", "flight": range(first_flight, first_flight + len(predicted_at)), "scheduled_departure": [t + timedelta(hours=1) for t in predicted_at],
+            "carrier": "AA", "flight": flights, "scheduled_departure": [t + timedelta(hours=1) for t in predicted_at],
             "predicted_at": predicted_at, "prediction": prediction, "model_version": version, "cutoff": pd.Timestamp(cutoff),
         }
     )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Rules about rows that hold for every source: time, keys, what is in the tables already, references."""
+
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+
+from include.data import tables
+from include.projects.base import Project, Source
+
+Fault = tuple[str, str, np.ndarray]
+END_OF_TIME = pd.Timestamp.max.tz_localize("UTC").floor("us").to_pydatetime()
+
+
+def from_the_future(source: Source, rows: pd.DataFrame, cutoff: datetime) -> Fault | None:
+    """Nobody can know by the cutoff what became known after it."""
+    late = (rows[source.known_at] > pd.Timestamp(cutoff)).to_numpy(dtype=bool, na_value=False)
+    if not late.any():
+        return None
+    latest = rows.loc[late, source.known_at].max()
+    message = f"'{source.known_at}' is after the run's cutoff {cutoff:%Y-%m-%d %H:%M} (latest {latest:%Y-%m-%d %H:%M}); is the upstream's clock right?"
+    return "from_the_future", message, late
+
+
+def repeated_keys(source: Source, rows: pd.DataFrame, owner: np.ndarray) -> list[Fault]:
+    """Keys that occur twice in one file: of equal rows the first one stays, of contradicting ones none.
+
+    Args:
+        owner: the number of the file that each row is of.
+    """
+    filed = rows.assign(__file=owner)
+    key, faults = ["__file", *source.key], []
+    doubled = filed.duplicated(key, keep=False).to_numpy()
+    if doubled.any():
+        distinct = filed[doubled].drop_duplicates()
+        bad_keys = pd.MultiIndex.from_frame(distinct[distinct.duplicated(key, keep=False)][key])
+        contradicting = doubled & pd.MultiIndex.from_frame(filed[key]).isin(bad_keys)
+        repeats = doubled & ~contradicting & filed.duplicated(key, keep="first").to_numpy()
+        for rule, mask, what in (("contradicting_keys", contradicting, "differ"), ("duplicated_keys", repeats, "are the same")):
+            if mask.any():
+                faults.append((rule, f"key {_key_text(source, rows, mask)} occurs more than once in the file, and its rows {what}", mask))
+    return faults
+
+
+def in_earlier_file(source: Source, rows: pd.DataFrame) -> list[Fault]:
+    """Rows (in the order of the files) whose key an earlier file of the same run has; the earlier row stays."""
+    key = list(source.key)
+    later = rows.duplicated(key, keep="first").to_numpy()
+    if not later.any():
+        return []
+    values = [c for c in source.columns if c != source.known_at]
+    same = later & rows.duplicated(values, keep="first").to_numpy()
+    found = (("repeats_earlier", same, "repeat"), ("contradicts_earlier", later & ~same, "contradict"))
+    return [
+        (rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}; the earlier ones stay", mask) for rule, mask, what in found if mask.any()
+    ]
+
+
+def known_already(project: Project, source: Source, rows: pd.DataFrame) -> list[Fault]:
+    """Rows whose key is in the table: the earlier row stays, whatever the new one says."""
+    key = list(source.key)
+    there = tables.read(project, source.name, known_by=END_OF_TIME, columns=key)
+    mask = pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(there))
+    if not mask.any():
+        return []
+    earlier = tables.read(project, source.name, known_by=END_OF_TIME)
+    values = [c for c in source.columns if c not in (*key, source.known_at)]
+    both = rows.loc[mask, [*key, *values]].reset_index().merge(earlier[[*key, *values]], on=key, suffixes=("", "__earlier")).set_index("index")
+    same = pd.Series(True, index=both.index)
+    for column in values:
+        new, old = both[column], both[f"{column}__earlier"]
+        same &= (new == old).fillna(False).astype(bool) | (new.isna() & old.isna())
+    position = pd.Series(np.arange(len(rows)), index=rows.index)
+    faults: list[Fault] = []
+    for rule, chosen, what in (("contradicts_earlier", same[~same], "contradict"), ("repeats_earlier", same[same], "repeat")):
+        if len(chosen):
+            found = np.zeros(len(rows), dtype=bool)
+            found[position[chosen.index.unique()]] = True
+            faults.append((rule, f"they {what} rows ingested earlier, e.g. key {_key_text(source, rows, found)}; the earlier ones stay", found))
+    return faults
+
+
+def dangling(project: Project, source: Source, rows: pd.DataFrame) -> Fault | None:
+    """Rows that refer to a row of another source that was never seen."""
+    if source.references is None:
+        return None
+    columns = list(source.references.columns)
+    known = tables.read(project, source.references.source, known_by=END_OF_TIME, columns=columns)
+    mask = ~pd.MultiIndex.from_frame(rows[columns]).isin(pd.MultiIndex.from_frame(known))
+    if not mask.any():
+        return None
+    return "unknown_reference", f"they are of nothing in '{source.references.source}', e.g. {_key_text(source, rows, mask)}", mask
+
+
+def _key_text(source: Source, rows: pd.DataFrame, mask: np.ndarray) -> str:
+    return ", ".join(f"{c}={rows.loc[mask, c].iloc[0]}" for c in source.key)
+
+

@@ -1,0 +1,80 @@
+"""Great Expectations: one checkpoint over a frame, the rows that broke it, and its Data Docs page."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+ROW = "__row"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An expectation that did not hold. ``rows``: positions in the frame; empty when it is about the table as a whole."""
+
+    rule: str
+    message: str
+    rows: list[int]
+    warning: bool
+
+
+@dataclass(frozen=True)
+class Validation:
+    broken: list[Broken]
+    expectations: int
+    page: str
+
+
+def validate(name: str, rows: pd.DataFrame, suite: list[Any]) -> Validation:
+    """Run a checkpoint of expectations over a frame.
+
+    Args:
+        name: of the suite, as shown in the Data Docs.
+        rows: what is validated.
+        suite: Great Expectations' expectations; one of severity ``warning`` is reported and quarantines nothing.
+
+    Returns:
+        What broke, with the positions of the rows, and the Data Docs page of the run (HTML).
+    """
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    batch = context.data_sources.add_pandas("landing").add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=suite)))
+    )
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(name=name, validation_definitions=[definition], result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]})
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = checkpoint.run(batch_parameters={"dataframe": rows.assign(**{ROW: range(len(rows))})})
+    result = next(iter(outcome.run_results.values()))
+    broken = [_broken(r) for r in result.results if not r.success]
+    for r in result.results:  # the page shows figures and examples, not every row
+        for bulky in ("unexpected_index_list", "unexpected_list", "unexpected_index_query"):
+            r.result.pop(bulky, None)
+    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    return Validation(broken, len(result.results), page)
+
+
+def _broken(result: Any) -> Broken:
+    configuration = result.expectation_config
+    settings = {k: v for k, v in configuration.kwargs.items() if k not in {"batch_id", "column"} and v is not None}
+    column = configuration.kwargs.get("column")
+    rule = configuration.type.removeprefix("expect_") + (f"({column})" if column else "")
+    if result.exception_info and result.exception_info.get("raised_exception"):
+        raise RuntimeError(f"expectation {rule} could not be evaluated: {result.exception_info.get('exception_message')}")
+    rows = [int(entry[ROW]) for entry in result.result.get("unexpected_index_list") or []]
+    examples = result.result.get("partial_unexpected_list") or []
+    found = f", e.g. {examples[0]!r}" if examples else f", observed {result.result.get('observed_value')!r}"
+    wanted = ", ".join(f"{k}={v}" for k, v in settings.items())
+    message = f"{rule} does not hold ({wanted}): {len(rows) or 'the table as a whole'}{' rows' if rows else ''}{found}"
+    return Broken(rule, message, rows, str(getattr(configuration, "severity", "") or "").lower().endswith("warning"))

@@ -1,0 +1,82 @@
+"""The tab "Report" of a task instance: what a task wrote into its report folder (Data Docs, drift, evaluation), for those who may read the DAG.
+
+Every Airflow component loads plugins, so this module imports nothing but the plugin's base class: the app is built at its first request,
+which only the API server gets. Apps of plugins are open to the world unless they say otherwise; here the route itself does.
+"""
+
+from functools import cache
+from html import escape
+
+from airflow.plugins_manager import AirflowPlugin
+
+PREFIX = "/airloop"
+HEADERS = {
+    "Cache-Control": "private, no-cache",  # a task that runs again writes its report again
+    "X-Content-Type-Options": "nosniff",
+    # A report brings scripts of its own and is shown inside a logged-in page: they may draw, and neither call Airflow's API nor send anything away.
+    "Content-Security-Policy": "connect-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'",
+}
+NO_REPORT = """<!doctype html><meta charset="utf-8"><title>No report</title>
+<body style="font: 15px/1.5 system-ui, sans-serif; color: #555; padding: 3em; max-width: 40em; margin: auto">
+<h1 style="font-size: 1.2em; color: #222">No report here</h1><p>{what}</p>
+<p>A task shows its report here when it wrote an <code>index.html</code> into its report folder: the validation of <code>ingest</code> and
+<code>build_features</code>, the evaluation of <code>train</code>, the drift of <code>monitor</code>.</p></body>"""
+
+
+def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[bytes, str] | None:
+    """A file of a task's report and its media type; None if there is none, or if the names try to leave the report's folder."""
+    from mimetypes import guess_type
+
+    from include.data import layout
+    from include.projects import get_project, project_names
+
+    names = [dag_id, run_id, task_id, *(path or "index.html").split("/")]
+    if any(name in {"", ".", ".."} or "/" in name or "\\" in name or "\0" in name for name in names):
+        return None
+    project = dag_id.partition("__")[0]
+    if project not in project_names():
+        return None
+    folder = layout.report(get_project(project), dag_id, run_id, task_id)
+    file = folder.joinpath(*names[3:])
+    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):  # a link may point elsewhere
+        return None
+    return file.read_bytes(), guess_type(file.name)[0] or "application/octet-stream"
+
+
+@cache
+def _app():
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+    from fastapi import Depends, FastAPI, Response
+    from fastapi.responses import HTMLResponse
+
+    app = FastAPI(title="Airloop", openapi_url=None)
+
+    @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE))])
+    def report(dag_id: str, run_id: str, task_id: str, path: str) -> Response:
+        found = read_report(dag_id, run_id, task_id, path)
+        if found is None:
+            what = f"The task <b>{escape(task_id)}</b> of <b>{escape(dag_id)}</b> made no report in the run <b>{escape(run_id)}</b>, or has not made it yet."
+            return HTMLResponse(NO_REPORT.format(what=what), status_code=404, headers=HEADERS)
+        content, media_type = found
+        return Response(content, media_type=media_type, headers=HEADERS)
+
+    return app
+
+
+async def _app_when_asked(scope, receive, send) -> None:
+    await _app()(scope, receive, send)
+
+
+class AirloopReports(AirflowPlugin):
+    name = "airloop_reports"
+    fastapi_apps = [{"app": _app_when_asked, "url_prefix": PREFIX, "name": "Airloop"}]
+    external_views = [
+        {
+            "name": "Report",
+            # Relative, so that it holds below any base URL; the UI encodes the names. All instances of a mapped task share their task's report.
+            "href": f"{PREFIX[1:]}/report/{{DAG_ID}}/{{RUN_ID}}/{{TASK_ID}}/",
+            "destination": "task_instance",
+            "url_route": "report",
+        }
+    ]

@@ -1,0 +1,127 @@
+"""Every answered prediction, written off the request's path into parquet files by ``prediction_log.schema.json``."""
+
+import json
+import logging
+import os
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
+TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
+FILE_ROWS = 20_000
+
+log = logging.getLogger(__name__)
+
+
+def arrow_schema() -> pa.Schema:
+    """The log's columns; the schema's version stands in the metadata of each file."""
+    document = json.loads(SCHEMA_FILE.read_text())
+    fields = [pa.field(column["name"], TYPES[column["type"]], nullable=column["nullable"]) for column in document["columns"]]
+    return pa.schema(fields, metadata={"prediction_log_version": str(document["version"])})
+
+
+class PredictionLog:
+    """Takes rows at once, writes them from a thread of its own.
+
+    A prediction is in a file at most ``flush_seconds`` (and the time of one write) after ``append``. When files cannot be
+    written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
+    """
+
+    def __init__(self, root: Path, *, flush_seconds: float = 0.5, capacity: int = 100_000) -> None:
+        self.root, self.flush_seconds, self.capacity = root, flush_seconds, capacity
+        self._schema = arrow_schema()
+        self._waiting: dict[str, deque[dict[str, Any]]] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._numbers = count()
+        self._counts = {"waiting": 0, "written": 0, "dropped": 0, "errors": 0}
+        self._last_error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Hand over rows with the schema's columns. Never waits for the disk."""
+        with self._changed:
+            if self._closing or self._counts["waiting"] + len(rows) > self.capacity:
+                self._counts["dropped"] += len(rows)
+                return
+            for row in rows:
+                self._waiting.setdefault(row["project"], deque()).append(row)
+            self._counts["waiting"] += len(rows)
+            self._changed.notify()
+
+    def close(self, timeout: float = 10) -> None:
+        """Write what waits, trying each file once more, and stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """Rows waiting, written and dropped, failed writes, and the last failure while it lasts."""
+        with self._changed:
+            return {**self._counts, "last_error": self._last_error}
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._counts["waiting"] or self._closing)
+                self._changed.wait_for(lambda: self._closing or self._counts["waiting"] >= FILE_ROWS, timeout=self.flush_seconds)
+                closing = self._closing
+            written = self._flush()
+            if closing and not (written and self._counts["waiting"]):  # all is out, or nothing more can be
+                return
+            if not written:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, timeout=1)
+
+    def _flush(self) -> bool:
+        """One file per project; False if one of them could not be written and should be tried again."""
+        with self._changed:
+            batches = {project: list(islice(rows, FILE_ROWS)) for project, rows in self._waiting.items() if rows}
+        fine, lost = True, False
+        for project, rows in batches.items():
+            try:
+                self._write(project, rows)
+            except OSError as error:  # a full disk, a folder that is gone: try again
+                fine = False
+                self._failed(error)
+                continue
+            except (pa.ArrowException, TypeError, ValueError) as error:  # such rows can never be written
+                lost = True
+                self._failed(error)
+            with self._changed:
+                for _ in rows:
+                    self._waiting[project].popleft()
+                self._counts["waiting"] -= len(rows)
+                self._counts["dropped" if lost else "written"] += len(rows)
+                if not lost:
+                    self._last_error = None
+            lost = False
+        return fine
+
+    def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
+        folder = self.root / project / "prediction_log"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{next(self._numbers)}.parquet"
+        partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
+        try:
+            pq.write_table(pa.Table.from_pylist(rows, self._schema), partial)
+            partial.rename(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _failed(self, error: Exception) -> None:
+        log.warning("prediction log: %s: %s", type(error).__name__, error)
+        with self._changed:
+            self._counts["errors"] += 1
+            self._last_error = f"{type(error).__name__}: {error}"

@@ -1,0 +1,34 @@
+"""What went wrong with a request, as a problem document (RFC 9457) that names the field."""
+
+from typing import Any
+
+
+class Problem(Exception):
+    """An answer other than the wanted one.
+
+    Attributes:
+        kind: short name of the kind of problem; its ``type`` is ``urn:airloop:<kind>``.
+        field: the part of the request that is meant, as ``instances[3].origin``; None: no part of it.
+    """
+
+    def __init__(self, status: int, kind: str, title: str, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.title, self.detail, self.field = status, kind, title, detail, field
+
+    def document(self) -> dict[str, Any]:
+        document = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}
+        return document if self.field is None else document | {"field": _printable(self.field)}
+
+
+def invalid(kind: str, title: str, detail: str, field: str) -> Problem:
+    """The request is wrong at ``field``; asking again does not help."""
+    return Problem(422, kind, title, detail, field=field)
+
+
+def unavailable(kind: str, title: str, detail: str) -> Problem:
+    """The service cannot answer now; asking again may help."""
+    return Problem(503, kind, title, detail)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # JSON can bring half a surrogate pair, which no answer can carry

@@ -1,0 +1,328 @@
+"""Which model answers: follows the alias ``champion`` of registered models in MLflow, without a restart.
+
+One thread asks the registry, fetches new versions, and tries them; requests only ever see a model that answered its golden
+requests, taken from one dictionary. What goes wrong leaves the model that is there in its place.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from serving.bundle import Bundle, BundleError
+from serving.problems import Problem, unavailable
+
+CHAMPION = "champion"
+POINTER = "current.json"
+KEPT = 2  # versions in the cache, per model: the current one and the one before, for a fast way back
+QUIET_TRIES = 3  # failed fetches before they are called an error: the network may only have blinked
+LONGEST_PAUSE = 60.0
+
+State = Literal["loading", "ready", "refused", "error"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers."""
+
+    name: str
+    version: str
+    source: str
+    bundle: Bundle
+    loaded_at: datetime
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where the alias points. ``source`` tells apart equal numbers of two registries."""
+
+    version: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of one registered model.
+
+    ``state``: ``loading`` (nothing answers yet), ``ready`` (the champion answers), ``refused`` (the champion is not fit to answer: another
+    one, or none, does), ``error`` (the champion cannot be fetched; it is tried again).
+    """
+
+    name: str
+    state: State = "loading"
+    served: Served | None = None
+    error: str | None = None
+    wanted: Wanted | None = None
+    tries: int = 0
+    next_try: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        served = self.served
+        return {
+            "name": self.name,
+            "version": served.version if served else None,
+            "loaded_at": served.loaded_at.isoformat() if served else None,
+            "state": self.state,
+            "error": self.error,
+        }
+
+
+class ModelRegistry:
+    """The models that this service serves.
+
+    Args:
+        names: registered models to follow; empty: every one with a champion.
+        client: makes the MLflow client; called in the thread, since importing MLflow takes seconds.
+    """
+
+    def __init__(self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None) -> None:
+        self.uri, self.cache, self.names, self.poll_seconds = uri, cache, names, poll_seconds
+        self.models: dict[str, Model] = {name: Model(name) for name in names}
+        self.polled_at: datetime | None = None
+        self.error: str | None = None
+        self.imported = threading.Event()
+        self._threads = threads
+        self._client_of = client or _mlflow_client
+        self._client: Any = None
+        self._created: dict[str, tuple[str, int]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def serving(self, name: str) -> Served:
+        """The model that answers for ``name`` now.
+
+        Raises:
+            Problem: 404, there is no such model; 503, nothing answers yet.
+        """
+        model = self.model(name)
+        if model.served is None:
+            raise unavailable("model-not-loaded", "The model is not loaded", model.error or f"model '{name}' is being loaded")
+        return model.served
+
+    def model(self, name: str) -> Model:
+        """What is known of a model.
+
+        Raises:
+            Problem: 404, there is no such model; 503, the registry has not been asked yet.
+        """
+        model = self.models.get(name)
+        if model is not None:
+            return model
+        if self.polled_at is None:
+            raise unavailable("registry-not-asked", "The model registry has not answered yet", self.error or "it is being asked which models there are")
+        raise Problem(404, "unknown-model", "Unknown model", f"no registered model '{name}' is served here; GET /models lists those that are", field="name")
+
+    def status(self) -> dict[str, Any]:
+        return {"uri": self.uri, "polled_at": self.polled_at.isoformat() if self.polled_at else None, "error": self.error}
+
+    # --- what the thread does ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.poll()
+            self._stop.wait(self.poll_seconds)
+
+    def poll(self) -> None:
+        """Ask the registry once and follow it."""
+        try:
+            if self._client is None:
+                try:
+                    self._client = self._client_of(self.uri)
+                finally:
+                    self.imported.set()
+            champions = self._champions()
+        except Exception as error:  # MLflow's, the connection's, the database's
+            if self.error is None:
+                log.warning("the registry at %s does not answer; what is loaded keeps serving: %s", self.uri, error)
+            self.error = _line(error)
+            if self.polled_at is None:
+                self._restore()
+            return
+        self.error, self.polled_at = None, datetime.now(UTC)
+        for name in sorted({*champions, *self.models}):
+            try:
+                self._follow(self.models.get(name) or Model(name), champions.get(name))
+            except Exception as error:  # nothing that one model does may stop the thread
+                log.exception("model %s", name)
+                self._put(replace(self.models.get(name) or Model(name), error=_line(error), state="error"))
+
+    def _champions(self) -> dict[str, Wanted]:
+        """Model -> the version its alias points at; one request, and another one for each alias that moved."""
+        found: dict[str, Wanted] = {}
+        for entry in _named(self._client, self.names) if self.names else _all(self._client):
+            version = entry.aliases.get(CHAMPION)
+            if version is None:
+                continue
+            before, mark = self.models.get(entry.name), (str(version), entry.creation_timestamp)
+            if self._created.get(entry.name) != mark or before is None or before.wanted is None:
+                found[entry.name] = Wanted(str(version), self._client.get_model_version(entry.name, str(version)).source)
+                self._created[entry.name] = mark
+            else:
+                found[entry.name] = before.wanted
+        return found
+
+    def _follow(self, model: Model, wanted: Wanted | None) -> None:
+        if wanted is None:
+            if model.served is None:
+                self._put(replace(model, state="loading", wanted=None, error=f"no version has the alias '{CHAMPION}'"))
+            elif model.wanted is not None:  # taken away: an answer is better than none, so the last champion keeps answering
+                self._put(replace(model, wanted=None, error=f"no version has the alias '{CHAMPION}' any more; the last champion keeps answering"))
+            return
+        if wanted != model.wanted:
+            model = replace(model, wanted=wanted, tries=0, next_try=0.0, error=None if model.served else model.error)
+        if model.served and (model.served.version, model.served.source) == (wanted.version, wanted.source):
+            self._put(replace(model, state="ready", error=None))
+        elif model.state == "refused" and model.wanted == self._wanted_before(model.name):
+            return  # it will be as wrong as the last time, until the alias moves
+        elif time.monotonic() >= model.next_try:
+            self._put(self._try(model, wanted))
+
+    def _wanted_before(self, name: str) -> Wanted | None:
+        known = self.models.get(name)
+        return known.wanted if known else None
+
+    def _try(self, model: Model, wanted: Wanted) -> Model:
+        """Fetch, load and test a version; what it becomes of the model."""
+        try:
+            folder = self._fetch(model.name, wanted)
+            served = Served(model.name, wanted.version, wanted.source, self._load(model.name, folder), datetime.now(UTC))
+        except BundleError as error:
+            log.warning("model %s version %s is refused: %s", model.name, wanted.version, error)
+            return replace(model, state="refused", error=f"version {wanted.version}: {error}")
+        except Exception as error:
+            tries = model.tries + 1
+            pause = min(LONGEST_PAUSE, self.poll_seconds * 2 ** (tries - 1))
+            log.warning("model %s version %s cannot be fetched (try %d): %s", model.name, wanted.version, tries, error)
+            later = replace(model, tries=tries, next_try=time.monotonic() + pause)
+            return later if tries < QUIET_TRIES else replace(later, state="error", error=f"version {wanted.version} cannot be fetched ({tries} tries): {_line(error)}")
+        log.info("model %s: version %s answers", model.name, wanted.version)
+        self._point_at(model.name, wanted, folder)
+        return replace(model, state="ready", served=served, error=None, tries=0)
+
+    def _load(self, name: str, folder: Path) -> Bundle:
+        bundle = Bundle.load(folder, threads=self._threads)
+        if bundle.contract.project != name:
+            raise BundleError(f"contract.json is of project '{bundle.contract.project}', the registered model is '{name}'")
+        return bundle
+
+    def _put(self, model: Model) -> None:
+        self.models = {**self.models, model.name: model}  # a new dictionary, so that readers need no lock
+
+    # --- the cache on disk ---------------------------------------------------------------------------------------------------------
+
+    def _folder(self, name: str) -> Path:
+        return self.cache / quote(name, safe="").replace(".", "%2E")
+
+    def _fetch(self, name: str, wanted: Wanted) -> Path:
+        """The folder of a version that loads, from the cache or the registry; a broken copy is fetched again."""
+        target = self._folder(name) / f"{wanted.version}-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"
+        if target.exists():
+            try:
+                self._load(name, target)
+                return target
+            except (BundleError, OSError) as error:
+                log.warning("%s is damaged (%s) and fetched again", target, error)
+                shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+        try:
+            self._load(name, _download(self.uri, name, wanted.version, partial))
+            partial.rename(target)
+        except OSError:
+            if not target.exists():  # else another worker was faster
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    def _point_at(self, name: str, wanted: Wanted, folder: Path) -> None:
+        """Remember the version for a start without the registry, and forget those before the last one."""
+        pointer = self._folder(name) / POINTER
+        try:
+            before = json.loads(pointer.read_text())["folder"] if pointer.exists() else folder.name
+            draft = pointer.with_name(f".{POINTER}.{os.getpid()}")
+            draft.write_text(json.dumps({"name": name, "version": wanted.version, "source": wanted.source, "folder": folder.name}, indent=1))
+            draft.replace(pointer)
+            folder.touch()
+            versions = sorted((f for f in pointer.parent.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: f.stat().st_mtime, reverse=True)
+            for old in versions[KEPT:]:
+                if old.name != before:
+                    shutil.rmtree(old, ignore_errors=True)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("the cache of model %s cannot be written: %s", name, error)  # it serves all the same
+
+    def _restore(self) -> None:
+        """The last models that answered, when the registry is away at the start."""
+        for pointer in sorted(self.cache.glob(f"*/{POINTER}")):
+            try:
+                entry = json.loads(pointer.read_text())
+                name, wanted = entry["name"], Wanted(entry["version"], entry["source"])
+                known = self.models.get(name) or Model(name)
+                if known.served or (self.names and name not in self.names):
+                    continue
+                served = Served(name, wanted.version, wanted.source, self._load(name, pointer.parent / entry["folder"]), datetime.now(UTC))
+                self._put(replace(known, state="ready", served=served, wanted=wanted))
+                log.info("model %s: version %s answers, from the cache", name, wanted.version)
+            except (OSError, ValueError, KeyError) as error:
+                log.warning("%s cannot be used: %s", pointer, error)
+
+
+def _mlflow_client(uri: str):
+    # MLflow's own defaults wait for minutes on a server that is away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _named(client, names: tuple[str, ...]):
+    from mlflow.exceptions import MlflowException
+
+    for name in names:
+        try:
+            yield client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+
+def _all(client):
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _download(uri: str, name: str, version: str, into: Path) -> Path:
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(into), tracking_uri=uri, registry_uri=uri))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,0 +1,35 @@
+"""The service's settings, read from environment variables with the prefix ``SERVING_``."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where the registry, the features and the log are; nothing about any project."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVING_", frozen=True, extra="ignore")
+
+    models: str = Field("", description="Comma-separated registered models; empty: every one that has a champion.")
+    mlflow_uri: str = Field("http://127.0.0.1:5000", description="MLflow's tracking server and model registry.")
+    feature_repo: Path = Field(Path("feature_repo"), description="Folder of the feature_store.yaml whose online store is read.")
+    log_root: Path = Field(Path("data/store"), description="The prediction log goes to <log_root>/<project>/prediction_log/.")
+    cache: Path = Field(Path("data/serving/cache"), description="Where model versions are kept, to start from when the registry is away.")
+    poll_seconds: float = Field(1.0, gt=0, description="How often the registry is asked who is champion.")
+    feature_registry_seconds: float = Field(10.0, gt=0, description="How often Feast's registry is read again.")
+    log_flush_seconds: float = Field(0.5, gt=0, le=1, description="How old a prediction may grow in memory before it is written.")
+    log_capacity: int = Field(100_000, ge=1, description="Predictions that may wait to be written; more are dropped and counted.")
+    threads: int = Field(1, ge=1, description="ONNX Runtime's threads per model.")
+    max_instances: int = Field(1000, ge=1, description="Instances in one request.")
+
+    @field_validator("log_root")
+    @classmethod
+    def _is_a_folder(cls, value: Path) -> Path:
+        if "://" in str(value) or ":/" in str(value):  # Path makes one slash of two
+            raise ValueError(f"'{value}' is no folder: the prediction log is written to files of this machine")
+        return value
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())

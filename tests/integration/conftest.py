@@ -1,0 +1,105 @@
+"""A real Airflow for the DAGs' own tests: a home with a migrated database, a fresh store for each test, and a way to run a DAG whole.
+
+``run_dag`` runs the real DAG file through ``dag.test()`` in this process, so that great_expectations, feast and mlflow are imported once.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from include.settings import REPOSITORY, get_settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run that has ended.
+
+    Attributes:
+        state: of the run, e.g. ``success``.
+        tasks: task id -> state.
+        results: task id -> what it returned.
+        events: (asset name, extra) of every asset event that it emitted.
+        log: everything that its tasks logged.
+    """
+
+    run_id: str
+    state: str
+    tasks: dict[str, str]
+    results: dict[str, object] = field(repr=False)
+    events: list[tuple[str, dict]]
+    log: str = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def airflow_home(tmp_path_factory):
+    """AIRFLOW_HOME with a migrated SQLite database and the repository's DAG folder, configured as the stack configures it; made once."""
+    from include.stack.environment import airflow_environment
+
+    home = tmp_path_factory.mktemp("airflow")
+    kept = dict(os.environ)
+    os.environ["AIRLOOP_HOME"] = str(home)
+    get_settings.cache_clear()
+    environment = airflow_environment(get_settings()) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"}
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True)
+    os.environ.update(environment)
+    from airflow import settings  # reads the environment; if another test imported it before, it is configured again
+
+    settings.configure_vars()
+    settings.dispose_orm(do_log=False)
+    settings.configure_orm()
+    yield home
+    settings.dispose_orm(do_log=False)
+    os.environ.clear()
+    os.environ.update(kept)
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def fresh_store(tmp_path, monkeypatch):
+    """An AIRLOOP_HOME of its own: no files, no tables, an empty ledger. Gives its path."""
+    home = tmp_path / "home"
+    for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL", "AIRLOOP_PROJECTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AIRLOOP_HOME", str(home))
+    _forget()
+    yield home
+    monkeypatch.undo()
+    _forget()
+
+
+@pytest.fixture
+def run_dag(airflow_home, fresh_store, capfd):
+    """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run."""
+
+    def run(dag_id: str, conf: dict | None = None) -> Run:
+        from airflow.dag_processing.dagbag import DagBag
+        from airflow.models.asset import AssetEvent
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+
+        bag = DagBag(REPOSITORY / "dags" / f"{dag_id.partition('__')[2]}.py")
+        assert not bag.import_errors, bag.import_errors
+        dag = bag.dags[dag_id]
+        for one in dag.tasks:
+            one.retries = 0  # a failure is a failure at once
+        capfd.readouterr()
+        ended = dag.test(run_conf=conf)
+        log = "".join(capfd.readouterr())
+        with create_session() as session:
+            tasks = {t.task_id: str(t.state) for t in ended.get_task_instances(session=session)}
+            events = [(e.asset.name, e.extra) for e in session.query(AssetEvent).filter(AssetEvent.source_run_id == ended.run_id)]
+            results = {x.task_id: XComModel.deserialize_value(x) for x in XComModel.get_many(run_id=ended.run_id, dag_ids=dag_id, key="return_value", session=session)}
+        return Run(ended.run_id, str(ended.state), tasks, results, events, log)
+
+    return run
+
+
+def _forget() -> None:
+    """What this process remembers of the settings, and what hangs on them."""
+    get_settings.cache_clear()
+    store = sys.modules.get("include.features.store")
+    if store is not None:
+        store.feature_store.cache_clear()

@@ -1,0 +1,162 @@
+"""The real stack: up, status, a task, a saved DAG file, a killed scheduler, down. One stack, taken through its life in the order of the tests."""
+
+import os
+import signal
+import stat
+import time
+
+import psutil
+import pytest
+
+from include.stack import lifecycle
+from include.stack.api import AirflowApi
+from include.stack.processes import MEMBER
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+
+DAG = '''
+from airflow.sdk import dag, task
+
+@dag(schedule=None, dag_id="{dag_id}", tags=["{tag}"], doc_md="test")
+def probe():
+    @task(pool="cpu", retries=1, retry_delay=1)
+    def preloaded() -> list:
+        import sys
+
+        return sorted({{"feast", "mlflow", "evidently", "great_expectations"}} & sys.modules.keys())
+
+    @task
+    def linger(seconds: int) -> None:
+        """With a child in a session of its own, as a training step might have."""
+        import subprocess
+        import sys
+
+        subprocess.run([sys.executable, "-c", f"import time; time.sleep({{seconds}})"], start_new_session=True, check=True)
+
+    preloaded()
+    {more}
+
+probe()
+'''
+
+
+def statuses(settings) -> dict[str, lifecycle.ServiceStatus]:
+    return {line.name: line for line in lifecycle.status(settings)}
+
+
+def of_this_home(settings) -> list[str]:
+    """Every living process that names this stack's home in its command line or environment, found without the stack's own records."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + process.environ().get(MEMBER, "")
+            if str(settings.home) in text and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(f"{process.pid} {text}")
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def api(stack_settings, airloop):
+    """The client of a stack that is up."""
+    (stack_settings.dags_folder / "probe.py").write_text(DAG.format(dag_id="probe", tag="first", more=""))
+    result = airloop("up")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return AirflowApi.of(stack_settings)
+
+
+@pytest.fixture(scope="module")
+def sessions(stack_settings, api):
+    """The services' session ids as they were at first."""
+    return {line.pid for line in lifecycle.status(stack_settings)}
+
+
+def test_everything_answers_and_status_says_so(api, airloop):
+    result = airloop("status")
+    assert result.returncode == 0
+    assert result.stdout.count("answering") == 6
+    assert set(api.health()) >= {"scheduler", "dag_processor", "triggerer"}
+
+
+def test_a_second_up_changes_nothing(api, airloop, stack_settings, sessions):
+    result = airloop("up")
+    assert result.returncode == 0
+    assert "all was up already" in result.stdout
+    assert {line.pid for line in lifecycle.status(stack_settings)} == sessions
+
+
+def test_secrets_and_logs_are_for_their_owner_only(api, stack_settings):
+    for file in ("secrets.json", "simple_auth_manager_passwords.json.generated"):
+        assert stat.S_IMODE((stack_settings.home / "airflow" / file).stat().st_mode) == 0o600
+    assert stat.S_IMODE((stack_settings.home / "logs").stat().st_mode) == 0o700
+
+
+def test_a_task_runs_in_the_pool_with_the_heavy_libraries_already_imported(api):
+    api.wait_for_dags(["probe"])
+    run_id = api.trigger("probe")
+    assert api.wait("probe", run_id, timeout=60) == "success"
+    xcom = api.call("GET", f"dags/probe/dagRuns/{run_id.replace('+', '%2B')}/taskInstances/preloaded/xcomEntries/return_value")["value"]
+    assert eval(xcom) == ["evidently", "feast", "great_expectations", "mlflow"] if isinstance(xcom, str) else len(xcom) == 4
+    assert api.call("GET", "pools/cpu")["slots"] == 2
+
+
+def test_a_saved_dag_file_is_seen_within_ten_seconds(api, stack_settings):
+    began = time.monotonic()
+    (stack_settings.dags_folder / "another.py").write_text(DAG.format(dag_id="another", tag="new", more=""))
+    api.wait_for_dags(["another"], timeout=30)
+    new = time.monotonic() - began
+
+    began = time.monotonic()
+    (stack_settings.dags_folder / "another.py").write_text(DAG.format(dag_id="another", tag="edited", more="linger(0)"))
+    while [tag["name"] for tag in api.call("GET", "dags/another")["tags"]] != ["edited"]:
+        assert time.monotonic() - began < 30
+        time.sleep(0.2)
+    edited = time.monotonic() - began
+    print(f"a new DAG file was seen after {new:.1f} s, an edited one after {edited:.1f} s")
+    assert max(new, edited) < 10
+
+
+def test_after_kill_9_of_the_scheduler_status_fails_and_up_mends(api, airloop, stack_settings, sessions):
+    (stack_settings.dags_folder / "probe.py").write_text(DAG.format(dag_id="probe", tag="lingering", more="linger(300)"))
+    while api.call("GET", "dags/probe")["tags"][0]["name"] != "lingering":
+        time.sleep(0.2)
+    run_id = api.trigger("probe")
+    while {t["task_id"]: t["state"] for t in api.task_instances("probe", run_id)}.get("linger") != "running":
+        time.sleep(0.2)
+    time.sleep(2)  # until the task has its child
+    os.kill(statuses(stack_settings)["scheduler"].pid, signal.SIGKILL)
+    result = airloop("status")
+    assert result.returncode == 1
+    assert "died" in result.stdout
+
+    result = airloop("up")
+    assert result.returncode == 0, result.stdout
+    now = statuses(stack_settings)
+    assert now["scheduler"].pid not in sessions
+    assert {line.pid for line in now.values()} - {now["scheduler"].pid} < sessions
+    run_id = api.trigger("another")
+    assert api.wait("another", run_id, timeout=90) == "success"
+
+
+def test_down_leaves_nothing_even_after_a_kill_in_the_middle_of_a_task(api, airloop, stack_settings, sessions):
+    run_id = api.trigger("probe")
+    while {t["task_id"]: t["state"] for t in api.task_instances("probe", run_id)}.get("linger") not in {"running", "success"}:
+        time.sleep(0.2)
+    time.sleep(2)
+    os.kill(statuses(stack_settings)["scheduler"].pid, signal.SIGKILL)
+    os.kill(statuses(stack_settings)["mlflow"].pid, signal.SIGKILL)
+    everything = sessions | {line.pid for line in lifecycle.status(stack_settings) if line.pid}
+    assert of_this_home(stack_settings), "the way this test looks for processes finds none even now"
+    assert airloop("down").returncode == 0
+    assert of_this_home(stack_settings) == []
+    left = [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and _session(p) in everything]
+    assert left == []
+    assert airloop("status").returncode == 1
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
