@@ -48,7 +48,7 @@ def check(home: Path, store: Path, sample: int, seed: int) -> tuple[list[checks.
         *checks.recomputed(rows, raw, sample, seed),
         checks.answered(rows, versions),
         checks.agrees(told, checks.months_of(rows, by_utc), pooled_utc),
-        checks.reached(pooled, len(used) - 1, told.get("promotions")),
+        checks.reached(pooled, int(local[labelled & (local >= "2013-05")].nunique()), len(used) - 1, told.get("promotions")),
     ]
     predicted = local.value_counts()
     months = [month | {"predicted": int(predicted[month["month"]])} for month in checks.months_of(rows, local)]

@@ -128,15 +128,14 @@ def request_features(rows: pd.DataFrame, raw: Raw) -> Check:
 
 
 def recomputed(rows: pd.DataFrame, raw: Raw, size: int, seed: int) -> list[Check]:
-    """Three looks at a random sample, the same number from each month.
+    """Three looks at a random sample.
 
     1. The logged features equal those recomputed from raw data from which everything known after the prediction time was removed.
     2. Recomputed from data in which all that is nonsense, they are the same: so neither side looks at it.
     3. A control: recomputed as of an hour later they differ, in most rows. A leak of an hour would be seen.
     """
     real = rows[rows["raw_month"].notna()]
-    months = real["raw_month"].nunique()
-    sample = real.groupby("raw_month", group_keys=False).sample(n=-(-size // months), replace=False, random_state=seed) if months else real
+    sample = real.sample(n=min(size, len(real)), random_state=seed)
     wrong: dict[str, int] = {}
     wrong_rows, poisoned, leaks, names = 0, 0, 0, []
     for row in sample.to_dict("records"):
@@ -154,7 +153,7 @@ def recomputed(rows: pd.DataFrame, raw: Raw, size: int, seed: int) -> list[Check
         later = at + np.timedelta64(1, "h")
         leaks += not same(values, _values(raw_flights.features(Known(raw, by=later), flight, later))).all()
     number = len(sample)
-    enough, shape = number >= min(size, len(real)) > 0, {"sample": number, "seed": seed, "features": len(names)}
+    enough, shape = number > 0, {"sample": number, "seed": seed, "features": len(names)}
     return [
         Check(
             "features equal those recomputed from the raw data of an hour before", enough and wrong_rows == 0,
@@ -217,10 +216,12 @@ def agrees(result: dict[str, Any], months: list[dict[str, Any]], pooled: dict[st
     return Check("result.json says the same", not off, "; ".join(off) or f"{len(mine)} months and the pooled figures, to {EXACT}", {"off": off})
 
 
-def reached(pooled: dict[str, Any], promotions: int, told: int | None) -> Check:
+def reached(pooled: dict[str, Any], months: int, promotions: int, told: int | None) -> Check:
+    """The figures that the demo is meant to reach, over all of May to December: part of it says nothing."""
     auc, more = pooled["served"]["auc"], max(promotions, told or 0)
-    holds = bool(auc >= WANTED_AUC and more <= WANTED_PROMOTIONS)
+    holds = bool(months == 8 and auc >= WANTED_AUC and more <= WANTED_PROMOTIONS)
     detail = f"AUC {auc:.4f} of {pooled['rows']:,} flights (wanted {WANTED_AUC}), {more} promotions after the first model (at most {WANTED_PROMOTIONS})"
+    detail += "" if months == 8 else f"; only {months} of 8 months are there"
     return Check("served models as good as wanted", holds, detail, {"auc": auc, "promotions_seen": promotions, "promotions_told": told})
 
 

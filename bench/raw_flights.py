@@ -183,8 +183,8 @@ def read(source: Path | None = None) -> Raw:
     flights = pd.read_csv(source / "flights.csv.zip", dtype={"tailnum": "string"})
     flights["scheduled_departure"] = _utc(flights["time_hour"]) + pd.to_timedelta(flights["minute"], unit="m")
     flights["scheduled_arrival"] = _scheduled_arrivals(flights, pd.read_csv(source / "airports.csv"))
-    flights["departed_at"] = flights["scheduled_departure"] + pd.to_timedelta(flights["dep_delay"], unit="m")
-    flights["landed_at"] = flights["scheduled_arrival"] + pd.to_timedelta(flights["arr_delay"], unit="m")
+    flights["departed_at"] = flights["scheduled_departure"] + _minutes(flights["dep_delay"])
+    flights["landed_at"] = flights["scheduled_arrival"] + _minutes(flights["arr_delay"])
     for column in ("scheduled_departure", "scheduled_arrival", "departed_at", "landed_at"):
         flights[column] = flights[column].astype("datetime64[us]")
     flights["predicted_at"] = flights["scheduled_departure"] - LEAD
@@ -214,6 +214,10 @@ def events_of(flights: pd.DataFrame) -> dict[tuple[str, str, str], Events]:
 
 def _utc(text: pd.Series) -> pd.Series:
     return pd.to_datetime(text, utc=True).dt.tz_localize(None)
+
+
+def _minutes(delay: pd.Series) -> pd.Series:
+    return pd.to_timedelta(delay.fillna(0), unit="m").where(delay.notna())
 
 
 def _scheduled_arrivals(flights: pd.DataFrame, airports: pd.DataFrame) -> np.ndarray:

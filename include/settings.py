@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     parallelism: int = Field(4, ge=2, description="Tasks that run at once on this machine.")
     projects: str | None = Field(None, description="Comma-separated project names; default: every folder of include/projects.")
     dags_folder: Path = Field(REPOSITORY / "dags", description="Folder of the DAG files.")
+    sample_days: float | None = Field(None, gt=0, description="Set by `airloop try`: the days that its sample spans; see Project.on_sample.")
 
     @computed_field
     @property

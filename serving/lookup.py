@@ -8,13 +8,14 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from serving.problems import Problem, invalid, unavailable
+from serving.problems import invalid, unavailable
 
 KEY_TYPES = {"STRING": (str, "a string"), "INT32": (int, "an integer"), "INT64": (int, "an integer"), "BOOL": (bool, "true or false")}
 INT64 = range(-(2**63), 2**63)
@@ -48,9 +49,11 @@ class FeatureLookup:
 
     def __init__(self, repo: Path, *, refresh_seconds: float = 10) -> None:
         self.repo, self.refresh_seconds = repo, refresh_seconds
-        self.state, self.error = "opening", None
+        self.state: Literal["opening", "ready", "failed"] = "opening"
+        self.error: str | None = None
         self._store: Any = None
         self._services: dict[str, Service] = {}
+        self._not_found: dict[str, float] = {}  # service -> until when it is not looked for again
         self._refreshing = threading.Lock()
         self._refreshed_at: Any = None
         self._stop = threading.Event()
@@ -77,9 +80,7 @@ class FeatureLookup:
         """
         if self._store is None:
             raise unavailable("lookup-not-ready", "Feature look-up is not ready", self.error or f"the feature store in {self.repo} is being opened")
-        if name not in self._services:
-            self._find(name)
-        return self._services[name]
+        return self._services.get(name) or self._find(name)
 
     def look_up(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
         """The online store's newest values for each row, in one call of Feast.
@@ -104,12 +105,12 @@ class FeatureLookup:
             if view is None:
                 continue  # Feast gives the join keys back too
             keys = service.keys_of[view]
-            for row, into, value, time in zip(rows, found, vector.values, vector.event_timestamps, strict=True):
+            for row, into, value, moment in zip(rows, found, vector.values, vector.event_timestamps, strict=True):
                 if any(row[key] is None for key in keys):
                     continue
                 into.values[feature] = _python(value)
-                if time.seconds or time.nanos:  # an unset one: the store has no row
-                    into.times[view] = time.ToDatetime(tzinfo=UTC)
+                if moment.seconds or moment.nanos:  # an unset one: the store has no row
+                    into.times[view] = moment.ToDatetime(tzinfo=UTC)
         return found
 
     def check_key(self, service: Service, key: str, value: Any, field: str) -> None:
@@ -152,19 +153,35 @@ class FeatureLookup:
                 raise ConnectionError("Feast's registry could not be read again; the one read before is used")  # Feast does not raise
             self._refreshed_at = registry.cached_registry_proto_created
             for name in list(self._services):
-                self._services[name] = self._resolve(name)
+                service = self._resolve(name)
+                if service:
+                    self._services[name] = service
+                else:
+                    del self._services[name]
 
-    def _find(self, name: str) -> None:
+    def _find(self, name: str) -> Service:
+        with self._refreshing:
+            if name in self._services:
+                return self._services[name]
+            if time.monotonic() > self._not_found.get(name, 0):
+                self._store.registry.refresh()
+                service = self._resolve(name)
+                if service:
+                    self._services[name] = service
+                    return service
+                self._not_found[name] = time.monotonic() + 1
+        detail = f"Feast has no feature service '{name}', or not all of its views"
+        raise unavailable("no-feature-service", "The model's feature service is not registered", detail)
+
+    def _resolve(self, name: str) -> Service | None:
         from feast.errors import FeastObjectNotFoundException
 
         try:
-            with self._refreshing:
-                self._store.registry.refresh()
-                self._services[name] = self._resolve(name)
-        except FeastObjectNotFoundException as error:
-            raise unavailable("no-feature-service", "The model's feature service is not registered", f"Feast has no feature service '{name}'") from error
+            return self._service(name)
+        except FeastObjectNotFoundException:
+            return None
 
-    def _resolve(self, name: str) -> Service:
+    def _service(self, name: str) -> Service:
         registry, project = self._store.registry, self._store.project
         service = registry.get_feature_service(name, project, allow_cache=True)
         view_of: dict[str, str] = {}
@@ -217,6 +234,3 @@ def _python(value: Any) -> Any:
         return None
     plain = getattr(value, kind)
     return None if isinstance(plain, float) and math.isnan(plain) else plain
-
-
-__all__ = ["FeatureLookup", "LookedUp", "Problem", "Service"]

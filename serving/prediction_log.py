@@ -10,6 +10,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -88,26 +89,26 @@ class PredictionLog:
         """One file per project; False if one of them could not be written and should be tried again."""
         with self._changed:
             batches = {project: list(islice(rows, FILE_ROWS)) for project, rows in self._waiting.items() if rows}
-        fine, lost = True, False
+        failures, again = self._counts["errors"], False
         for project, rows in batches.items():
+            fate = "written"
             try:
                 self._write(project, rows)
-            except OSError as error:  # a full disk, a folder that is gone: try again
-                fine = False
+            except OSError as error:  # a full disk, a folder that is gone
                 self._failed(error)
+                again = True
                 continue
-            except (pa.ArrowException, TypeError, ValueError) as error:  # such rows can never be written
-                lost = True
+            except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
                 self._failed(error)
+                fate = "dropped"
             with self._changed:
                 for _ in rows:
                     self._waiting[project].popleft()
                 self._counts["waiting"] -= len(rows)
-                self._counts["dropped" if lost else "written"] += len(rows)
-                if not lost:
-                    self._last_error = None
-            lost = False
-        return fine
+                self._counts[fate] += len(rows)
+        if batches and self._counts["errors"] == failures:
+            self._last_error = None
+        return not again
 
     def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
         folder = self.root / project / "prediction_log"
@@ -115,7 +116,8 @@ class PredictionLog:
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{next(self._numbers)}.parquet"
         partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
         try:
-            pq.write_table(pa.Table.from_pylist(rows, self._schema), partial)
+            columns = [_array([row[field.name] for row in rows], field.type) for field in self._schema]
+            pq.write_table(pa.Table.from_arrays(columns, schema=self._schema), partial)
             partial.rename(folder / name)
         finally:
             partial.unlink(missing_ok=True)
@@ -125,3 +127,15 @@ class PredictionLog:
         with self._changed:
             self._counts["errors"] += 1
             self._last_error = f"{type(error).__name__}: {error}"
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction."""
+    if kind == pa.string():
+        texts = [value.encode() for value in values]
+        offsets = np.cumsum([0, *map(len, texts)], dtype="int32")
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
+    if kind == pa.float64():
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64"))])
+    moments = [value.astimezone(UTC).replace(tzinfo=None) for value in values]
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="datetime64[us]"))])

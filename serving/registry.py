@@ -63,19 +63,9 @@ class Model:
     state: State = "loading"
     served: Served | None = None
     error: str | None = None
-    wanted: Wanted | None = None
+    wanted: Wanted | None = None  # what the alias points at
     tries: int = 0
     next_try: float = 0.0
-
-    def document(self) -> dict[str, Any]:
-        served = self.served
-        return {
-            "name": self.name,
-            "version": served.version if served else None,
-            "loaded_at": served.loaded_at.isoformat() if served else None,
-            "state": self.state,
-            "error": self.error,
-        }
 
 
 class ModelRegistry:
@@ -86,7 +76,9 @@ class ModelRegistry:
         client: makes the MLflow client; called in the thread, since importing MLflow takes seconds.
     """
 
-    def __init__(self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None) -> None:
+    def __init__(
+        self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None
+    ) -> None:
         self.uri, self.cache, self.names, self.poll_seconds = uri, cache, names, poll_seconds
         self.models: dict[str, Model] = {name: Model(name) for name in names}
         self.polled_at: datetime | None = None
@@ -95,7 +87,8 @@ class ModelRegistry:
         self._threads = threads
         self._client_of = client or _mlflow_client
         self._client: Any = None
-        self._created: dict[str, tuple[str, int]] = {}
+        self._restored = False
+        self._marks: dict[str, tuple[str, int]] = {}  # model -> version and age of the registry's entry, when `wanted` was asked for
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)
 
@@ -131,6 +124,18 @@ class ModelRegistry:
             raise unavailable("registry-not-asked", "The model registry has not answered yet", self.error or "it is being asked which models there are")
         raise Problem(404, "unknown-model", "Unknown model", f"no registered model '{name}' is served here; GET /models lists those that are", field="name")
 
+    def document(self, name: str) -> dict[str, Any]:
+        """What is told of a model; an unreachable registry is told too, since nobody then knows who is champion."""
+        model = self.model(name)
+        served, away = model.served, f"the registry does not answer: {self.error}" if self.error else None
+        return {
+            "name": model.name,
+            "version": served.version if served else None,
+            "loaded_at": served.loaded_at.isoformat() if served else None,
+            "state": model.state,
+            "error": model.error or away,
+        }
+
     def status(self) -> dict[str, Any]:
         return {"uri": self.uri, "polled_at": self.polled_at.isoformat() if self.polled_at else None, "error": self.error}
 
@@ -154,16 +159,19 @@ class ModelRegistry:
             if self.error is None:
                 log.warning("the registry at %s does not answer; what is loaded keeps serving: %s", self.uri, error)
             self.error = _line(error)
-            if self.polled_at is None:
+            if self.polled_at is None and not self._restored:
+                self._restored = True
                 self._restore()
             return
+        for name in champions.keys() - self.models.keys():
+            self._put(Model(name))  # known before the registry counts as asked: what is being fetched is not unknown
         self.error, self.polled_at = None, datetime.now(UTC)
-        for name in sorted({*champions, *self.models}):
+        for name, model in sorted(self.models.items()):
             try:
-                self._follow(self.models.get(name) or Model(name), champions.get(name))
+                self._follow(model, champions.get(name))
             except Exception as error:  # nothing that one model does may stop the thread
                 log.exception("model %s", name)
-                self._put(replace(self.models.get(name) or Model(name), error=_line(error), state="error"))
+                self._put(replace(model, state="error", error=_line(error)))
 
     def _champions(self) -> dict[str, Wanted]:
         """Model -> the version its alias points at; one request, and another one for each alias that moved."""
@@ -173,9 +181,9 @@ class ModelRegistry:
             if version is None:
                 continue
             before, mark = self.models.get(entry.name), (str(version), entry.creation_timestamp)
-            if self._created.get(entry.name) != mark or before is None or before.wanted is None:
+            if self._marks.get(entry.name) != mark or before is None or before.wanted is None:
                 found[entry.name] = Wanted(str(version), self._client.get_model_version(entry.name, str(version)).source)
-                self._created[entry.name] = mark
+                self._marks[entry.name] = mark
             else:
                 found[entry.name] = before.wanted
         return found
@@ -188,23 +196,18 @@ class ModelRegistry:
                 self._put(replace(model, wanted=None, error=f"no version has the alias '{CHAMPION}' any more; the last champion keeps answering"))
             return
         if wanted != model.wanted:
-            model = replace(model, wanted=wanted, tries=0, next_try=0.0, error=None if model.served else model.error)
+            model = replace(model, state="ready" if model.served else "loading", error=None, wanted=wanted, tries=0, next_try=0.0)
         if model.served and (model.served.version, model.served.source) == (wanted.version, wanted.source):
             self._put(replace(model, state="ready", error=None))
-        elif model.state == "refused" and model.wanted == self._wanted_before(model.name):
+        elif model.state == "refused":
             return  # it will be as wrong as the last time, until the alias moves
         elif time.monotonic() >= model.next_try:
             self._put(self._try(model, wanted))
 
-    def _wanted_before(self, name: str) -> Wanted | None:
-        known = self.models.get(name)
-        return known.wanted if known else None
-
     def _try(self, model: Model, wanted: Wanted) -> Model:
         """Fetch, load and test a version; what it becomes of the model."""
         try:
-            folder = self._fetch(model.name, wanted)
-            served = Served(model.name, wanted.version, wanted.source, self._load(model.name, folder), datetime.now(UTC))
+            folder, bundle = self._fetch(model.name, wanted)
         except BundleError as error:
             log.warning("model %s version %s is refused: %s", model.name, wanted.version, error)
             return replace(model, state="refused", error=f"version {wanted.version}: {error}")
@@ -213,9 +216,12 @@ class ModelRegistry:
             pause = min(LONGEST_PAUSE, self.poll_seconds * 2 ** (tries - 1))
             log.warning("model %s version %s cannot be fetched (try %d): %s", model.name, wanted.version, tries, error)
             later = replace(model, tries=tries, next_try=time.monotonic() + pause)
-            return later if tries < QUIET_TRIES else replace(later, state="error", error=f"version {wanted.version} cannot be fetched ({tries} tries): {_line(error)}")
+            if tries < QUIET_TRIES:
+                return later
+            return replace(later, state="error", error=f"version {wanted.version} cannot be fetched ({tries} tries): {_line(error)}")
         log.info("model %s: version %s answers", model.name, wanted.version)
         self._point_at(model.name, wanted, folder)
+        served = Served(model.name, wanted.version, wanted.source, bundle, datetime.now(UTC))
         return replace(model, state="ready", served=served, error=None, tries=0)
 
     def _load(self, name: str, folder: Path) -> Bundle:
@@ -232,43 +238,42 @@ class ModelRegistry:
     def _folder(self, name: str) -> Path:
         return self.cache / quote(name, safe="").replace(".", "%2E")
 
-    def _fetch(self, name: str, wanted: Wanted) -> Path:
-        """The folder of a version that loads, from the cache or the registry; a broken copy is fetched again."""
+    def _fetch(self, name: str, wanted: Wanted) -> tuple[Path, Bundle]:
+        """A version's folder in the cache and the model in it, from the registry if need be; only what loads comes into the cache."""
         target = self._folder(name) / f"{wanted.version}-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"
         if target.exists():
             try:
-                self._load(name, target)
-                return target
+                return target, self._load(name, target)
             except (BundleError, OSError) as error:
                 log.warning("%s is damaged (%s) and fetched again", target, error)
-                shutil.rmtree(target, ignore_errors=True)
+                shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
         try:
-            self._load(name, _download(self.uri, name, wanted.version, partial))
-            partial.rename(target)
-        except OSError:
-            if not target.exists():  # else another worker was faster
-                raise
+            downloaded = _download(self._client, self.uri, name, wanted.version, partial)
+            bundle = self._load(name, downloaded)
+            try:
+                downloaded.rename(target)
+            except OSError:
+                if not target.exists():  # else another worker was faster
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return target
+        return target, bundle
 
     def _point_at(self, name: str, wanted: Wanted, folder: Path) -> None:
         """Remember the version for a start without the registry, and forget those before the last one."""
         pointer = self._folder(name) / POINTER
         try:
-            before = json.loads(pointer.read_text())["folder"] if pointer.exists() else folder.name
             draft = pointer.with_name(f".{POINTER}.{os.getpid()}")
             draft.write_text(json.dumps({"name": name, "version": wanted.version, "source": wanted.source, "folder": folder.name}, indent=1))
             draft.replace(pointer)
             folder.touch()
-            versions = sorted((f for f in pointer.parent.iterdir() if f.is_dir() and not f.name.startswith(".")), key=lambda f: f.stat().st_mtime, reverse=True)
-            for old in versions[KEPT:]:
-                if old.name != before:
-                    shutil.rmtree(old, ignore_errors=True)
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("the cache of model %s cannot be written: %s", name, error)  # it serves all the same
+            versions = [entry for entry in pointer.parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            for old in sorted(versions, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEPT:]:
+                shutil.rmtree(old)
+        except OSError as error:
+            log.warning("the cache of model %s: %s", name, error)  # it answers all the same
 
     def _restore(self) -> None:
         """The last models that answered, when the registry is away at the start."""
@@ -318,10 +323,13 @@ def _all(client):
             return
 
 
-def _download(uri: str, name: str, version: str, into: Path) -> Path:
+def _download(client, uri: str, name: str, version: str, into: Path) -> Path:
+    """The folder of a version's files, below ``into``."""
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(into), tracking_uri=uri, registry_uri=uri))
+    # Not models:/<name>/<version>: MLflow looks that up in its global registry, whatever URIs it is given (mlflow 3.17).
+    where = client.get_model_version_download_uri(name, version)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into), tracking_uri=uri, registry_uri=uri))
 
 
 def _line(error: Exception) -> str:

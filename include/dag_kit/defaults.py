@@ -22,7 +22,6 @@ CUTOFF = {
 def default_args(project: Project) -> dict:
     return {
         "owner": project.owner,
-        "email": [project.email],
         "retries": 2,  # every task is safe to run again
         "retry_delay": timedelta(seconds=5),
         "execution_timeout": timedelta(hours=1),

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from include import ledger
+from upath import UPath
+
+from include.data import report
 from include.projects.base import Project
 
 
@@ -13,11 +15,20 @@ class FilesRefused(RuntimeError):
 def explain_refused(project: Project, done: list[dict[str, Any]]) -> None:
     """Raise if any of the sources' summaries names refused files.
 
+    Args:
+        done: what ``ingest_source`` returned, by source; the reasons are read in the reports that it names.
+
     Raises:
         FilesRefused: one line per file, with the first reason.
     """
-    names = {(d["source"], name) for d in done for name in d["refused_files"]}
-    records = [r for r in ledger.file_records(project.name) if (r["source"], r["file"]) in names and r["status"] == "refused"]
-    if names:
-        lines = "\n".join(f"  {r['source']}/{r['reasons'][0]['message']} [rule {r['reasons'][0]['rule']}]" for r in records)
-        raise FilesRefused(f"{len(names)} files were refused whole; copies and reasons lie in <store>/{project.name}/refused:\n{lines}")
+    lines = [
+        f"  {source['source']}: rule {first['rule']}, {first['count']} rows: {first['message']}"
+        for source in done
+        if source["refused_files"]
+        for outcome in report.outcomes(UPath(source["report"]))
+        if outcome.status == "refused"
+        for first in outcome.reasons[:1]
+    ]
+    if lines:
+        where = f"copies and reasons lie in <store>/{project.name}/refused; docs/runbooks/ingest.md"
+        raise FilesRefused(f"{len(lines)} files were refused whole ({where}):\n" + "\n".join(lines))

@@ -9,6 +9,7 @@ from include.data import tables
 from include.projects.base import Project, Source
 
 Fault = tuple[str, str, np.ndarray]
+HARMLESS = ("duplicated_keys", "repeats_earlier")  # they say again what is known, and are left out of the table
 END_OF_TIME = pd.Timestamp.max.tz_localize("UTC").floor("us").to_pydatetime()
 
 

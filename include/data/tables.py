@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from include.data import layout
 from include.projects.base import DType, Project, Source
@@ -19,6 +19,9 @@ ARROW: dict[DType, pa.DataType] = {
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),  # DuckDB cannot materialize nanoseconds through Feast
 }
+
+
+ATTEMPTS = 5
 
 
 def arrow_schema(columns: dict[str, DType]) -> pa.Schema:
@@ -53,12 +56,18 @@ def append(uri: str, rows: pa.Table, *, writer: str, sequence: int) -> int:
     Returns:
         The table's version that holds the rows (the current one if they were there already).
     """
-    existing = open_table(uri)
-    if existing is not None:
-        done = existing.transaction_version(writer)
-        if done is not None and done >= sequence:
-            return existing.version()
-    write_deltalake(uri, rows, mode="append", commit_properties=CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)]))
+    for attempt in range(ATTEMPTS):
+        existing = open_table(uri)
+        if existing is not None:
+            done = existing.transaction_version(writer)
+            if done is not None and done >= sequence:
+                return existing.version()
+        try:
+            write_deltalake(uri, rows, mode="append", commit_properties=CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)]))
+            break
+        except CommitFailedError:  # two made the table at once: the quarantine has a writer per source
+            if attempt == ATTEMPTS - 1:
+                raise
     return DeltaTable(uri).version()
 
 

@@ -5,9 +5,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 ROW = "__row"
+logging.getLogger("great_expectations").setLevel(logging.WARNING)  # before its import, which says hundreds of things
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Broken:
     message: str
     rows: list[int]
     warning: bool
+    expectation: Any = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,6 @@ def validate(name: str, rows: pd.DataFrame, suite: list[Any]) -> Validation:
     Returns:
         What broke, with the positions of the rows, and the Data Docs page of the run (HTML).
     """
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.render.renderer import ValidationResultsPageRenderer
@@ -61,6 +63,9 @@ def validate(name: str, rows: pd.DataFrame, suite: list[Any]) -> Validation:
     for r in result.results:  # the page shows figures and examples, not every row
         for bulky in ("unexpected_index_list", "unexpected_list", "unexpected_index_query"):
             r.result.pop(bulky, None)
+        observed = r.result.get("observed_value")
+        if isinstance(observed, np.generic):
+            r.result["observed_value"] = observed.item()  # the renderer cannot write numpy's numbers
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     return Validation(broken, len(result.results), page)
 
@@ -77,4 +82,9 @@ def _broken(result: Any) -> Broken:
     found = f", e.g. {examples[0]!r}" if examples else f", observed {result.result.get('observed_value')!r}"
     wanted = ", ".join(f"{k}={v}" for k, v in settings.items())
     message = f"{rule} does not hold ({wanted}): {len(rows) or 'the table as a whole'}{' rows' if rows else ''}{found}"
-    return Broken(rule, message, rows, str(getattr(configuration, "severity", "") or "").lower().endswith("warning"))
+    return Broken(rule, message, rows, _severity(configuration) != "critical", configuration.to_domain_obj())
+
+
+def _severity(configuration: Any) -> str:
+    severity = getattr(configuration, "severity", None) or "critical"
+    return str(getattr(severity, "value", severity)).lower()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from contextlib import nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,13 +36,13 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
     api.wait_for_dags([f"{PROJECT}__{stage}" for stage in STAGES], timeout=120)
 
     steps = year(months)
-    board = Board(steps)
+    board = Board(steps, terminal)
     replay = Replay(project, api, board)
     if replay.records and len(replay.records) < len(steps):
         terminal.print(f"Going on after {replay.records[-1].name}: {len(replay.records)} of {len(steps)} steps were done before.")
     try:
-        with Live(board, console=terminal, refresh_per_second=4):
-            board.records = replay.records
+        board.records = replay.records
+        with Live(board, console=terminal, refresh_per_second=4) if terminal.is_terminal else nullcontext():
             replay.run(steps)
             board.finish()
     except ReplayFailed as error:
@@ -60,8 +61,9 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
 class Board:
     """The live view of the replay (a rich renderable) that ``Replay`` tells what it does."""
 
-    def __init__(self, steps: list[Step]):
-        self.steps, self.records = steps, []
+    def __init__(self, steps: list[Step], terminal: Console):
+        self.steps, self.terminal = steps, terminal
+        self.records: list[StepRecord] = []
         self.began = self.stage_began = time.monotonic()
         self.current: Step | None = None
         self.current_stage = ""
@@ -70,12 +72,20 @@ class Board:
 
     def step(self, step: Step) -> None:
         self.current = step
+        self._line(f"{step.name}: until {step.cutoff:%Y-%m-%d}")
 
     def stage(self, name: str) -> None:
         self.current_stage, self.stage_began = name, time.monotonic()
+        self._line(f"  {name}")
 
     def said(self, text: str) -> None:
         self.notes.append(f"{self.current.name if self.current else ''}: {text}")
+        self._line(f"  {text}")
+
+    def _line(self, text: str) -> None:
+        """Where no live view can be shown, a line for each thing that happens."""
+        if not self.terminal.is_terminal:
+            self.terminal.print(f"{time.monotonic() - self.began:6.1f} s  {text}", soft_wrap=True)
 
     def finish(self) -> None:
         self.current = None

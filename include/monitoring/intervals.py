@@ -47,11 +47,9 @@ def bootstrap(statistic: Statistic, blocks: int, *, resamples: int = RESAMPLES, 
     if blocks < MIN_BLOCKS:
         return Estimate(value, NAN, NAN)
     drawn = statistic(np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype("float64"))
-    if not np.isfinite(drawn).all():
-        return Estimate(value, NAN, NAN)
     reach = np.sqrt(blocks / (blocks - 1)) * student.ppf((1 + level) / 2, blocks - 1)
     tail = NormalDist().cdf(-float(reach))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail, 1 - tail])  # NaN if one of them is
     return Estimate(value, float(low), float(high))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from include.monitoring.performance import by_day, calibration
@@ -64,7 +65,11 @@ def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> 
 
     counts.bar(days["day"], days["labels"], color=GREY)
     counts.set_title("Predictions with an outcome")
-    counts.tick_params(axis="x", rotation=45)
+
+    for axes in (metric, means, counts):
+        locator = AutoDateLocator(maxticks=7)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
     ends = [float(curve[["prediction", "label"]].min().min()), float(curve[["prediction", "label"]].max().max())]
     reliability.plot(ends, ends, color=GREY, lw=1)

@@ -25,7 +25,8 @@ def get_project(name: str) -> Project:
     project = getattr(import_module(f"include.projects.{name}"), "project", None)
     if not isinstance(project, Project) or project.name != name:
         raise TypeError(f"include/projects/{name}/__init__.py must define project = Project(name={name!r}, ...)")
-    return project
+    days = get_settings().sample_days
+    return project.on_sample(days) if days else project
 
 
 def project_names() -> list[str]:

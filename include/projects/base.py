@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
+SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
 DType = Literal["string", "int64", "float64", "bool", "timestamp"]
 
 
@@ -165,6 +166,12 @@ class Project(Frozen):
 
     def source(self, name: str) -> Source:
         return next(s for s in self.sources if s.name == name)
+
+    def on_sample(self, days: float) -> "Project":
+        """This project with those policies cut down that count days or rows, so that a sample of so many days can go through them."""
+        gate = {"holdout": min(self.gate.holdout, timedelta(days=days / 10)), "min_rows": min(self.gate.min_rows, SAMPLE_ROWS)}
+        retrain = {"window": min(self.retrain.window, timedelta(days=days)), "min_labels": min(self.retrain.min_labels, SAMPLE_ROWS)}
+        return self.model_copy(update={"gate": self.gate.model_copy(update=gate), "retrain": self.retrain.model_copy(update=retrain)})
 
     def module(self, part: Literal["expectations", "features", "feed"]) -> ModuleType:
         """One of the project's own modules; imports ML libraries, so call it inside tasks only."""

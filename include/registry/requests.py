@@ -1,5 +1,6 @@
 """What happens to a retrain request around its training steps: who is fitted against whom, the gate, and how it ends in the ledger."""
 
+import math
 from typing import Any
 
 from upath import UPath
@@ -15,14 +16,25 @@ FINAL = {"deployed", "rolled_back", "superseded"}  # what deploy wrote; a rerun 
 
 
 def judging_basis(project: Project, request: dict[str, Any], training_set: str) -> dict[str, str | None]:
-    """References that every step of this request shares; the champion is looked up once, so that all are judged against the same."""
+    """References that every step of this request shares.
+
+    They are settled once a request and kept in a file: all steps are judged against the same champion, and a run that is cleared
+    weeks later, when there are newer tables and another champion, finds everything as it was and makes nothing new.
+    """
+    target = layout.training(project, request["id"]) / "basis.json"
+    try:
+        return manifest.read(target)
+    except FileNotFoundError:
+        pass
     champion = versions.champion(project)
-    return {
+    basis = {
         "request": request["id"],
         "training_set": training_set,
         "champion": f"models:/{project.name}/{champion.version}" if champion else None,
         "champion_fitted_until": champion.tags["fitted_until"] if champion else None,
     }
+    manifest.write(target, basis)
+    return basis
 
 
 def fits_of(project: Project, request: dict[str, Any], basis: dict[str, str | None]) -> list[dict[str, str | None]]:
@@ -73,7 +85,10 @@ def _facts(project: Project, version: dict[str, Any]) -> dict[str, Any]:
         "candidate": version["candidate"],
         "fits": evaluation["fits"],
         "judged_rows": evaluation["judged_rows"],
-        "challenger": evaluation["challenger"],
-        "champion": evaluation["champion_figures"],
-        "baseline": evaluation["baseline"],
+        **{who: _numbers(evaluation[of]) for who, of in (("challenger", "challenger"), ("champion", "champion_figures"), ("baseline", "baseline"))},
     }
+
+
+def _numbers(figures: dict[str, float] | None) -> dict[str, float | None] | None:
+    """Without NaN, which JSON in a database does not know."""
+    return None if figures is None else {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -1,6 +1,7 @@
 """What serving says it serves."""
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -30,8 +31,9 @@ def wait_until_served(serving_url: str, name: str, version: str, *, timeout_s: f
         said = ask(serving_url, name)
         if str(said.get("version")) == version and said.get("state") == "ready":
             return said
-        if said.get("error") and f"version {version}" in str(said["error"]):
-            raise NotServed(f"serving refuses version {version}: {said['error']}")
+        # "refused" is final for serving; "error" (e.g. the registry is away for a moment) is tried again there, and here.
+        if said.get("state") == "refused" and re.search(rf"\bversion {version}\b", str(said.get("error"))):
+            raise NotServed(f"serving refuses it: {said['error']}")
         if time.monotonic() > deadline:
             raise NotServed(f"serving did not serve version {version} within {timeout_s:g} s; it says: {json.dumps(said)[:500]}")
         time.sleep(POLL_S)

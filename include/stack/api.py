@@ -22,6 +22,7 @@ class AirflowApi:
     def __init__(self, url: str, user: str, password: str, timeout: float = 30.0):
         self._http = httpx.Client(base_url=url, timeout=timeout, trust_env=False)
         self._credentials = {"username": user, "password": password}
+        self._token: str | None = None
 
     @classmethod
     def of(cls, settings: Settings | None = None) -> "AirflowApi":
@@ -110,7 +111,7 @@ class AirflowApi:
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Any call of the API version 2, logged in; gives the decoded answer."""
-        if "Authorization" not in self._http.headers:
+        if not self._token:
             self._log_in()
         answer = self._http.request(method, f"/api/v2/{path}", **arguments)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
@@ -120,11 +121,20 @@ class AirflowApi:
             raise httpx.HTTPStatusError(f"{method} {path}: {answer.status_code} {answer.text[:500]}", request=answer.request, response=answer)
         return answer.json() if answer.content else None
 
+    @property
+    def token(self) -> str:
+        """A token of this user, as a browser carries it in its cookie ``_token``."""
+        if not self._token:
+            self._log_in()
+        assert self._token
+        return self._token
+
     def _log_in(self) -> None:
         answer = self._http.post("/auth/token", json=self._credentials)
         if answer.is_error:
             raise httpx.HTTPStatusError(f"login refused: {answer.status_code} {answer.text[:200]}", request=answer.request, response=answer)
-        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        self._token = answer.json()["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {self._token}"
 
 
 def _quoted(text: str) -> str:

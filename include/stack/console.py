@@ -23,7 +23,7 @@ def up(settings: Settings, console: Console) -> bool:
         with board:
             started = lifecycle.up(settings, board.note)
     except (lifecycle.PortTaken, lifecycle.StackError) as error:
-        console.print(Text(str(error), style="red"))
+        console.print(Text(str(error), style="red"), soft_wrap=True)
         return False
     took = f"up after {time.monotonic() - began:.1f} s" if started else "all was up already"
     console.print(Text(f"Airloop is up ({took}).", style="bold green"))

@@ -53,7 +53,8 @@ def services(settings: Settings) -> list[Service]:
         Service(
             "api-server",
             Command("api-server", [sys.executable, "-m", "airflow", "api-server"], airflow),
-            lambda record: _get(f"{settings.airflow_url}/api/v2/monitor/health").is_success,
+            # The first call of the tasks' own API takes seconds (it makes all its versions): better now than in the first task, which would time out.
+            lambda record: all(_get(f"{settings.airflow_url}/{path}").is_success for path in ("api/v2/monitor/health", "execution/health")),
             address=settings.airflow_url,
             port=settings.airflow_port,
             port_setting="AIRLOOP_AIRFLOW_PORT",
@@ -93,7 +94,7 @@ def _mlflow_server(settings: Settings) -> list[str]:
 @cache
 def _client() -> httpx.Client:
     """One for all questions: making one costs more (it reads the certificates) than asking a hundred."""
-    return httpx.Client(timeout=2.0, trust_env=False)
+    return httpx.Client(timeout=5.0, trust_env=False)
 
 
 def _get(url: str) -> httpx.Response:

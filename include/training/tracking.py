@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
-from mlflow.environment_variables import MLFLOW_TRACKING_URI
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_TRACKING_URI
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
@@ -82,7 +82,7 @@ def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, 
 
 
 def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-    """Log a bundle as MLflow model of a run; gives its id. What an earlier, killed try left behind is deleted first.
+    """Log a bundle as MLflow model of a run; gives its id. What an earlier, killed try left behind, and no version points at, is deleted first.
 
     All four files of the bundle lie in the model's own folder, so that downloading ``models:/<name>/<version>`` brings them.
     """
@@ -91,8 +91,10 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
     from mlflow.models.signature import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
+    registered = {version.source for version in client.search_model_versions(f"run_id = '{run_id}'")}
     for left in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        client.delete_logged_model(left.model_id)
+        if f"models:/{left.model_id}" not in registered:
+            client.delete_logged_model(left.model_id)
     contract = bundle.contract
     specs = [TensorSpec(np.dtype("float32"), (-1, len(contract["numeric"])), "numeric")]
     if contract["categorical"]:
@@ -106,6 +108,7 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
             signature=signature,
             input_example=bundle.golden_tensors(),
             save_as_external_data=False,  # else the graph in memory is emptied and a second file written
+            onnx_execution_providers=["CPUExecutionProvider"],
             pip_requirements=["onnxruntime"],  # given: MLflow would take nine seconds to find out
             tags=tags,
             params={k: str(v) for k, v in params.items()},
@@ -132,6 +135,7 @@ def download_model(name: str, version: str) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # into a task's log it would write a line for each of its steps
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(partial), tracking_uri=tracking_uri(), registry_uri=tracking_uri())

@@ -91,7 +91,8 @@ def run_dag(airflow_home, fresh_store, capfd):
         with create_session() as session:
             tasks = {t.task_id: str(t.state) for t in ended.get_task_instances(session=session)}
             events = [(e.asset.name, e.extra) for e in session.query(AssetEvent).filter(AssetEvent.source_run_id == ended.run_id)]
-            results = {x.task_id: XComModel.deserialize_value(x) for x in XComModel.get_many(run_id=ended.run_id, dag_ids=dag_id, key="return_value", session=session)}
+            returned = XComModel.get_many(run_id=ended.run_id, dag_ids=dag_id, key="return_value")
+            results = {x.task_id: XComModel.deserialize_value(x) for x in session.scalars(returned)}
         return Run(ended.run_id, str(ended.state), tasks, results, events, log)
 
     return run

@@ -10,7 +10,7 @@ The rest of Airloop knows only the landing zone. Every row says when it became k
 * ``planes``      the aircraft register, once
 """
 
-import json
+import re
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
@@ -50,31 +50,37 @@ def drop(project: Project, *, since: datetime, until: datetime) -> int:
     Returns:
         The number of files.
     """
-    written = 0
-    for source in project.sources:
-        rows = upstream()[source.name]
-        known = rows[source.known_at]
-        rows = rows[(known > pd.Timestamp(since)) & (known <= pd.Timestamp(until))]
-        for day, part in rows.groupby(rows[source.known_at].dt.floor("D")):
-            complete = pd.Timestamp(since) <= day and day + pd.Timedelta(days=1) <= pd.Timestamp(until)
-            edge = "" if complete else f"-{min(day + pd.Timedelta(days=1), pd.Timestamp(until)):%dT%H%M}"
-            write(project, source, f"{day:%Y-%m-%d}{edge}", part)
-            written += 1
-    return written
+    files = [write(project, source, name, rows) for source in project.sources for name, rows in _published(source, since, until)]
+    return len(files)
+
+
+def _published(source: Source, since: datetime, until: datetime) -> list[tuple[str, pd.DataFrame]]:
+    """The files of a source, one per UTC day: name without ending, rows."""
+    rows, begin, end, day_long = upstream()[source.name], pd.Timestamp(since), pd.Timestamp(until), pd.Timedelta(days=1)
+    rows = rows[(rows[source.known_at] > begin) & (rows[source.known_at] <= end)]
+    files = []
+    for day, part in rows.groupby(rows[source.known_at].dt.floor("D")):
+        complete = begin <= day and day + day_long <= end
+        files.append((f"{day:%Y-%m-%d}" if complete else f"{day:%Y-%m-%d}-{min(day + day_long, end):%dT%H%M}", part))
+    return files
 
 
 def write(project: Project, source: Source, name: str, rows: pd.DataFrame) -> UPath:
     """One file of a source, whole or not at all."""
     folder = layout.landing(project, source)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = rows[list(source.columns)].assign(**{c: rows[c].dt.strftime("%Y-%m-%dT%H:%M:%SZ") for c, t in source.columns.items() if t == "timestamp"})
-    content = json.dumps(json.loads(texts.to_json(orient="records")), indent=0) if source.format == "json" else texts.to_csv(index=False)
-    return write_text(folder / f"{name}.{source.format}", content)
+    return _write(folder / f"{name}.{source.format}", _as_text(source, rows).encode())
 
 
-def write_text(target: UPath, content: str) -> UPath:
+def _as_text(source: Source, rows: pd.DataFrame) -> str:
+    moments = {c: np.char.add(np.datetime_as_string(pd.DatetimeIndex(rows[c]).tz_localize(None), unit="s"), "Z") for c, t in source.columns.items() if t == "timestamp"}
+    texts = rows[list(source.columns)].assign(**moments)
+    return texts.to_json(orient="records", lines=False, indent=0) if source.format == "json" else texts.to_csv(index=False)
+
+
+def _write(target: UPath, content: bytes) -> UPath:
     partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(content)
+    partial.write_bytes(content)
     partial.rename(target)
     return target
 
@@ -141,79 +147,83 @@ def _raw(name: str) -> Path:
 
 
 def drop_bad(project: Project, kind: str, *, since: datetime, until: datetime) -> UPath:
-    """Write one bad file, made of rows that were really published in (since, until].
+    """Write one bad file, made of rows that were really published in (since, until]; so it brings nothing new that is good.
+
+    All but ``weather_gap`` are files beside the others. That one writes a day's file again, without six hours at one airport.
 
     Raises:
-        ValueError: an unknown kind; the message lists them.
+        ValueError: an unknown kind, or nothing was published; the message says what there is.
     """
     if kind not in BAD_KINDS:
         raise ValueError(f"no bad file of kind '{kind}'; there is {', '.join(BAD_KINDS)}")
-    return BAD_KINDS[kind](project, since, until)
+    source_name, make = BAD_KINDS[kind]
+    source = project.source(source_name)
+    files = _published(source, since, until)
+    if not files:
+        raise ValueError(f"nothing of '{source_name}' was published between {since} and {until}: no file to spoil")
+    name, content = make(source, files, until)
+    folder = layout.landing(project, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(folder / name, content)
 
 
-def _published(project: Project, source: str, since: datetime, until: datetime) -> tuple[Source, pd.DataFrame]:
-    rows, declared = upstream()[source], project.source(source)
-    known = rows[declared.known_at]
-    first_day = known[(known > pd.Timestamp(since)) & (known <= pd.Timestamp(until))].dt.floor("D").min()
-    return declared, rows[(known.dt.floor("D") == first_day) & (known > pd.Timestamp(since)) & (known <= pd.Timestamp(until))].head(200)
+def _spoiled(kind: str, change):
+    """Ten rows of the first day, the file's bytes changed."""
 
-
-def _altered(name: str, source: str, change):
-    """A bad file made of good rows, changed as text."""
-
-    def make(project: Project, since: datetime, until: datetime) -> UPath:
-        declared, rows = _published(project, source, since, until)
-        good = write(project, declared, f"bad-{name}", rows)
-        return write_text(good, change(good.read_text()))
-
-    return make
-
-
-def _changed_rows(name: str, source: str, change):
-    """A bad file whose rows were changed before they were written."""
-
-    def make(project: Project, since: datetime, until: datetime) -> UPath:
-        declared, rows = _published(project, source, since, until)
-        return write(project, declared, f"bad-{name}", change(rows.reset_index(drop=True).copy(), until))
+    def make(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+        return f"bad-{kind}.{source.format}", change(_as_text(source, files[0][1].head(10)).encode())
 
     return make
 
 
-def _without_column(text: str) -> str:
-    return "\n".join(line.rsplit(",", 1)[0] for line in text.splitlines()) + "\n"
+def _changed_rows(kind: str, change):
+    """Ten rows of the first day, of which one (the first) is changed."""
+
+    def make(source: Source, files: list, until: datetime) -> tuple[str, bytes]:
+        rows = files[0][1].head(10).reset_index(drop=True)
+        return f"bad-{kind}.{source.format}", _as_text(source, change(rows, until)).encode()
+
+    return make
 
 
-def _new_flights(rows: pd.DataFrame, _until) -> pd.DataFrame:
-    """Flight numbers that no other file has: the rows are new, one in ten has a negative distance."""
-    rows["flight"] += 100_000
-    rows.loc[rows.index[::10], "distance"] *= -1
-    return rows
+def _first(column: str, value):
+    """Another value in the first row; ``value`` is called with the old one and the time until which was published."""
+
+    def change(rows: pd.DataFrame, until: datetime) -> pd.DataFrame:
+        return rows.assign(**{column: rows[column].where(rows.index > 0, value(rows[column].iloc[0], until))})
+
+    return change
 
 
-def _from_the_future(rows: pd.DataFrame, until: datetime) -> pd.DataFrame:
-    rows["flight"] += 200_000
-    rows.loc[rows.index[::10], "published_at"] = pd.Timestamp(until) + pd.Timedelta(days=400)
-    return rows
+def _truncated_parquet(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+    content = files[0][1][list(source.columns)].to_parquet(index=False)
+    return "bad-truncated_parquet.parquet", content[: len(content) // 2]
 
 
-def _twice(rows: pd.DataFrame, _until) -> pd.DataFrame:
-    rows["flight"] += 400_000
-    return pd.concat([rows, rows.head(20)])
+def _same_file(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+    name, rows = files[0]
+    return f"bad-duplicated_file-{name}.{source.format}", _as_text(source, rows).encode()
 
 
-def _contradicting(rows: pd.DataFrame, _until) -> pd.DataFrame:
-    return rows.assign(arr_delay=rows["arr_delay"] + 60)
+def _weather_gap(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+    name, rows = max(files, key=lambda file: len(file[1]))
+    gone = (rows["origin"] == "JFK") & rows["observed_at"].dt.hour.between(8, 13)
+    return f"{name}.{source.format}", _as_text(source, rows[~gone]).encode()
 
 
+# kind -> the source that it is about, how the file is made
 BAD_KINDS = {
-    "missing_column": _altered("missing-column", "schedule", _without_column),
-    "extra_column": _altered("extra-column", "schedule", lambda text: "\n".join(f"{line},x" for line in text.splitlines()) + "\n"),
-    "wrong_type": _altered("wrong-type", "schedule", lambda text: text.replace("\n", "\nx", 1).replace("UA,", "UA,number ")),
-    "empty_file": _altered("empty", "schedule", lambda text: ""),
-    "truncated_json": _altered("truncated", "weather", lambda text: text[: len(text) // 2]),
-    "negative_distance": _changed_rows("negative-distance", "schedule", _new_flights),
-    "from_the_future": _changed_rows("from-the-future", "schedule", _from_the_future),
-    "duplicated_keys": _changed_rows("duplicated-keys", "schedule", _twice),
-    "unknown_flight": _changed_rows("unknown-flight", "actuals", lambda rows, _: rows.assign(flight=rows["flight"] + 300_000)),
-    "contradicting_label": _changed_rows("contradicting-label", "actuals", _contradicting),
+    "missing_column": ("schedule", _spoiled("missing_column", lambda text: b"\n".join(line.rsplit(b",", 1)[0] for line in text.splitlines()))),
+    "extra_column": ("schedule", _spoiled("extra_column", lambda text: b"\n".join([line + b"," + (b"x" if n else b"gate") for n, line in enumerate(text.splitlines())]))),
+    "wrong_type": ("schedule", _spoiled("wrong_type", lambda text: re.sub(rb"(?m)^(\w\w),(\d+),", rb"\1,number \2,", text))),
+    "empty_file": ("schedule", _spoiled("empty_file", lambda text: b"")),
+    "truncated_json": ("weather", _spoiled("truncated_json", lambda text: text[: len(text) // 2])),
+    "truncated_parquet": ("schedule", _truncated_parquet),
+    "duplicated_file": ("schedule", _same_file),
+    "duplicated_keys": ("schedule", _changed_rows("duplicated_keys", lambda rows, _: pd.concat([rows, rows.head(2)]))),
+    "negative_distance": ("schedule", _changed_rows("negative_distance", _first("distance", lambda miles, _: -miles))),
+    "from_the_future": ("actuals", _changed_rows("from_the_future", _first("known_at", lambda _, until: pd.Timestamp(until) + pd.Timedelta(days=400)))),
+    "weather_gap": ("weather", _weather_gap),
+    "unknown_flight": ("actuals", _changed_rows("unknown_flight", _first("flight", lambda number, _: number + 300_000))),
+    "contradicting_label": ("actuals", _changed_rows("contradicting_label", _first("arr_delay", lambda minutes, _: minutes + 60))),
 }

@@ -1,4 +1,4 @@
-"""Real services for the tests that need them, in a home and on ports of their own."""
+"""One real stack for the tests of this folder, in a home and on ports of its own. The last test of test_stack.py takes it down."""
 
 import os
 import socket
@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from include.settings import REPOSITORY, Settings
+from include.stack.api import AirflowApi
 
 
 def free_port() -> int:
@@ -16,7 +17,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack_settings(tmp_path_factory) -> Settings:
     """Settings of a stack that nobody else has: its own home, ports and DAG folder (empty; a test puts its DAG files there)."""
     root = tmp_path_factory.mktemp("stack")
@@ -25,7 +26,7 @@ def stack_settings(tmp_path_factory) -> Settings:
     return Settings(home=root / "home", dags_folder=root / "dags", parallelism=2, **ports)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def airloop(stack_settings):
     """Runs the `airloop` command with those settings, as a person would; the stack is taken down at the end."""
 
@@ -36,3 +37,11 @@ def airloop(stack_settings):
 
     yield run
     run("down")
+
+
+@pytest.fixture(scope="session")
+def api(stack_settings, airloop) -> AirflowApi:
+    """The client of a stack that is up."""
+    result = airloop("up")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return AirflowApi.of(stack_settings)

@@ -42,8 +42,8 @@ def verdict(evidence=GOOD, *, policy=POLICY, metric=AUC, at=AT, **history):
         pytest.param({"bias": 0.06, "bias_low": 0.041, "bias_high": 0.08}, "drifting", "too high", id="predictions surely too high are drift"),
         pytest.param({"bias": -0.06, "bias_low": -0.08, "bias_high": -0.041}, "drifting", "too low", id="predictions surely too low are drift"),
         pytest.param({"drifted_share": 1.0}, "healthy", "", id="drifted inputs alone are not drift unless the policy says so"),
-        pytest.param({"drifted_share": NAN}, "healthy", "", id="an unknown share of drifted inputs does not matter where it does not count"),
-        pytest.param({"metric": NAN, "bias": 0.06, "bias_low": 0.05, "bias_high": 0.07}, "drifting", "high", id="drift by one rule counts, whatever another says"),
+        pytest.param({"drifted_share": NAN}, "healthy", "", id="an unknown share does not matter where it does not count"),
+        pytest.param({"metric": NAN, "bias": 0.06, "bias_low": 0.05, "bias_high": 0.07}, "drifting", "high", id="one rule is enough for drift"),
     ],
 )  # fmt: skip
 def test_state(changes, state, because):

@@ -74,6 +74,15 @@ def test_a_decision_is_made_again_when_there_are_more_labels_at_the_same_cutoff(
     assert run(MAY, DRIFTING)["asked"]
 
 
+def test_what_was_asked_stays_asked_when_more_labels_at_the_same_cutoff_look_better():
+    run(MAY, found(0.70, labels=2000))
+    summary = run(MAY, HEALTHY)
+    assert (summary["state"], summary["asked"]) == ("healthy", False)
+    assert ledger.current_episode("flights")  # its request may be worked on: the next healthy verdict closes it
+    run(JUNE, HEALTHY)
+    assert ledger.current_episode("flights") is None
+
+
 def test_a_run_for_a_time_before_the_last_decision_asks_nothing():
     run(JUNE, HEALTHY)
     summary = run(MAY)
@@ -143,6 +152,7 @@ def test_a_second_asking_that_is_killed_and_tried_again_asks_once(killed_in, mon
             run(JUNE)
     assert run(JUNE)["asked"]
     assert [e["evidence"]["ask"] for e in ledger.episodes("flights")] == [1, 2]
+    assert ledger.current_episode("flights")["evidence"]["ask"] == 2
     assert len(ledger.requests("flights")) == 2
 
 

@@ -16,9 +16,7 @@ ERRORS = GatePolicy(min_rows=1000, floor=20.0, min_improvement=0.5, beat_baselin
 
 def verdict(policy=POLICY, metric=AUC, *, challenger=0.75, baseline=0.70, champion=0.74, rows=5000):
     name = metric.name
-    return judge(
-        policy, metric, challenger={name: challenger}, baseline={name: baseline}, champion=None if champion is None else {name: champion}, rows=rows
-    )
+    return judge(policy, metric, challenger={name: challenger}, baseline={name: baseline}, champion=None if champion is None else {name: champion}, rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +27,9 @@ def verdict(policy=POLICY, metric=AUC, *, challenger=0.75, baseline=0.70, champi
         pytest.param({"rows": 1000}, id="just enough new labels are enough"),
         pytest.param({"challenger": 0.752, "champion": 0.75}, id="just the asked margin is enough, whatever floats make of it"),
         pytest.param({"challenger": 0.65, "champion": None, "baseline": 0.6}, id="just at the floor is enough"),
-        pytest.param({"policy": ERRORS, "metric": MAE, "challenger": 10.0, "champion": 11.0, "baseline": 12.0}, id="a smaller error wins where lower is better"),
+        pytest.param(
+            {"policy": ERRORS, "metric": MAE, "challenger": 10.0, "champion": 11.0, "baseline": 12.0}, id="a smaller error wins where lower is better"
+        ),
     ],
 )
 def test_passes(figures):
@@ -42,7 +42,9 @@ def test_passes(figures):
     ("figures", "broken"),
     [
         pytest.param({"rows": 999}, {"enough new labels"}, id="too few new labels are never a pass"),
-        pytest.param({"rows": 0, "challenger": math.nan}, {"enough new labels", "figure", "floor", "champion", "baseline"}, id="no rows at all break everything"),
+        pytest.param(
+            {"rows": 0, "challenger": math.nan}, {"enough new labels", "figure", "floor", "champion", "baseline"}, id="no rows at all break everything"
+        ),
         pytest.param({"challenger": 0.64, "champion": 0.6, "baseline": 0.6}, {"floor"}, id="below the floor is refused even if it beats the champion"),
         pytest.param({"challenger": 0.7415}, {"champion"}, id="better than the champion by less than the margin is refused"),
         pytest.param({"challenger": 0.73}, {"champion"}, id="worse than the champion is refused"),
@@ -52,7 +54,9 @@ def test_passes(figures):
         pytest.param({"champion": math.nan}, {"champion"}, id="a champion whose metric is NaN cannot be beaten"),
         pytest.param({"baseline": math.nan}, {"baseline"}, id="a baseline whose metric is NaN cannot be beaten"),
         pytest.param({"policy": ERRORS, "metric": MAE, "challenger": 12.0, "champion": 11.0, "baseline": 14.0}, {"champion"}, id="a larger error loses"),
-        pytest.param({"policy": ERRORS, "metric": MAE, "challenger": 21.0, "champion": 25.0, "baseline": 25.0}, {"floor"}, id="the floor of an error is a ceiling"),
+        pytest.param(
+            {"policy": ERRORS, "metric": MAE, "challenger": 21.0, "champion": 25.0, "baseline": 25.0}, {"floor"}, id="the floor of an error is a ceiling"
+        ),
     ],
 )
 def test_refuses(figures, broken):

@@ -1,0 +1,154 @@
+"""Runs DAGs, one after the other, as ``dag.test()`` does: in this process, without a scheduler. For ``airloop try`` and the tests.
+
+    python -m include.dag_kit.trial plan.json <file descriptor for events>
+
+The plan: ``{"project", "steps": [{"stage", "cutoff", "since", "file", "keep", "key"}]}``; the last step is the one that is tried. An event is
+a line of JSON.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from airflow.listeners import hookimpl
+from airflow.sdk import DAG
+from airflow.sdk.listener import get_listener_manager
+
+from include.projects import get_project
+from include.projects.base import Project
+from include.settings import get_settings
+from include.trial.blame import blame, blame_text
+from include.trial.plan import FEED
+
+Tell = Callable[..., None]
+
+
+class StageFailed(RuntimeError):
+    """A DAG run did not end well; what its tasks said was told already."""
+
+
+def run(plan: dict[str, Any], tell: Tell) -> None:
+    """Run the steps; tells of each step, of each task, and at the end of what was made."""
+    from include.trial import made
+    from include.trial.scratch import keep
+
+    project, listener = get_project(plan["project"]), TaskListener(tell)
+    get_listener_manager().add_listener(listener)
+    for step in plan["steps"]:
+        began, last = time.monotonic(), step is plan["steps"][-1]
+        tell(event="step", stage=step["stage"], cutoff=step["cutoff"], tried=last)
+        if step["stage"] == FEED:
+            from include.ledger import moment, set_clock
+
+            feed = project.module("feed")
+            files = feed.drop(project, since=moment(step["since"]), until=moment(step["cutoff"]))
+            set_clock(project.name, step["cutoff"])
+            tell(event="dropped", files=files)
+        else:
+            before = made.inventory(project, step["stage"]) if last else {}
+            state, run_id = test_dag(load(Path(step["file"]), f"{project.name}__{step['stage']}"), configuration(project, step))
+            if last:
+                tell(event="made", things=[thing._asdict() for thing in made.made_by(project, step["stage"], before, run_id=run_id, cutoff=step["cutoff"])])
+            if state != "success":
+                raise StageFailed(f"{project.name}__{step['stage']} ended as {state}")
+        tell(event="done", stage=step["stage"], seconds=time.monotonic() - began)
+        if step["keep"]:
+            keep(get_settings().home, Path(step["keep"]), step["key"])
+
+
+def load(file: Path, dag_id: str) -> DAG:
+    """The DAG of a file.
+
+    Raises:
+        ImportError: the file does not parse, or has no such DAG; the message says file and line.
+    """
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(str(file))
+    if bag.import_errors:
+        raise ImportError(f"the DAG file does not parse: {blame_text(next(iter(bag.import_errors.values())))}")
+    if dag_id not in bag.dags:
+        raise ImportError(f"{file} has no DAG '{dag_id}'; it has {', '.join(sorted(bag.dags)) or 'none'}")
+    return bag.dags[dag_id]
+
+
+def test_dag(dag: DAG, conf: dict[str, Any]) -> tuple[str, str]:
+    """Run it once; gives the run's state and id. A task that fails is not tried again: whoever tries a stage wants to see why."""
+    for task in dag.tasks:
+        task.retries = 0
+    run = dag.test(run_conf=conf)
+    return str(run.state.value), run.run_id
+
+
+def configuration(project: Project, step: dict[str, Any]) -> dict[str, Any]:
+    """The run's parameters, as a person would give them."""
+    conf = {"cutoff": step["cutoff"]}
+    if step["stage"] == "train":
+        return {**conf, "reason": "try"}
+    if step["stage"] == "deploy":
+        from include.registry import versions
+        from include.registry.client import registry_client
+
+        if versions.CHALLENGER not in versions.aliases(project):  # the gate refused the sample's model; a person may deploy it all the same
+            return {**conf, "version": max((str(v.version) for v in registry_client().search_model_versions(f"name = '{project.name}'")), key=int)}
+    return conf
+
+
+class TaskListener:
+    """Tells how each task ends, and why it failed."""
+
+    def __init__(self, tell: Tell):
+        self._tell, self._began = tell, 0.0
+
+    @hookimpl
+    def on_task_instance_running(self, previous_state, task_instance) -> None:
+        self._began = time.monotonic()
+        self._tell(event="running", task=_label(task_instance))
+
+    @hookimpl
+    def on_task_instance_success(self, previous_state, task_instance) -> None:
+        self._ended(task_instance, "success")
+
+    @hookimpl
+    def on_task_instance_skipped(self, previous_state, task_instance) -> None:
+        self._ended(task_instance, "skipped")
+
+    @hookimpl
+    def on_task_instance_failed(self, previous_state, task_instance, error) -> None:
+        self._ended(task_instance, "failed", error=blame(error) if isinstance(error, BaseException) else str(error or ""))
+
+    def _ended(self, task_instance, state: str, **more: Any) -> None:
+        self._tell(event="task", task=_label(task_instance), state=state, seconds=time.monotonic() - self._began, **more)
+
+
+def _label(task_instance) -> str:
+    mapped = task_instance.map_index is not None and task_instance.map_index >= 0
+    return f"{task_instance.task_id}[{task_instance.map_index}]" if mapped else task_instance.task_id
+
+
+def main(plan_file: str, descriptor: str) -> int:
+    with os.fdopen(int(descriptor), "w", buffering=1) as events:
+
+        def tell(**event: Any) -> None:
+            events.write(json.dumps(event, default=str) + "\n")
+
+        try:
+            run(json.loads(Path(plan_file).read_text()), tell)
+        except StageFailed as error:
+            tell(event="failed", error=str(error))
+            return 1
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            tell(event="error", error=str(error) if isinstance(error, ImportError) else blame(error))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

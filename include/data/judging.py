@@ -1,0 +1,176 @@
+"""What becomes of new files, decided before anything is changed: each row is good, or has a reason against it."""
+
+import json
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+
+from include.data import gaps, reading, rules
+from include.data.landing import LandedFile
+from include.data.reading import FileRefused, Reason
+from include.data.report import FileOutcome, SourceReport
+from include.data.validation import Broken, Validation, validate
+from include.projects.base import Project, Source
+
+
+def judge(project: Project, source: Source, files: list[LandedFile], cutoff: datetime) -> SourceReport:
+    """Read, validate (one checkpoint over the rows of all files) and compare with what is known; changes nothing.
+
+    The first fault that is found of a row is its reason. A file with more faulty rows than the source tolerates is refused whole;
+    rows that only say again what is known do not count as faulty there: they do no harm, and some upstreams send all they have each day.
+    """
+    outcomes, readable = _read(source, files)
+    if not readable:
+        return SourceReport(outcomes, None, None, None)
+    typed = pd.concat([rows.typed for _, rows in readable], ignore_index=True)
+    lengths = [len(rows) for _, rows in readable]
+    owner = np.repeat(np.arange(len(readable)), lengths)
+    suite = project.module("expectations").source_suite(source.name)
+    validation = validate(f"{project.name}.{source.name}", typed, suite)
+
+    faults = _Faults(len(typed))
+    for number, (_, rows) in enumerate(readable):
+        for fault in rows.faults:
+            faults.mark(*fault, among=owner == number)
+    for found in (
+        [rules.from_the_future(source, typed, cutoff)],
+        [(b.rule, b.message, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
+        rules.repeated_keys(source, typed, owner),
+        rules.known_already(project, source, typed),
+        [rules.dangling(project, source, typed)],
+    ):
+        for fault in filter(None, found):
+            faults.mark(*fault)
+    taken, faults = _take_files(source, typed, owner, faults, lengths)
+
+    is_good = ~faults.any & np.isin(owner, list(taken))
+    warned = _warnings(project, source, validation, typed, owner, is_good)
+    bad = []
+    for number, (file, rows) in enumerate(readable):
+        mine = owner == number
+        faulty = mine & faults.any
+        reasons = [*_reasons(file, faults.rule[faulty], faults.message[faulty]), *(Reason(r, n, f"{file.name}: {m}", "warning") for o, r, n, m in warned if o == number)]
+        if number not in taken:
+            harm = int((faulty & ~np.isin(faults.rule, rules.HARMLESS)).sum())
+            message = f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%}; the file is refused whole"
+            outcomes.append(_refused(file, len(rows), [Reason("tolerance", harm, message), *reasons]))
+            continue
+        counts = {"rows": len(rows), "table": int((mine & ~faulty).sum()), "quarantine": int(faulty.sum()), "refused": 0}
+        outcomes.append(FileOutcome(file.name, file.identity, "ingested", counts, [r._asdict() for r in reasons]))
+        bad.append(_quarantined(source, file, rows, faults.rule[mine], faults.message[mine], cutoff))
+    return SourceReport(
+        sorted(outcomes, key=lambda o: o.file), validation.page,
+        reading.to_table(source, typed[is_good]) if is_good.any() else None,
+        pd.concat(bad, ignore_index=True) if any(map(len, bad)) else None,
+    )  # fmt: skip
+
+
+def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], list[tuple[LandedFile, reading.Rows]]]:
+    refused, readable = [], []
+    for file in files:
+        try:
+            rows = reading.read(source, file.name, file.content)
+            if file.first is None:
+                readable.append((file, rows))
+                continue
+            count = len(rows)
+        except FileRefused as refusal:
+            if file.first is None:
+                refused.append(_refused(file, refusal.reason.count, [refusal.reason]))
+                continue
+            count = refusal.reason.count
+        message = f"{file.name}: the same content came as {file.first} before ({count} rows); a file is ingested once, nothing is to be done"
+        refused.append(_refused(file, count, [Reason("duplicated_file", count, message)]))
+    return refused, readable
+
+
+class _Faults:
+    """The reason against each row: the first fault that is found of it."""
+
+    def __init__(self, rows: int):
+        self.rule, self.message = np.full(rows, None, dtype=object), np.full(rows, None, dtype=object)
+
+    @property
+    def any(self) -> np.ndarray:
+        return pd.notna(self.rule)
+
+    def mark(self, rule: str, message: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
+        """Mark the rows of the mask; with ``among``, the mask is over those rows only."""
+        whole = mask
+        if among is not None:
+            whole = np.zeros(len(self.rule), dtype=bool)
+            whole[np.flatnonzero(among)[mask]] = True
+        new = whole & ~self.any
+        self.rule[new], self.message[new] = rule, message
+
+    def take_over(self, other: "_Faults", rows: np.ndarray) -> None:
+        self.rule[rows], self.message[rows] = other.rule[rows], other.message[rows]
+
+    def copy(self) -> "_Faults":
+        twin = _Faults(0)
+        twin.rule, twin.message = self.rule.copy(), self.message.copy()
+        return twin
+
+
+def _take_files(source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Faults, lengths: list[int]) -> tuple[set[int], _Faults]:
+    """Which files are taken, and every row's fault: what a refused file says must not speak against the rows of another one."""
+    taken = set(range(len(lengths)))
+    while True:
+        faults = own.copy()
+        sound = np.isin(owner, list(taken)) & ~own.any
+        for fault in rules.in_earlier_file(source, typed[sound]):
+            faults.mark(*fault, among=sound)
+        harm = np.bincount(owner[faults.any & ~np.isin(faults.rule, rules.HARMLESS)], minlength=len(lengths))
+        refused = {number for number in taken if harm[number] > source.tolerance * lengths[number]}
+        if not refused:
+            return taken, faults
+        own.take_over(faults, np.isin(owner, list(refused)))  # why they are refused
+        taken -= refused
+
+
+def _rows_of(broken: Broken, typed: pd.DataFrame, owner: np.ndarray) -> np.ndarray:
+    """The rows that broke an expectation. One about the table as a whole names none: then it is all rows of the files that break it alone."""
+    if broken.rows:
+        mask = np.zeros(len(typed), dtype=bool)
+        mask[broken.rows] = True
+        return mask
+    files = range(owner[-1] + 1)
+    guilty = [n for n in files if len(files) > 1 and validate("one_file", typed[owner == n], [broken.expectation]).broken]
+    return np.isin(owner, guilty or list(files))
+
+
+def _warnings(
+    project: Project, source: Source, validation: Validation, typed: pd.DataFrame, owner: np.ndarray, is_good: np.ndarray
+) -> list[tuple[int, str, int, str]]:
+    """What is reported and keeps no row out: file number, rule, count, message."""
+    found = []
+    for broken in validation.broken:
+        if broken.warning:
+            numbers, counts = np.unique(owner[broken.rows] if broken.rows else owner[:1], return_counts=True)
+            found += [(int(n), broken.rule, int(c) if broken.rows else 0, f"{broken.rule}: {c if broken.rows else 'all'} rows; {broken.message}") for n, c in zip(numbers, counts, strict=True)]
+    expected = gaps.expected(project, source)
+    if expected and is_good.any():
+        found += [(int(owner[row]), "gap", 1, message) for row, message in gaps.among(project, source, expected, typed[is_good])]
+    return found
+
+
+def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> list[Reason]:
+    table = pd.DataFrame({"rule": rule_of, "message": message_of})
+    return [
+        Reason(str(rule), len(part), f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}")
+        for rule, part in table.groupby("rule", sort=False)
+    ]
+
+
+def _quarantined(source: Source, file: LandedFile, rows: reading.Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime) -> pd.DataFrame:
+    faulty = np.flatnonzero(pd.notna(rule_of))
+    return pd.DataFrame({
+        "source": source.name, "file": file.name, "row": faulty + 1, "rule": rule_of[faulty], "message": message_of[faulty],
+        "row_json": [json.dumps(r, default=str) for r in rows.raw.iloc[faulty].to_dict("records")], "cutoff": pd.Timestamp(cutoff),
+    })  # fmt: skip
+
+
+def _refused(file: LandedFile, rows: int, reasons: list[Reason]) -> FileOutcome:
+    counts = {"rows": rows, "table": 0, "quarantine": 0, "refused": rows}
+    return FileOutcome(file.name, file.identity, "refused", counts, [r._asdict() for r in reasons])

@@ -1,0 +1,134 @@
+"""A try from the outside: prepares the scratch store, starts the process that runs the DAGs and the serving that it needs, and listens."""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from include.projects.base import Project
+from include.settings import Settings
+from include.stack.environment import serving_environment
+from include.trial.plan import FEED, Made, Sample, Step, dag_file, sample_of, steps_to
+from include.trial.scratch import Scratch
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Watcher(Protocol):
+    """Who shows the progress: one call per event of ``include.dag_kit.trial``."""
+
+    def said(self, text: str) -> None: ...
+    def event(self, event: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a try ended. ``error`` is None if the stage ended well; ``seconds`` by step, the reused ones are not among them."""
+
+    sample: Sample
+    scratch: Scratch
+    steps: list[Step]
+    reused: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    made: list[Made] = field(default_factory=list)
+    error: str | None = None
+
+
+def try_stage(settings: Settings, project: Project, stage: str, rows: int, watcher: Watcher) -> Outcome:
+    """Run a stage on a sample in its scratch store; the stages before it too, unless an earlier try's results still hold.
+
+    Raises:
+        NoSuchStage, Busy: nothing was run.
+    """
+    sample = sample_of(project, rows)
+    steps, scratch = steps_to(stage, project, sample), Scratch(settings, project, stage, sample)
+    with scratch.alone(), ExitStack() as children:
+        reused = scratch.prepare(steps[:-1], watcher.said)
+        outcome = Outcome(sample, scratch, steps, reused)
+        port = _free_port(settings.host) if any(step.stage == "deploy" for step in steps[reused:]) else None
+        if port:
+            children.enter_context(_serving(scratch, port))
+        began = time.monotonic()
+        for event in _run_dags(scratch, project, steps, reused, port):
+            _take_down(outcome, event)
+            watcher.event(event)
+        outcome.seconds["all"] = time.monotonic() - began
+    return outcome
+
+
+def _take_down(outcome: Outcome, event: dict[str, Any]) -> None:
+    if event["event"] == "done":
+        outcome.seconds[event["stage"]] = event["seconds"]
+    elif event["event"] == "made":
+        outcome.made = [Made(**thing) for thing in event["things"]]
+    elif event["event"] in ("failed", "error"):
+        outcome.error = event["error"]
+
+
+def _run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int, port: int | None) -> Iterator[dict[str, Any]]:
+    """All steps in one process: importing Feast, MLflow and Great Expectations takes longer than most stages on a sample."""
+    plan = []
+    for number, step in list(enumerate(steps))[reused:]:
+        last = number == len(steps) - 1
+        file = None if step.stage == FEED else str(dag_file(project, step.stage, scratch.settings.dags_folder))
+        plan.append(asdict(step) | {"file": file, "keep": None if last else str(scratch.keep_folder(number, step))})
+    plan_file = scratch.root / "plan.json"
+    plan_file.write_text(json.dumps({"project": project.name, "steps": plan}, indent=1))
+    readable, writable = os.pipe()
+    command = [sys.executable, "-m", "include.dag_kit.trial", str(plan_file), str(writable)]
+    with scratch.log.open("wb") as log, _child(command, scratch.environment(port), scratch, log, pass_fds=(writable,)) as process:
+        os.close(writable)
+        with os.fdopen(readable) as events:
+            ended = False
+            for line in events:
+                event = json.loads(line)
+                ended = ended or event["event"] in ("failed", "error")
+                yield event
+        if process.wait() != 0 and not ended:
+            yield {"event": "error", "error": f"the process that ran the DAGs ended with exit status {process.returncode}; see {scratch.log}"}
+
+
+@contextmanager
+def _serving(scratch: Scratch, port: int) -> Iterator[None]:
+    """The real service, on the scratch store's registry and features; ``deploy`` waits for it."""
+    settings = scratch.settings
+    mlflow = scratch.mlflow_environment
+    environment = serving_environment(settings) | settings.feast_environment | mlflow | {"SERVING_MLFLOW_URI": mlflow["MLFLOW_TRACKING_URI"]}
+    command = [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(port), "--no-access-log"]
+    with (scratch.root / "serving.log").open("wb") as log, _child(command, environment, scratch, log):
+        yield
+
+
+@contextmanager
+def _child(command: list[str], environment: dict[str, str], scratch: Scratch, log, pass_fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen]:
+    """A process that ends with this block, or with us, and with all that it started."""
+    libc = ctypes.CDLL(None)
+    process = subprocess.Popen(
+        command, env=environment, cwd=scratch.work, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=pass_fds,
+        start_new_session=True, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(timeout=5)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+

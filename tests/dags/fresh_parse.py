@@ -1,0 +1,33 @@
+"""Reads one DAG file as Airflow's DAG processor does, in this fresh interpreter, and prints what came of it as JSON.
+
+    python fresh_parse.py <DAG file> <module> <module> ...      # the modules that must not be imported
+
+``imported``: those of them that reading the file imported; ``before``: that Airflow itself had imported; ``dags``: DAG id -> serialized DAG.
+"""
+
+import json
+import logging
+import sys
+
+
+def main(file: str, forbidden: set[str]) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    before = loaded(forbidden)
+    bag = DagBag(file, safe_mode=False)
+    imported = loaded(forbidden)
+
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dags = {dag_id: DagSerialization.to_dict(dag) for dag_id, dag in sorted(bag.dags.items())}
+    # Not sort_keys: an order that changes from parse to parse is what the test is after.
+    print(json.dumps({"before": before, "imported": imported, "errors": bag.import_errors, "dags": dags}))
+
+
+def loaded(modules: set[str]) -> list[str]:
+    return sorted(modules & {name.partition(".")[0] for name in sys.modules})
+
+
+if __name__ == "__main__":
+    logging.disable(logging.INFO)
+    main(sys.argv[1], set(sys.argv[2:]))

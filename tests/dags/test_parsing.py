@@ -1,0 +1,117 @@
+"""Each DAG file, read in a fresh interpreter: nothing heavy is imported, every project has its stage, the same DAG comes out each time."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from include.dag_kit.defaults import STAGES
+from include.projects import all_projects, project_names
+from include.settings import REPOSITORY, Settings
+from include.stack.environment import airflow_environment
+
+DAG_FILES = sorted((REPOSITORY / "dags").rglob("*.py"))
+BULLETS = ("Starts", "Updates", "Safe to rerun", "On failure")
+FORBIDDEN = (
+    "boto3", "catboost", "dask", "deltalake", "duckdb", "evidently", "feast", "fsspec", "great_expectations", "ibis", "kubernetes", "lightgbm", "matplotlib",
+    "mlflow", "nannyml", "numpy", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "polars", "pyarrow", "scipy", "shap", "skl2onnx", "sklearn",
+    "statsmodels", "torch", "upath", "xgboost",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@cache
+def parsed(file: Path, home: Path, hash_seed: int = 1) -> dict:
+    """What fresh_parse.py says of the file."""
+    environment = airflow_environment(Settings(home=home)) | {"PYTHONHASHSEED": str(hash_seed), "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    command = [sys.executable, str(Path(__file__).with_name("fresh_parse.py")), str(file), *FORBIDDEN]
+    result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def everything(home: Path) -> dict[str, dict]:
+    """All DAGs of all files, by id, as serialized."""
+    return {dag_id: dag["dag"] for file in DAG_FILES for dag_id, dag in parsed(file, home)["dags"].items()}
+
+
+def every_file(test):
+    return pytest.mark.parametrize("file", DAG_FILES, ids=lambda file: file.relative_to(REPOSITORY).as_posix())(test)
+
+
+@every_file
+def test_a_dag_file_imports_no_data_or_ml_library(file, home):
+    result = parsed(file, home)
+    assert result["errors"] == {}
+    assert result["imported"] == [], "import it inside the task"
+
+
+def test_the_list_of_forbidden_modules_is_looked_for(home, tmp_path):
+    """The check above sees a library that a DAG file imports, also through one of our own modules."""
+    file = tmp_path / "heavy.py"
+    file.write_text("from airflow.sdk import dag\nimport include.data.layout\nimport numpy\n")
+    assert {"numpy", "upath"} <= set(parsed(file, home)["imported"])
+
+
+@every_file
+def test_a_dag_file_gives_the_same_dags_under_another_hash_seed(file, home):
+    """Else Airflow would make a new version of the DAG at each parse."""
+    first, second = (json.dumps(parsed(file, home, seed)["dags"]) for seed in (1, 2))
+    assert first == second
+
+
+def test_every_project_has_every_stage_and_no_other_dag_is_there(home):
+    assert project_names(), "no project at all"
+    assert set(everything(home)) == {f"{project}__{stage}" for project in project_names() for stage in STAGES}
+
+
+@every_file
+def test_a_dag_file_makes_one_dag_a_project(file, home):
+    assert sorted(parsed(file, home)["dags"]) == [f"{project}__{file.stem}" for project in project_names()]
+
+
+@every_file
+def test_the_docs_say_how_it_starts_what_it_updates_and_where_to_look_when_it_fails(file, home):
+    for dag_id, dag in parsed(file, home)["dags"].items():
+        docs = dag["dag"]["doc_md"]
+        assert [bullet for bullet in BULLETS if not re.search(rf"^\* \*\*{bullet}\*\*", docs, re.MULTILINE)] == [], f"{dag_id} says nothing about these"
+        link = re.search(r"\*\*On failure\*\*.*?(docs/runbooks/[\w/-]+\.md)(?:#([\w-]+))?", docs)
+        assert link, f"{dag_id}: On failure links to no runbook"
+        runbook = REPOSITORY / link[1]
+        assert runbook.is_file(), f"{dag_id}: {link[1]} is not there"
+        headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in runbook.read_text().splitlines() if line.startswith("#")}
+        assert link[2] is None or link[2] in headings, f"{link[1]} has no heading #{link[2]}"
+
+
+def test_every_dag_has_its_projects_owner_retries_and_tags(home):
+    dags = everything(home)
+    for project in all_projects():
+        for stage in STAGES:
+            dag = dags[f"{project.name}__{stage}"]
+            assert set(dag["tags"]) >= {project.name, stage}
+            defaults = dag["default_args"]["__var"]
+            assert defaults["owner"] == project.owner
+            assert defaults["retries"] >= 1
+
+
+def test_unpausing_a_dag_starts_nothing(home):
+    """All DAGs are unpaused as they are read, so none may make up for runs of the past."""
+    for dag_id, dag in everything(home).items():
+        assert not dag.get("catchup"), dag_id
+        assert "start_date" not in dag, dag_id
+        assert '"run_immediately": true' not in json.dumps(dag["timetable"]), dag_id
+
+
+def test_airflow_itself_imports_none_of_them():
+    code = f"import airflow.sdk, sys; print(sorted(set({FORBIDDEN!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
+    result = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,261 @@
+"""The real train and deploy DAGs: child processes, a real MLflow registry, a real HTTP service that follows the alias.
+
+The training set is made up (what builds it has its own tests); everything after it is the real thing.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from include import ledger
+from include.data import layout
+from include.projects import get_project
+from include.settings import REPOSITORY, get_settings
+from tests.unit.training import made_up
+
+FLIGHTS = get_project("flights")
+FIRST, LATER = "2013-02-03T00:00:00Z", "2013-03-10T00:00:00Z"
+TREES = ["hist_gradient_boosting"]
+
+
+class Service:
+    """Stands in for serving: says that it serves the champion, except the versions that it refuses or never gets to."""
+
+    def __init__(self):
+        self.refused, self.slow, self.seen = set(), set(), []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(service.answer()).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.served = None
+
+    def answer(self):
+        from include.registry import versions
+
+        wanted = versions.aliases(FLIGHTS).get("champion")
+        if wanted in self.refused:
+            return {"name": "flights", "version": self.served, "state": "refused", "error": f"version {wanted}: golden request 0 is off"}
+        if wanted not in self.slow:
+            self.served = wanted
+        return {"name": "flights", "version": self.served, "state": "ready", "error": None}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Until day 35 the outcome follows one rule, then another: the first model is soon wrong."""
+    return made_up.examples(FLIGHTS, days=70, a_day=400, turns_on=35)
+
+
+@pytest.fixture
+def loop(run_dag, fresh_store, rows, tmp_path, monkeypatch):
+    """A store, a registry and a service of this test's own; gives the service."""
+    from include.features import training_set
+    from include.registry.client import registry_client
+
+    service = Service()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for name, value in {"MLFLOW_TRACKING_URI": uri, "AIRLOOP_SERVING_PORT": str(service.server.server_port), "AIRLOOP_SERVING_TIMEOUT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    monkeypatch.setattr(training_set, "build", lambda project, request: made_up.write(project, request, rows))
+    registry_client().create_experiment("flights", artifact_location=str(tmp_path / "artifacts"))  # else below the working directory
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+
+
+def aliases():
+    from include.registry import versions
+
+    return versions.aliases(FLIGHTS)
+
+
+def version_count():
+    from include.registry.client import registry_client
+
+    return len(registry_client().search_model_versions("name = 'flights'"))
+
+
+def requests_by_reason():
+    return {r.reason: r for r in ledger.requests("flights")}
+
+
+@pytest.mark.timeout(1800)  # ten whole DAG runs with some fifteen child processes
+def test_the_loop_trains_deploys_refuses_and_replaces(loop, run_dag):
+    # The first model: floor and baseline decide, everything is fitted.
+    first = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model"})
+    assert first.state == "success", first.log[-3000:]
+    assert first.tasks["announce_challenger"] == "success"
+    assert [event for event in first.events if event[0] == "flights.challenger_model"][0][1] == {
+        "name": "flights", "version": "1", "gate": "passed", "request": requests_by_reason()["first_model"].id, "cutoff": FIRST, "candidate": first.results["register"]["candidate"],
+    }  # fmt: skip
+    assert all(len(json.dumps(result)) < 1024 for result in first.results.values())
+    assert aliases() == {"challenger": "1"} and requests_by_reason()["first_model"].state == "passed"
+    assert ledger.stage_record("flights", "train", FIRST)["summary"]["fits"] == 3
+    assert (layout.report(FLIGHTS, "flights__train", first.run_id, "evaluate") / "index.html").exists()
+    assert "torch_mlp: fitted in" in first.log  # the child's output is in the task's log
+
+    deployed = run_dag("flights__deploy", {"cutoff": FIRST})
+    assert deployed.state == "success", deployed.log[-3000:]
+    assert deployed.tasks["put_old_one_back"] == "skipped"
+    assert aliases() == {"challenger": "1", "champion": "1"} and requests_by_reason()["first_model"].state == "deployed"
+    assert ("flights.champion_model", {"cutoff": FIRST, "version": "1"}) in deployed.events
+    assert ledger.stage_record("flights", "deploy", FIRST)["summary"]["state"] == "deployed"
+
+    # The outcome follows another rule by now, and a person asks for a training on the days since.
+    ledger.open_episode("flights", at="2013-03-01T00:00:00Z", evidence={"auc": 0.5})
+    better = run_dag("flights__train", {"cutoff": LATER, "reason": "drift_seen_by_a_person", "candidates": TREES, "last_days": 30})
+    assert better.state == "success" and better.results["register"]["gate"] == "passed", better.log[-3000:]
+    assert run_dag("flights__deploy", {"cutoff": LATER}).state == "success"
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
+    assert ledger.current_episode("flights") is None  # a champion that has seen the drift ends it
+
+    # Nothing new to judge on: refused, registered all the same, nothing announced, and the run is green.
+    lost = run_dag("flights__train", {"cutoff": LATER, "reason": "again", "candidates": TREES})
+    assert lost.state == "success" and lost.tasks["announce_challenger"] == "skipped" and not lost.events
+    assert requests_by_reason()["again"].state == "refused" and "judged on 0 rows" in requests_by_reason()["again"].outcome["reasons"][0]
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"} and version_count() == 3
+    assert [d["verdict"] for d in ledger.decisions("flights", "gate")] == ["passed", "passed", "refused"]
+
+    # The same deployment once more, and that of the first model by an event that came twice: nothing moves.
+    again = run_dag("flights__deploy", {"cutoff": LATER})
+    assert again.state == "success" and aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
+    assert ledger.get_request(requests_by_reason()["drift_seen_by_a_person"].id).state == "deployed"
+
+    # A person goes back to version 1, which serving refuses by now: version 2 is put back, visibly.
+    loop.refused.add("1")
+    failed = run_dag("flights__deploy", {"version": "1"})
+    assert failed.state == "failed" and failed.tasks["wait_for_serving"] == "failed" and failed.tasks["put_old_one_back"] == "success"
+    assert failed.tasks["announce_champion"] == "upstream_failed" and not failed.events
+    assert "golden request 0 is off" in failed.log
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
+    assert "rolled_back" in [d["verdict"] for d in ledger.decisions("flights", "deploy")]
+
+    # The same, but serving never gets there.
+    loop.refused.clear()
+    loop.slow.add("1")
+    late = run_dag("flights__deploy", {"version": "1"})
+    assert late.state == "failed" and "did not serve version 1 within 3 s" in late.log
+    assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
+
+    # A person moves the alias by hand while a rollout waits: theirs stays.
+    from include.registry import versions
+
+    threading.Thread(target=lambda: (wait_for_champion("1"), versions.move_alias(FLIGHTS, "champion", "3")), daemon=True).start()
+    overtaken = run_dag("flights__deploy", {"version": "1"})
+    assert overtaken.state == "failed" and aliases()["champion"] == "3"
+    assert "overtaken" in [d["verdict"] for d in ledger.decisions("flights", "deploy")]
+
+
+def wait_for_champion(version, seconds=120):
+    deadline = time.monotonic() + seconds
+    while aliases().get("champion") != version and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, run_dag, monkeypatch):
+    from include.dag_kit.compute import TrainingStep
+
+    # The first try of every step is killed with -9 a moment after it began; Airflow's retry is this loop.
+    whole, kills = TrainingStep._run, []
+
+    def killed_first(step, line):
+        name = f"{step.command}-{step.arguments.get('candidate')}"
+        if name not in kills:
+            kills.append(name)
+            child = threading.Timer(2.5, lambda: step._child and os.killpg(step._child.pid, signal.SIGKILL))
+            child.start()
+            with pytest.raises(Exception, match="exit code -9"):
+                whole(step, line)
+        whole(step, line)
+
+    monkeypatch.setattr(TrainingStep, "_run", killed_first)
+    run = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model", "candidates": TREES})
+    assert run.state == "success", run.log[-3000:]
+    assert sorted(kills) == ["evaluate-None", "fit-baseline_rule", "fit-hist_gradient_boosting", "refit-None"]
+    assert version_count() == 1 and aliases() == {"challenger": "1"}
+    from include.registry.client import registry_client
+
+    experiment = registry_client().get_experiment_by_name("flights").experiment_id
+    assert sorted(r.data.tags["candidate"] for r in registry_client().search_runs([experiment])) == ["baseline_rule", "hist_gradient_boosting", "request"]
+    assert len(registry_client().search_logged_models([experiment])) == 1
+
+
+def test_a_step_that_fails_says_why(loop, run_dag):
+    run = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model", "candidates": ["no_such_thing"]})
+    assert run.state == "failed" and run.tasks["choose_candidates"] == "failed"
+    assert "has no candidate 'no_such_thing'; it has hist_gradient_boosting, torch_mlp, baseline_rule" in run.log
+    assert aliases() == {}
+
+
+ORPHAN = """
+import sys
+from include.dag_kit.compute import TrainingStep
+step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={})
+step._run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+"""
+
+
+def test_a_child_dies_with_its_task(airflow_home):
+    task = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    try:
+        children = []
+        deadline = time.monotonic() + 60
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.2)
+            listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(task.pid)], capture_output=True, text=True, check=False).stdout
+            children = [int(pid) for pid in listed.split()]
+        assert children
+        time.sleep(0.5)
+    finally:
+        task.send_signal(signal.SIGKILL)
+        task.wait()
+    deadline = time.monotonic() + 10
+    while alive(children[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(children[0])
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_step_that_ends_well_without_a_manifest_is_a_failure(airflow_home, fresh_store):
+    from types import SimpleNamespace
+
+    from airflow.sdk.exceptions import AirflowException
+
+    from include.dag_kit.compute import TrainingStep
+
+    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "abc", "candidate": "torch_mlp"})
+    step._run = lambda line: None
+    ti = SimpleNamespace(dag_id="flights__train", run_id="run_1", task_id="fit")
+    with pytest.raises(AirflowException, match="wrote no manifest at .*fit-torch_mlp.json"):
+        step.execute({"ti": ti})

@@ -1,0 +1,135 @@
+"""Every answered prediction is written, off the request's path."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.prediction_log import SCHEMA_FILE, PredictionLog, arrow_schema
+from tests.serving.stand import NAME, REPOSITORY, wait_for
+
+ROW = {
+    "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC),
+    "key": '{"shop": "a"}', "features": "{}", "feature_times": "{}", "prediction": 0.5, "latency_ms": 1.5,
+}  # fmt: skip
+
+
+def rows(*names: str, project: str = NAME) -> list[dict]:
+    return [{**ROW, "prediction_id": name, "project": project} for name in names]
+
+
+def files(log: PredictionLog, project: str = NAME):
+    return sorted((log.root / project / "prediction_log").glob("*"))
+
+
+@pytest.fixture
+def log(tmp_path):
+    started = PredictionLog(tmp_path / "store", flush_seconds=0.1, capacity=10)
+    started.start()
+    yield started
+    started.close(2)
+
+
+def test_the_arrow_schema_is_that_of_the_schema_file():
+    document = json.loads(SCHEMA_FILE.read_text())
+    schema = arrow_schema()
+    assert schema.names == [column["name"] for column in document["columns"]] == list(ROW)
+    assert schema.metadata == {b"prediction_log_version": b"1"}
+    assert schema.field("predicted_at").type == pa.timestamp("us", tz="UTC")
+    assert all(column["description"] for column in document["columns"])
+
+
+def test_rows_come_into_a_file_within_a_second_and_no_reader_sees_half_of_one(log):
+    log.append(rows("a", "b"))
+    began = time.monotonic()
+    (file,) = wait_for(lambda: [f for f in files(log) if f.suffix == ".parquet"], 5)
+    assert time.monotonic() - began < 1
+    assert pq.read_table(file).to_pylist() == rows("a", "b")
+    assert files(log) == [file]
+
+
+def test_writing_needs_no_pandas(tmp_path):
+    """pyarrow imports it wherever it meets Python objects: seconds, at the first prediction of a process."""
+    script = f"""
+import sys
+from pathlib import Path
+from serving.prediction_log import PredictionLog
+from tests.serving.test_prediction_log import rows
+log = PredictionLog(Path({str(tmp_path)!r}))
+log.start()
+log.append(rows("a", "b"))
+log.close()
+assert log.stats()["written"] == 2 and "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+    (file,) = (tmp_path / NAME / "prediction_log").glob("*.parquet")
+    assert pq.read_table(file).to_pylist() == rows("a", "b")
+
+
+def test_texts_of_any_length_and_script(log):
+    odd = [{**ROW, "prediction_id": text} for text in ("", "ü", "語" * 300, "a\0b")]
+    log.append(odd)
+    log.close()
+    assert pq.read_table(files(log)[0]).to_pylist() == odd
+
+
+def test_projects_have_files_of_their_own(log):
+    log.append(rows("a"))
+    log.append(rows("b", project="others"))
+    log.close()
+    assert pq.read_table(files(log)[0]).num_rows == pq.read_table(files(log, "others")[0]).num_rows == 1
+
+
+def test_closing_writes_what_waits(tmp_path):
+    slow = PredictionLog(tmp_path, flush_seconds=30)
+    slow.start()
+    slow.append(rows("a"))
+    slow.close()
+    assert pq.read_table(files(slow)[0]).num_rows == 1
+    slow.append(rows("b"))  # too late, and said so
+    assert slow.stats() == {"waiting": 0, "written": 1, "dropped": 1, "errors": 0, "last_error": None}
+
+
+def test_a_disk_that_does_not_take_files_delays_nobody_is_counted_and_heals(log):
+    log.root.mkdir()
+    (log.root / NAME).write_text("in the way")
+    began = time.perf_counter()
+    log.append(rows("a", "b"))
+    assert time.perf_counter() - began < 0.05
+    wait_for(lambda: log.stats()["errors"] >= 1, 5)
+    log.append(rows("c", project="others"))  # other projects do not wait for this one
+    wait_for(lambda: log.stats()["written"] == 1, 5)
+    assert "NotADirectoryError" in log.stats()["last_error"] or "FileExistsError" in log.stats()["last_error"]
+    (log.root / NAME).unlink()
+    wait_for(lambda: log.stats()["written"] == 3, 5)
+    assert log.stats()["last_error"] is None
+    assert [row["prediction_id"] for row in pq.read_table(files(log)[0]).to_pylist()] == ["a", "b"]
+
+
+def test_a_full_queue_drops_and_counts(tmp_path):
+    full = PredictionLog(tmp_path, capacity=3)  # not started: nothing is taken out
+    full.append(rows("a", "b"))
+    full.append(rows("c", "d"))
+    full.append(rows("e"))
+    assert (full.stats()["waiting"], full.stats()["dropped"]) == (3, 2)
+
+
+def test_rows_that_fit_no_schema_are_dropped_and_stop_nothing(log):
+    log.append([{**ROW, "prediction": "high"}])
+    wait_for(lambda: log.stats()["dropped"] == 1, 5)
+    assert "high" in log.stats()["last_error"]
+    assert log.stats()["waiting"] == 0
+    log.append(rows("a"))
+    wait_for(lambda: log.stats()["written"] == 1, 5)
+
+
+def test_file_names_of_two_processes_differ(log):
+    log.append(rows("a"))
+    (file,) = wait_for(lambda: [f for f in files(log) if f.suffix == ".parquet"], 5)
+    assert f"-{os.getpid()}-0" in file.name

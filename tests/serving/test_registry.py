@@ -1,0 +1,271 @@
+"""Serving follows the alias, and what goes wrong leaves the model that is there in its place."""
+
+import json
+import shutil
+
+import pytest
+
+from serving.problems import Problem
+from serving.registry import ModelRegistry
+from tests.serving.stand import INSTANCES, NAME, expected
+
+
+@pytest.fixture
+def follow(registry, tmp_path):
+    """Makes a ModelRegistry, of which a test turns the handle itself: poll() is what the thread does."""
+
+    def make(uri: str = registry.uri, names: tuple[str, ...] = (), client=None) -> ModelRegistry:
+        return ModelRegistry(uri, tmp_path / "cache", names=names, poll_seconds=0.001, client=client)
+
+    return make
+
+
+def answer(models: ModelRegistry, name: str = NAME) -> float:
+    return models.serving(name).bundle.predict(INSTANCES[:1])[0]
+
+
+def away(_uri):
+    raise ConnectionError("nobody there")
+
+
+@pytest.mark.parametrize("names", [(), (NAME,)], ids=["every model with a champion", "named models"])
+def test_the_alias_is_followed_without_a_restart(registry, follow, names):
+    first = registry.add(bias=1)
+    models = follow(names=names)
+    models.poll()
+    before = models.serving(NAME)
+    assert (before.version, answer(models)) == (first, expected(INSTANCES[0], 1))
+
+    second = registry.add(bias=2)
+    models.poll()
+    assert (models.serving(NAME).version, answer(models)) == (second, expected(INSTANCES[0], 2))
+    assert before.bundle.predict(INSTANCES[:1])[0] == expected(INSTANCES[0], 1)  # a request that began before goes on with what it had
+
+    registry.point(first)
+    models.poll()
+    assert models.document(NAME) | {"loaded_at": ""} == {"name": NAME, "version": first, "loaded_at": "", "state": "ready", "error": None}
+
+
+def test_a_model_that_is_being_fetched_is_waited_for_not_unknown(registry, follow):
+    registry.add()
+    models, seen = follow(), []
+
+    class Looking:
+        def __getattr__(self, name):
+            if name == "get_model_version_download_uri":
+                seen.append((models.polled_at is not None, models.document(NAME)["state"]))
+            return getattr(registry.client, name)
+
+    models._client = Looking()
+    models.poll()
+    assert seen == [(True, "loading")]
+
+
+def test_a_poll_is_one_request_while_nothing_moves(registry, follow):
+    registry.add()
+    registry.add(name="others")
+    models = follow()
+    models.poll()
+    asked = []
+
+    class Counting:
+        def __getattr__(self, name):
+            asked.append(name)
+            return getattr(registry.client, name)
+
+    models._client = Counting()
+    models.poll()
+    assert asked == ["search_registered_models"]
+
+
+def test_a_version_whose_golden_requests_differ_stays_out(registry, follow):
+    good = registry.add(bias=1)
+    models = follow()
+    models.poll()
+    bad = registry.add(bias=2, golden={"predictions": [9e9, 9e9, 9e9]})
+    models.poll()
+    said = models.document(NAME)
+    assert (said["version"], said["state"]) == (good, "refused")
+    assert said["error"].startswith(f"version {bad}: golden request 0 (3 of 3): expected 9000000000.0, got ")
+    assert answer(models) == expected(INSTANCES[0], 1)
+
+    registry.artifacts(bad)  # it is not asked for again while the alias stays there
+    registry.client.delete_logged_model(registry.client.get_model_version(NAME, bad).source.removeprefix("models:/"))
+    models.poll()
+    assert models.document(NAME) == said
+
+    registry.point(good)
+    models.poll()
+    assert (models.document(NAME)["state"], models.document(NAME)["error"]) == ("ready", None)
+
+
+def test_the_first_version_can_be_refused_too(registry, follow):
+    registry.add(model=b"no graph")
+    models = follow()
+    models.poll()
+    assert (models.document(NAME)["version"], models.document(NAME)["state"]) == (None, "refused")
+    with pytest.raises(Problem, match="version 1: model.onnx does not load") as problem:
+        models.serving(NAME)
+    assert problem.value.status == 503
+
+
+def test_a_model_registered_under_another_projects_name_is_refused(registry, follow):
+    registry.add(contract={"project": "others"})
+    models = follow()
+    models.poll()
+    assert "is of project 'others', the registered model is 'shops'" in models.document(NAME)["error"]
+
+
+def test_a_deleted_artifact_is_an_error_and_heals(registry, follow):
+    good = registry.add(bias=1)
+    models = follow()
+    models.poll()
+    lost = registry.add(bias=2)
+    folder = registry.artifacts(lost)
+    folder.rename(folder.with_name("elsewhere"))
+    for _ in range(2):
+        models.poll()
+        assert (models.document(NAME)["state"], models.document(NAME)["error"]) == ("ready", None)  # the network may only have blinked
+        models.models = {NAME: _now(models.models[NAME])}
+    models.poll()
+    said = models.document(NAME)
+    assert (said["version"], said["state"]) == (good, "error")
+    assert said["error"].startswith(f"version {lost} cannot be fetched (3 tries)")
+    assert answer(models) == expected(INSTANCES[0], 1)
+
+    folder.with_name("elsewhere").rename(folder)
+    models.models = {NAME: _now(models.models[NAME])}
+    models.poll()
+    assert (models.document(NAME)["version"], models.document(NAME)["state"]) == (lost, "ready")
+
+
+def test_nothing_half_fetched_stays_in_the_cache(registry, follow):
+    version = registry.add()
+    (registry.artifacts(version) / "golden.json").unlink()
+    models = follow()
+    models.poll()
+    assert [path.name for path in models.cache.rglob("*") if path.is_dir()] == [NAME]
+
+
+def test_the_old_model_serves_while_the_registry_is_away(registry, follow):
+    registry.add(bias=1)
+    models = follow()
+    models.poll()
+
+    class Away:
+        def __getattr__(self, name):
+            raise ConnectionError("nobody there")
+
+    there, models._client = models._client, Away()
+    models.poll()
+    said = models.document(NAME)
+    assert (said["version"], said["state"], said["error"]) == ("1", "ready", "the registry does not answer: ConnectionError: nobody there")
+    assert answer(models) == expected(INSTANCES[0], 1)
+    models._client = there
+    models.poll()
+    assert models.document(NAME)["error"] is None
+
+
+def test_a_restart_without_the_registry_serves_the_last_good_model(registry, follow):
+    registry.add(bias=1)
+    models = follow()
+    models.poll()
+    registry.add(bias=2, golden={"predictions": [9e9, 9e9, 9e9]})
+    models.poll()
+
+    again = follow(client=away)
+    again.poll()
+    assert (again.document(NAME)["version"], again.document(NAME)["state"], answer(again)) == ("1", "ready", expected(INSTANCES[0], 1))
+    assert "nobody there" in again.document(NAME)["error"]
+
+
+def test_the_registry_has_the_last_word_over_the_cache(registry, follow):
+    first = registry.add(bias=1)
+    registry.add(bias=2)
+    follow().poll()
+    registry.point(first)
+    models = follow()
+    models.poll()
+    assert models.document(NAME)["version"] == first
+
+
+def test_named_models_only_are_restored(registry, follow):
+    registry.add()
+    follow().poll()
+    models = follow(names=("others",), client=away)
+    models.poll()
+    assert list(models.models) == ["others"]
+    with pytest.raises(Problem) as problem:
+        models.serving("others")
+    assert problem.value.status == 503
+
+
+def test_a_damaged_cache_is_fetched_again(registry, follow):
+    registry.add(bias=1)
+    models = follow()
+    models.poll()
+    (graph,) = models.cache.rglob("model.onnx")
+    graph.write_bytes(b"damaged")
+    again = follow(client=away)
+    again.poll()
+    assert again.models == {}  # nothing to serve, and no crash
+    healed = follow()
+    healed.poll()
+    assert (healed.document(NAME)["state"], answer(healed)) == ("ready", expected(INSTANCES[0], 1))
+    assert graph.read_bytes() != b"damaged"
+
+
+def test_another_registry_with_the_same_version_number_is_another_model(registry, follow, migrated, tmp_path):
+    from tests.serving.stand import Registry
+
+    registry.add(bias=1)
+    follow().poll()
+    (tmp_path / "new").mkdir()
+    shutil.copy(migrated, tmp_path / "new" / "mlflow.db")
+    other = Registry(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}", tmp_path / "new")
+    other.add(bias=5)
+    models = follow(uri=other.uri)
+    models.poll()
+    assert (models.document(NAME)["version"], answer(models)) == ("1", expected(INSTANCES[0], 5))
+
+
+def test_the_cache_keeps_the_current_version_and_the_one_before(registry, follow):
+    models = follow()
+    for bias in range(4):
+        registry.add(bias=bias)
+        models.poll()
+    kept = sorted(folder.name.split("-")[0] for folder in (models.cache / NAME).iterdir() if folder.is_dir())
+    assert kept == ["3", "4"]
+    assert json.loads((models.cache / NAME / "current.json").read_text())["version"] == "4"
+
+
+def test_a_taken_away_alias_leaves_the_model_and_says_so(registry, follow):
+    registry.add()
+    models = follow()
+    models.poll()
+    registry.client.delete_registered_model_alias(NAME, "champion")
+    models.poll()
+    assert models.document(NAME)["version"] == "1"
+    assert "no version has the alias 'champion' any more" in models.document(NAME)["error"]
+    registry.point("1")
+    models.poll()
+    assert (models.document(NAME)["state"], models.document(NAME)["error"]) == ("ready", None)
+
+
+def test_a_model_without_a_champion_is_unknown_or_waited_for(registry, follow):
+    registry.add(champion=False)
+    models = follow()
+    models.poll()
+    with pytest.raises(Problem) as problem:
+        models.model(NAME)
+    assert problem.value.status == 404
+    named = follow(names=(NAME,))
+    named.poll()
+    assert (named.document(NAME)["state"], named.document(NAME)["error"]) == ("loading", "no version has the alias 'champion'")
+
+
+def _now(model):
+    """The model with its pause between tries over."""
+    from dataclasses import replace
+
+    return replace(model, next_try=0)

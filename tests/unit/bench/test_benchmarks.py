@@ -1,0 +1,95 @@
+"""The benchmarks themselves: what they may import, what they write, how they reckon."""
+
+import ast
+import json
+import platform
+
+import pytest
+
+from bench import bench_parse, result
+
+BENCH, DAGS = result.REPOSITORY / "bench", result.REPOSITORY / "dags"
+# Tasks that only hand on a value or write a line into the ledger: part of a neighbouring step when the work is called directly.
+BOOKKEEPING = {
+    "announce_tables", "fail_on_refused_files", "find_request", "request_retraining", "find_champion", "choose_candidates", "settle_request",
+    "passed_the_gate", "announce_challenger", "announce_predictions", "choose_version", "announce_champion", "put_old_one_back",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["check_demo", "demo_checks", "demo_store", "raw_flights", "result"])
+def test_the_check_of_the_demo_imports_nothing_of_the_system(name):
+    imported = set()
+    for node in ast.walk(ast.parse((BENCH / f"{name}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert "bench" in imported or name in ("raw_flights", "demo_store", "result")
+    assert not imported & {"include", "serving", "feature_repo", "airflow", "dags"}
+
+
+def test_every_task_that_does_work_is_a_step_of_the_loop_benchmark():
+    from bench.loop_steps import steps
+
+    found = set()
+    for file in DAGS.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("task" in ast.unparse(decorator) for decorator in node.decorator_list):
+                found.add(node.name)
+    known = {name.partition("_")[0] if name.startswith("fit_") else name for name in steps()} | {"ingest_source"}
+    assert len(found) > 15
+    assert found - BOOKKEEPING - known == set(), "a task of a DAG is not measured: add it to bench/loop_steps.py"
+    assert known - found == {"fit", "evaluate", "refit", *(n for n in known if n.startswith("ingest_") and n != "ingest_source")}
+
+
+def test_a_result_says_where_and_with_what_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "RESULTS", tmp_path)
+    found = json.loads(result.write("x", {"ratio": 1.5}, ["pytest", "no-such-package"]).read_text())
+    assert found["ratio"] == 1.5
+    assert found["machine"]["cores"] >= 1
+    assert found["versions"] == {"python": platform.python_version(), "pytest": pytest.__version__, "no-such-package": None}
+
+
+@pytest.mark.parametrize("secret", [str(result.REPOSITORY), f"at {platform.node()} "], ids=["folder", "host name"])
+def test_a_result_that_names_this_machine_is_not_written(tmp_path, monkeypatch, secret):
+    monkeypatch.setattr(result, "RESULTS", tmp_path)
+    monkeypatch.setattr(platform, "node", lambda: "some-host")
+    with pytest.raises(ValueError, match="would tell of this machine"):
+        result.write("x", {"where": secret.replace(platform.node(), "some-host") if "host" in secret else f"{secret} some-host"}, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_and_its_peer_take_turns_and_the_ratio_is_that_of_medians(tmp_path):
+    ours, peer, order = tmp_path / "ours.py", tmp_path / "peer.py", []
+    times = {ours: iter([3.0, 9.0, 3.0]), peer: iter([2.0, 2.0, 8.0])}
+
+    def run(file):
+        order.append(file)
+        return bench_parse.Sample(next(times[file]), 1.0)
+
+    found = bench_parse.compare(ours, peer, 3, run)
+    assert found["ratio"] == 1.5
+    assert order == [peer, ours, ours, peer, peer, ours]
+
+
+def test_a_file_that_does_not_parse_is_not_timed(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("raise ValueError('no')")
+    with pytest.raises(RuntimeError, match=r"bad.py does not parse"):
+        bench_parse.run_file(bad, bench_parse.environment_of(tmp_path))
+
+
+def test_the_loop_is_reckoned_by_medians_over_the_passes():
+    from bench.bench_loop import summary
+
+    def one(airflow, fresh, warm):
+        steps = {"steps": {"a": 1.0}}
+        return {
+            "until": "x",
+            "airflow": {"seconds": airflow, "stages": {}, "task_seconds": {}, "tasks": 20},
+            "fresh": {"seconds": fresh, **steps},
+            "warm": {"seconds": warm, **steps},
+        }
+
+    found = summary([one(30, 60, 20), one(90, 50, 20), one(32, 64, 19)])
+    assert (found["ratio_fresh"], found["ratio_warm"], found["excess_s_per_task"]) == (round(32 / 60, 3), 1.6, 0.6)

@@ -1,0 +1,46 @@
+"""A real registry (MLflow on SQLite) and a project of its own for each test, with three versions that differ in nothing but their tags."""
+
+import itertools
+
+import pytest
+
+from include.projects.flights import project as flights
+from include.registry import versions
+from include.registry.client import registry_client
+from include.settings import get_settings
+
+COUNT = itertools.count()
+
+
+@pytest.fixture(scope="package")
+def registry(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("AIRLOOP_HOME", str(folder / "home"))
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        get_settings.cache_clear()
+        yield registry_client()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def project(registry):
+    """Versions 1 (judged when there was no champion), 2 (against 1) and 3 (against 2); all passed the gate; none is deployed."""
+    made = flights.model_copy(update={"name": f"project_{next(COUNT)}"})
+    registry.create_registered_model(made.name)
+    for version in ("1", "2", "3"):
+        tags = {"gate": "passed", "judged_against": str(int(version) - 1) if version != "1" else "", "cutoff": f"2013-0{version}-01T00:00:00Z"}
+        registry.create_model_version(made.name, f"/nowhere/{version}", tags=tags)
+    return made
+
+
+@pytest.fixture
+def deployed(project):
+    """The project with version 1 deployed by a run before."""
+    from include.rollout import promotion
+
+    promotion.promote(project, "1", dag_run="first", cutoff="2013-01-01T00:00:00Z", by_person=False)
+    promotion.confirm(project, "1", "first")
+    assert versions.aliases(project) == {"champion": "1"}
+    return project
