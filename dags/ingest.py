@@ -19,7 +19,7 @@ from include.projects.base import Project
 def create_ingest_dag(project: Project):
     @dag(
         dag_id=f"{project.name}__ingest",
-        schedule=CronTriggerTimetable(project.ingest_schedule, timezone="UTC") if project.ingest_schedule else None,
+        schedule=CronTriggerTimetable(project.ingest_schedule, timezone="UTC", run_immediately=False) if project.ingest_schedule else None,
         catchup=False,
         max_active_runs=1,  # one writer per table
         params=CUTOFF,
@@ -30,7 +30,7 @@ def create_ingest_dag(project: Project):
     def ingest():
         cutoff = decide_cutoff(project)
 
-        @task
+        @task(multiple_outputs=False)  # one reference, not an XCom for each figure
         def ingest_source(project_name: str, source_name: str, cutoff: str, *, ti=None) -> dict:
             from include.data import layout
             from include.data.ingest import ingest_source

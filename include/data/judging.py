@@ -35,7 +35,7 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
             faults.mark(*fault, among=owner == number)
     for found in (
         [rules.from_the_future(source, typed, cutoff)],
-        [(b.rule, b.message, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
+        [(b.rule, b.detail, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
         rules.repeated_keys(source, typed, owner),
         rules.known_already(project, source, typed),
         [rules.dangling(project, source, typed)],
@@ -50,7 +50,7 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
     for number, (file, rows) in enumerate(readable):
         mine = owner == number
         faulty = mine & faults.any
-        reasons = [*_reasons(file, faults.rule[faulty], faults.message[faulty]), *(Reason(r, n, f"{file.name}: {m}", "warning") for o, r, n, m in warned if o == number)]
+        reasons = [*_reasons(file, faults.rule[faulty], faults.message[faulty]), *(Reason(rule, count, f"{file.name}: {text}", "warning") for of, rule, count, text in warned if of == number)]
         if number not in taken:
             harm = int((faulty & ~np.isin(faults.rule, rules.HARMLESS)).sum())
             message = f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%}; the file is refused whole"
@@ -147,8 +147,8 @@ def _warnings(
     found = []
     for broken in validation.broken:
         if broken.warning:
-            numbers, counts = np.unique(owner[broken.rows] if broken.rows else owner[:1], return_counts=True)
-            found += [(int(n), broken.rule, int(c) if broken.rows else 0, f"{broken.rule}: {c if broken.rows else 'all'} rows; {broken.message}") for n, c in zip(numbers, counts, strict=True)]
+            mask = _rows_of(broken, typed, owner)
+            found += [(int(n), broken.rule, int(c), f"{broken.rule}: {c} rows; {broken.detail}") for n, c in zip(*np.unique(owner[mask], return_counts=True), strict=True)]
     expected = gaps.expected(project, source)
     if expected and is_good.any():
         found += [(int(owner[row]), "gap", 1, message) for row, message in gaps.among(project, source, expected, typed[is_good])]
@@ -157,10 +157,11 @@ def _warnings(
 
 def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> list[Reason]:
     table = pd.DataFrame({"rule": rule_of, "message": message_of})
-    return [
-        Reason(str(rule), len(part), f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}")
-        for rule, part in table.groupby("rule", sort=False)
-    ]
+    reasons = []
+    for rule, part in table.groupby("rule", sort=False):
+        todo = rules.WHAT_TO_DO.get(str(rule), "mend them upstream and send them in a new file")
+        reasons.append(Reason(str(rule), len(part), f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}; {todo}"))
+    return reasons
 
 
 def _quarantined(source: Source, file: LandedFile, rows: reading.Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime) -> pd.DataFrame:

@@ -10,6 +10,14 @@ from include.projects.base import Project, Source
 
 Fault = tuple[str, str, np.ndarray]
 HARMLESS = ("duplicated_keys", "repeats_earlier")  # they say again what is known, and are left out of the table
+WHAT_TO_DO = {
+    "duplicated_keys": "nothing is to be done",
+    "repeats_earlier": "nothing is to be done",
+    "from_the_future": "is the upstream's clock right?",
+    "contradicting_keys": "find out which is right, send that in a new file",
+    "contradicts_earlier": "the earlier ones stay; find out which are right",
+    "unknown_reference": "if what they refer to comes later, send them again in a new file",
+}
 END_OF_TIME = pd.Timestamp.max.tz_localize("UTC").floor("us").to_pydatetime()
 
 
@@ -19,7 +27,7 @@ def from_the_future(source: Source, rows: pd.DataFrame, cutoff: datetime) -> Fau
     if not late.any():
         return None
     latest = rows.loc[late, source.known_at].max()
-    message = f"'{source.known_at}' is after the run's cutoff {cutoff:%Y-%m-%d %H:%M} (latest {latest:%Y-%m-%d %H:%M}); is the upstream's clock right?"
+    message = f"'{source.known_at}' is after the run's cutoff {cutoff:%Y-%m-%d %H:%M} (latest {latest:%Y-%m-%d %H:%M})"
     return "from_the_future", message, late
 
 
@@ -53,7 +61,7 @@ def in_earlier_file(source: Source, rows: pd.DataFrame) -> list[Fault]:
     same = later & rows.duplicated(values, keep="first").to_numpy()
     found = (("repeats_earlier", same, "repeat"), ("contradicts_earlier", later & ~same, "contradict"))
     return [
-        (rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}; the earlier ones stay", mask) for rule, mask, what in found if mask.any()
+        (rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}", mask) for rule, mask, what in found if mask.any()
     ]
 
 
@@ -77,7 +85,7 @@ def known_already(project: Project, source: Source, rows: pd.DataFrame) -> list[
         if len(chosen):
             found = np.zeros(len(rows), dtype=bool)
             found[position[chosen.index.unique()]] = True
-            faults.append((rule, f"they {what} rows ingested earlier, e.g. key {_key_text(source, rows, found)}; the earlier ones stay", found))
+            faults.append((rule, f"they {what} rows ingested earlier, e.g. key {_key_text(source, rows, found)}", found))
     return faults
 
 

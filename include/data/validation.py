@@ -14,13 +14,25 @@ logging.getLogger("great_expectations").setLevel(logging.WARNING)  # before its 
 
 @dataclass(frozen=True)
 class Broken:
-    """An expectation that did not hold. ``rows``: positions in the frame; empty when it is about the table as a whole."""
+    """An expectation that did not hold.
+
+    Attributes:
+        rule: its name and column.
+        detail: what it wants and an example of what was found.
+        rows: positions in the frame; empty when it is about the table as a whole.
+        warning: it is reported, and keeps nothing out.
+        expectation: itself.
+    """
 
     rule: str
-    message: str
+    detail: str
     rows: list[int]
     warning: bool
     expectation: Any = None
+
+    @property
+    def message(self) -> str:
+        return f"{self.rule} does not hold for {len(self.rows) or 'the table as a whole'}{' rows' if self.rows else ''}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -75,14 +87,15 @@ def _broken(result: Any) -> Broken:
     settings = {k: v for k, v in configuration.kwargs.items() if k not in {"batch_id", "column"} and v is not None}
     column = configuration.kwargs.get("column")
     rule = configuration.type.removeprefix("expect_") + (f"({column})" if column else "")
-    if result.exception_info and result.exception_info.get("raised_exception"):
-        raise RuntimeError(f"expectation {rule} could not be evaluated: {result.exception_info.get('exception_message')}")
+    errors = result.exception_info or {}
+    for error in [errors] if "raised_exception" in errors else errors.values():  # one, or one for each metric behind the expectation
+        if error.get("raised_exception"):
+            raise RuntimeError(f"expectation {rule} could not be evaluated: {error.get('exception_message')}; mend it in expectations.py")
     rows = [int(entry[ROW]) for entry in result.result.get("unexpected_index_list") or []]
     examples = result.result.get("partial_unexpected_list") or []
     found = f", e.g. {examples[0]!r}" if examples else f", observed {result.result.get('observed_value')!r}"
     wanted = ", ".join(f"{k}={v}" for k, v in settings.items())
-    message = f"{rule} does not hold ({wanted}): {len(rows) or 'the table as a whole'}{' rows' if rows else ''}{found}"
-    return Broken(rule, message, rows, _severity(configuration) != "critical", configuration.to_domain_obj())
+    return Broken(rule, f"{wanted or 'holds'} is expected{found}", rows, _severity(configuration) != "critical", configuration.to_domain_obj())
 
 
 def _severity(configuration: Any) -> str:

@@ -22,7 +22,8 @@ from include.settings import get_settings
 from include.stack.api import AirflowApi
 
 CHAIN = ("ingest", "build_features", "score", "monitor")
-NEXT_DEPARTURES = timedelta(minutes=30)  # what serving is asked for: flights whose prediction time is this soon after the cutoff
+# What serving is asked for: flights whose prediction time comes this soon after the cutoff. New features come every half hour.
+NEXT_DEPARTURES = timedelta(minutes=29)
 STAGE_TIMEOUT_S = 900.0
 
 

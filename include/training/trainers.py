@@ -92,7 +92,19 @@ def hist_gradient_boosting(kind, inputs: Inputs, rule: str, numeric, categorical
     never_known = np.isnan(rows).all(axis=0)
     # scikit-learn 1.9 cannot bin a column that is missing everywhere; a constant one is never split on either.
     model.fit(np.where(never_known, np.float32(0), rows) if never_known.any() else rows, label)
+    _thresholds_in_float32(model)
     return SklearnModel(model, kind, numeric.shape[1], categories)
+
+
+def _thresholds_in_float32(model: Any) -> None:
+    """Round the trees' thresholds down to float32, which changes no prediction on float32 rows: there x <= t and x <= floor(t) are the same.
+
+    ONNX has thresholds in float32, and skl2onnx rounds to the nearest one: rows between the two would go the other way.
+    """
+    for tree in (tree for iteration in model._predictors for tree in iteration):
+        exact = tree.nodes["num_threshold"]
+        near = exact.astype("float32")
+        tree.nodes["num_threshold"] = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def torch_mlp(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> Model:

@@ -1,8 +1,9 @@
-"""Reads one DAG file as Airflow's DAG processor does, in this fresh interpreter, and prints what came of it as JSON.
+"""Reads a DAG file, or a folder of them, as Airflow's DAG processor does, in this fresh interpreter, and prints what came of it as JSON.
 
-    python fresh_parse.py <DAG file> <module> <module> ...      # the modules that must not be imported
+    python fresh_parse.py <DAG file or folder> <module> <module> ...      # the modules that must not be imported
 
-``imported``: those of them that reading the file imported; ``before``: that Airflow itself had imported; ``dags``: DAG id -> serialized DAG.
+``imported``: those of them that reading the file imported; ``before``: that Airflow itself had imported;
+``dags``: DAG id -> serialized DAG; ``versions``: DAG id -> the hash by which Airflow tells one version of a DAG from the next.
 """
 
 import json
@@ -17,11 +18,12 @@ def main(file: str, forbidden: set[str]) -> None:
     bag = DagBag(file, safe_mode=False)
     imported = loaded(forbidden)
 
+    from airflow.models.serialized_dag import SerializedDagModel
     from airflow.serialization.serialized_objects import DagSerialization
 
     dags = {dag_id: DagSerialization.to_dict(dag) for dag_id, dag in sorted(bag.dags.items())}
-    # Not sort_keys: an order that changes from parse to parse is what the test is after.
-    print(json.dumps({"before": before, "imported": imported, "errors": bag.import_errors, "dags": dags}))
+    versions = {dag_id: SerializedDagModel.hash(dag) for dag_id, dag in dags.items()}
+    print(json.dumps({"before": before, "imported": imported, "errors": bag.import_errors, "dags": dags, "versions": versions}))
 
 
 def loaded(modules: set[str]) -> list[str]:

@@ -71,7 +71,7 @@ def fresh_store(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run_dag(airflow_home, fresh_store, capfd):
+def run_dag(airflow_home, fresh_store, capfd, caplog):
     """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run."""
 
     def run(dag_id: str, conf: dict | None = None) -> Run:
@@ -86,8 +86,9 @@ def run_dag(airflow_home, fresh_store, capfd):
         for one in dag.tasks:
             one.retries = 0  # a failure is a failure at once
         capfd.readouterr()
+        caplog.clear()
         ended = dag.test(run_conf=conf)
-        log = "".join(capfd.readouterr())
+        log = "".join(capfd.readouterr()) + caplog.text
         with create_session() as session:
             tasks = {t.task_id: str(t.state) for t in ended.get_task_instances(session=session)}
             events = [(e.asset.name, e.extra) for e in session.query(AssetEvent).filter(AssetEvent.source_run_id == ended.run_id)]

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -102,9 +103,9 @@ def test_the_loop_trains_deploys_refuses_and_replaces(loop, run_dag):
     first = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model"})
     assert first.state == "success", first.log[-3000:]
     assert first.tasks["announce_challenger"] == "success"
-    assert [event for event in first.events if event[0] == "flights.challenger_model"][0][1] == {
-        "name": "flights", "version": "1", "gate": "passed", "request": requests_by_reason()["first_model"].id, "cutoff": FIRST, "candidate": first.results["register"]["candidate"],
-    }  # fmt: skip
+    request = requests_by_reason()["first_model"]
+    assert dict(first.events)["flights.challenger_model"] == first.results["register"]
+    assert {"version": "1", "gate": "passed", "request": request.id, "cutoff": FIRST}.items() <= first.results["register"].items()
     assert all(len(json.dumps(result)) < 1024 for result in first.results.values())
     assert aliases() == {"challenger": "1"} and requests_by_reason()["first_model"].state == "passed"
     assert ledger.stage_record("flights", "train", FIRST)["summary"]["fits"] == 3
@@ -241,8 +242,7 @@ def test_a_child_dies_with_its_task(airflow_home):
 
 def alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

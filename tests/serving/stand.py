@@ -211,9 +211,12 @@ class Process:
         wait_for(lambda: self.get(path)[0] == 200, timeout, lambda: (self.get(path), self.log.read_text()[-2000:]))
         return time.monotonic() - self.started
 
+    def send(self, which: int) -> None:
+        os.killpg(self._process.pid, which)
+
     def end(self, how: int = signal.SIGTERM) -> None:
         if self._process.poll() is None:
-            os.killpg(self._process.pid, how)
+            self.send(how)
             self._process.wait(30)
 
 

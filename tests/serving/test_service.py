@@ -1,6 +1,5 @@
 """The service as a process of its own: a real MLflow server, kill -9, and a start without the registry."""
 
-import os
 import signal
 import time
 
@@ -59,14 +58,19 @@ def test_it_follows_a_real_server_and_outlives_it(server, features, started, tmp
     said = wait_for(lambda: (s := service.get(f"/models/{NAME}")[1])["state"] == "refused" and s, 30)
     assert (said["version"], said["error"].split(":")[0]) == (second, f"version {refused}")
 
-    # The registry goes: what is loaded keeps serving, says so, and would also start.
-    os.killpg(server._process.pid, signal.SIGSTOP)
+    registry.point(second)
+    wait_for(lambda: service.get(f"/models/{NAME}")[1]["state"] == "ready", 30)
+
+    # The registry hangs, which is worse than being away: what is loaded keeps serving, and says so.
+    server.send(signal.SIGSTOP)
     try:
-        said = wait_for(lambda: "registry does not answer" in str(service.get("/ready")[1]["registry"] and service.get(f"/models/{NAME}")[1]["error"]), 60)
+        said = wait_for(lambda: (s := service.get(f"/models/{NAME}")[1])["error"] and s, 90)
+        assert (said["version"], said["state"]) == (second, "ready")
+        assert said["error"].startswith("the registry does not answer: ")
         assert service.get(f"/models/{NAME}/predict", {"instances": [ASKED]})[1]["model_version"] == second
     finally:
-        os.killpg(server._process.pid, signal.SIGCONT)
-    assert said
+        server.send(signal.SIGCONT)
+    wait_for(lambda: service.get(f"/models/{NAME}")[1]["error"] is None, 90)
 
 
 def test_a_start_without_the_registry(registry, features, started, tmp_path):

@@ -177,7 +177,7 @@ def _spoiled(kind: str, change):
 
 
 def _changed_rows(kind: str, change):
-    """Ten rows of the first day, of which one (the first) is changed."""
+    """Ten rows of the first day, of which one is changed."""
 
     def make(source: Source, files: list, until: datetime) -> tuple[str, bytes]:
         rows = files[0][1].head(10).reset_index(drop=True)
@@ -187,10 +187,11 @@ def _changed_rows(kind: str, change):
 
 
 def _first(column: str, value):
-    """Another value in the first row; ``value`` is called with the old one and the time until which was published."""
+    """Another value in the first row that has one; ``value`` is called with the old one and the time until which was published."""
 
     def change(rows: pd.DataFrame, until: datetime) -> pd.DataFrame:
-        return rows.assign(**{column: rows[column].where(rows.index > 0, value(rows[column].iloc[0], until))})
+        first = rows[column].first_valid_index()
+        return rows.assign(**{column: rows[column].where(rows.index != first, value(rows.loc[first, column], until))})
 
     return change
 

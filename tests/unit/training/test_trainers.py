@@ -70,6 +70,14 @@ def test_the_graph_predicts_what_the_model_predicts(trainer, kind):
     assert np.corrcoef(learned, frame["label"])[0, 1] > 0.4
 
 
+def test_rows_next_to_a_threshold_go_the_same_way_in_the_graph():
+    """Rolling means differ in their last bit: then there is no float32 between two values, and a threshold rounded up lets the upper one through."""
+    place = np.random.default_rng(0).integers(0, 40, 2000)
+    numeric, nothing = (1 + place[:, None] * np.finfo("float32").eps).astype("float32"), np.empty((2000, 0), dtype=object)
+    model = trainers.hist_gradient_boosting(TaskKind.REGRESSION, Inputs(numeric=("a",)), "a", numeric, nothing, (place % 7).astype("float64"), {"max_iter": 20})
+    assert check_equal(model.to_onnx().SerializeToString(), model.predict(numeric, nothing), numeric, nothing) < 1e-5
+
+
 @pytest.mark.parametrize("trainer", CANDIDATES)
 def test_a_project_without_categories_has_one_input_less(trainer):
     inputs = Inputs(numeric=INPUTS.numeric)

@@ -1,0 +1,181 @@
+"""The whole loop through a real stack on a slice of the real flights: it closes, every DAG may run again, tasks may be killed with -9.
+
+Six weeks of history and a first model, then ten days at a time. One stack serves all tests of this file, which go on where the last one ended.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from include import ledger
+from include.data import layout, tables
+from include.demo.replay import Replay, Step
+from include.projects import get_project
+from include.settings import REPOSITORY, Settings, get_settings
+from include.stack.api import AirflowApi
+
+FLIGHTS = get_project("flights")
+FIRST, SECOND, THIRD = (datetime(2013, *day, 10, tzinfo=UTC) for day in ((2, 12), (2, 22), (3, 4)))
+ORDER = ("ingest", "build_features", "train", "deploy", "score", "monitor")
+KILLS = (
+    "include.features.training_set:build", "include.registry.requests:apply_gate", "include.registry.versions:register_judged",
+    "include.registry.requests:settle", "include.rollout.promotion:smoke_test", "include.rollout.promotion:promote",
+    "include.rollout.promotion:wait_for_serving", "include.rollout.records:record_end", "include.data.ingest:ingest_source",
+)  # fmt: skip
+
+
+class Silent:
+    step = stage = said = staticmethod(lambda _: None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A stack of its own over the repository's DAGs, whose processes can be told to die; and this process living in its home."""
+    root = tmp_path_factory.mktemp("loop")
+    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
+    settings = Settings(home=root / "home", projects="flights", parallelism=3, **ports)
+    environment = {**settings.environment(), "AIRLOOP_TEST_KILLS": str(root / "kills"), "MLFLOW_TRACKING_URI": settings.mlflow_url}
+    kill_hook = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "kill"), os.environ.get("PYTHONPATH")]))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        _forget()
+
+        def airloop(command):
+            return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=400)
+
+        up = airloop("up")
+        assert up.returncode == 0, up.stdout + up.stderr
+        api = AirflowApi.of(settings)
+        api.wait_for_dags([f"flights__{stage}" for stage in ORDER], timeout=120)
+        yield api, root
+        airloop("down")
+    _forget()
+
+
+def _forget():
+    get_settings.cache_clear()
+    if (store := sys.modules.get("include.features.store")) is not None:
+        store.feature_store.cache_clear()
+
+
+def state() -> dict:
+    """All that the loop keeps: versions of every table, model versions, aliases, requests, the number of predictions and of online rows."""
+    from include.registry import versions
+    from include.registry.client import registry_client
+
+    uris = [layout.table(FLIGHTS, s.name) for s in FLIGHTS.sources] + [layout.feature_table(FLIGHTS, v) for v in FLIGHTS.feature_views] + [layout.predictions(FLIGHTS)]
+    return {
+        "tables": {uri.rpartition("/")[2]: (tables.table_version(uri), tables.open_table(uri).count()) for uri in uris},
+        "versions": sorted((v.version, v.tags["gate"], v.tags["request"]) for v in registry_client().search_model_versions("name = 'flights'")),
+        "aliases": versions.aliases(FLIGHTS),
+        "requests": [(r.id, r.state) for r in ledger.requests("flights")],
+        "episodes": [(e["id"], e["closed"]) for e in ledger.episodes("flights")],
+        "files": ledger.count_files("flights"),
+    }
+
+
+def wait_until_quiet(api: AirflowApi, timeout: float = 600) -> None:
+    """No run of any DAG is queued or running, for two seconds."""
+    deadline, quiet_since = time.monotonic() + timeout, None
+    while time.monotonic() < deadline:
+        busy = [r for r in api.runs(limit=200) if r["state"] in {"queued", "running"}]
+        quiet_since = None if busy else quiet_since or time.monotonic()
+        if quiet_since and time.monotonic() - quiet_since > 2:
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"still busy: {[(r['dag_id'], r['state']) for r in busy]}")
+
+
+def test_the_loop_closes_and_serving_agrees_with_the_batch(stack):
+    api, _ = stack
+    history = Step("history", datetime(2012, 12, 30, tzinfo=UTC), FIRST, first_model=True)
+    replay = Replay(FLIGHTS, api, Silent())
+    records = replay.run([history, Step("ten days", FIRST, SECOND, bad_files=("negative_distance", "missing_column"))])
+    assert records[0].trainings[0]["state"] == "deployed"
+    assert records[0].serving_asked >= 10 and records[0].serving_agreed == records[0].serving_asked
+    assert records[1].monitor["labels"] > 5000
+    predicted = tables.open_table(layout.predictions(FLIGHTS)).to_pandas()
+    assert len(predicted) > 8000 and not predicted.duplicated("prediction_id").any()
+    assert (predicted["predicted_at"] == predicted["scheduled_departure"] - timedelta(hours=1)).all()
+    assert (predicted["predicted_at"] > FIRST).all()
+    for view in FLIGHTS.feature_views:
+        assert (predicted[f"feature_time_{view}"].dropna() <= predicted["predicted_at"]).all(), view
+    refused = [r for r in ledger.file_records("flights") if r["status"] == "refused"]
+    assert [r["reasons"][0]["rule"] for r in refused] == ["missing_column"]
+    for record in ledger.file_records("flights"):
+        counts = record["counts"]
+        assert counts["rows"] == counts["table"] + counts["quarantine"] + counts["refused"], record["file"]
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_dag_run_again_changes_nothing(stack, stage):
+    api, _ = stack
+    wait_until_quiet(api)
+    before = state()
+    dag_id = f"flights__{stage}"
+    newest = next(r for r in api.runs(dag_id) if r["state"] in {"success", "failed"})
+    expected = newest["state"]  # ingest is red: it refused a file
+    assert api.clear(dag_id, newest["dag_run_id"]) > 0
+    assert api.wait(dag_id, newest["dag_run_id"]) == expected
+    wait_until_quiet(api)  # its events woke the others again
+    assert state() == before
+
+
+def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(stack):
+    """A third step whose tasks are killed with -9 right after they did their work, and a training with the same; Airflow's retries do the rest."""
+    api, root = stack
+    wait_until_quiet(api)
+    before = state()
+    (root / "kills").write_text("\n".join(KILLS))
+    replay = Replay(FLIGHTS, api, Silent())
+    done = replay.records
+    record = replay.run([Step(r.name, SECOND, SECOND) for r in done] + [Step("ten more days", SECOND, THIRD, recent_days_only=60)])[-1]
+    left = (root / "kills").read_text().split()
+    training = record.trainings[-1]
+    if training["state"] == "refused":  # then deploy had nothing to do; a person deploys that version all the same
+        run_id = api.trigger("flights__deploy", {"version": training["version"], "cutoff": ledger.iso(THIRD)})
+        assert api.wait("flights__deploy", run_id) == "success"
+        left = (root / "kills").read_text().split()
+    wait_until_quiet(api)
+    assert left == []  # every process that was to die has died
+    after = state()
+    assert len(after["versions"]) == len(before["versions"]) + len(record.trainings)
+    assert len({request for _, _, request in after["versions"]}) == len(after["versions"])  # one version a request
+    assert after["aliases"]["champion"] == training["version"] and after["aliases"]["previous"] == before["aliases"]["champion"]
+    for source in FLIGHTS.sources:
+        rows = tables.open_table(layout.table(FLIGHTS, source.name)).to_pandas()
+        assert not rows.duplicated(list(source.key)).any(), source.name
+    counts = {s: 0 for s in ("table", "quarantine")}
+    for r in ledger.file_records("flights"):
+        for s in counts:
+            counts[s] += r["counts"][s]
+    held = sum(tables.open_table(layout.table(FLIGHTS, s.name)).count() for s in FLIGHTS.sources)
+    assert counts == {"table": held, "quarantine": tables.open_table(layout.table(FLIGHTS, "quarantine")).count()}
+    predicted = tables.open_table(layout.predictions(FLIGHTS)).to_pandas()
+    assert not predicted.duplicated("prediction_id").any()
+
+
+def test_what_serving_answered_is_in_its_log(stack):
+    import pyarrow.parquet as pq
+
+    answers = json.loads((get_settings().home / "demo" / "steps.json").read_text())
+    asked = {a["id"]: a["prediction"] for record in answers for a in record["serving_answers"]}
+    logged = {}
+    for path in layout.prediction_log(FLIGHTS).iterdir():
+        rows = pq.read_table(str(path), columns=["prediction_id", "prediction"]).to_pydict()
+        logged |= dict(zip(rows["prediction_id"], rows["prediction"], strict=True))
+    assert asked and asked.items() <= logged.items()
