@@ -68,9 +68,9 @@ test: lint  ## everything: lint, then the fast tests, then those that start real
 
 .PHONY: bench-parse bench-loop
 bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
-	@$(BIN)/python -m bench.parse
+	@$(BIN)/python -m bench.bench_parse
 bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
-	@$(BIN)/python -m bench.loop
+	@$(BIN)/python -m bench.bench_loop
 
 .PHONY: lock
 lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit

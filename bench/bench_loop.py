@@ -28,7 +28,7 @@ from bench import result
 from bench.loop_homes import Home, Warm, halted
 from bench.loop_steps import PROJECT, steps
 from include import ledger
-from include.dag_kit.defaults import STAGES
+from include.projects.base import STAGES
 from include.settings import get_settings
 from include.stack import lifecycle
 from include.stack.api import AirflowApi

@@ -85,7 +85,9 @@ def feed(
     if bad:
         typer.echo(f"bad: {upstream.drop_bad(found, bad, since=since, until=until)}")
     ledger.set_clock(project, until)
-    typer.echo(f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`).")
+    typer.echo(
+        f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`)."
+    )
 
 
 @app.command()
@@ -98,8 +100,8 @@ def run(
     from datetime import UTC
 
     from include import ledger
-    from include.dag_kit.defaults import STAGES
     from include.projects import get_project
+    from include.projects.base import STAGES
     from include.stack.api import AirflowApi
 
     _or_exit(get_project, project)

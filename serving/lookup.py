@@ -100,17 +100,20 @@ class FeatureLookup:
             log.warning("look-up of %s failed", name, exc_info=True)
             raise unavailable("lookup-failed", "Feature look-up failed", f"{type(error).__name__}: {error}") from error
         found = [LookedUp(dict.fromkeys(service.view_of), dict.fromkeys(service.keys_of)) for _ in rows]
+        keyless = {view: {i for i, row in enumerate(rows) if any(row[key] is None for key in keys)} for view, keys in service.keys_of.items()}
+        timed: set[str] = set()
         for feature, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True):
             view = service.view_of.get(feature)
             if view is None:
                 continue  # Feast gives the join keys back too
-            keys = service.keys_of[view]
-            for row, into, value, moment in zip(rows, found, vector.values, vector.event_timestamps, strict=True):
-                if any(row[key] is None for key in keys):
-                    continue
-                into.values[feature] = _python(value)
-                if moment.seconds or moment.nanos:  # an unset one: the store has no row
-                    into.times[view] = moment.ToDatetime(tzinfo=UTC)
+            for i, value in enumerate(vector.values):
+                if i not in keyless[view]:
+                    found[i].values[feature] = _python(value)
+            if view not in timed:  # one row, and so one time, for all features of a view
+                timed.add(view)
+                for i, moment in enumerate(vector.event_timestamps):
+                    if i not in keyless[view] and (moment.seconds or moment.nanos):  # an unset one: the store has no row
+                        found[i].times[view] = moment.ToDatetime(tzinfo=UTC)
         return found
 
     def check_key(self, service: Service, key: str, value: Any, field: str) -> None:

@@ -1,12 +1,10 @@
-"""Defaults that every DAG of every project shares, and the stages there are."""
+"""Defaults that every DAG of every project shares."""
 
 from datetime import timedelta
 
 from airflow.sdk import Param
 
 from include.projects.base import Project
-
-STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
 
 # For runs that a person or the schedule starts; runs started by an asset event find the cutoff in the event.
 CUTOFF = {

@@ -11,10 +11,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from include.dag_kit.defaults import STAGES
 from include.demo import outcome, page
 from include.demo.replay import Replay, ReplayFailed, Step, StepRecord, year
 from include.projects import get_project
+from include.projects.base import STAGES
 from include.settings import Settings
 from include.stack import console as stack_console
 from include.stack.api import AirflowApi

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
 DType = Literal["string", "int64", "float64", "bool", "timestamp"]
+STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")  # every project has a DAG <project>__<stage> for each
 
 
 class Frozen(BaseModel):

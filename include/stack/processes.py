@@ -110,7 +110,9 @@ class ProcessBook:
         Returns:
             the processes that had to be killed.
         """
-        deadline, asked, killed = time.monotonic() + patience, set(), set()
+        deadline = time.monotonic() + patience
+        asked: set[psutil.Process] = set()
+        killed: set[psutil.Process] = set()
         while living := {process for record in records for process in self.members(record)}:
             late = time.monotonic() > deadline
             for process in living - asked if not late else living:

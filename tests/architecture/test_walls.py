@@ -99,9 +99,14 @@ def dag_file_faults(source: str) -> list[str]:
             root = module.partition(".")[0]
             if root in {"serving", "feature_repo", "dags", "plugins"} or (REPOSITORY / "dags" / f"{root}.py").exists():
                 faults.append(f"imports {module}")
-            elif top_level and root == "include" and not module.startswith(LIGHT_ROOMS):
-                faults.append(f"imports {module} at module level")
-            elif top_level and root not in {"airflow", "include"} and root not in sys.stdlib_module_names:
+            elif (
+                top_level
+                and root == "include"
+                and not module.startswith(LIGHT_ROOMS)
+                or top_level
+                and root not in {"airflow", "include"}
+                and root not in sys.stdlib_module_names
+            ):
                 faults.append(f"imports {module} at module level")
     return faults
 

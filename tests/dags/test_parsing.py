@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from include.dag_kit.defaults import STAGES
 from include.projects import all_projects, project_names
+from include.projects.base import STAGES
 from include.settings import REPOSITORY, Settings
 from include.stack.environment import airflow_environment
 

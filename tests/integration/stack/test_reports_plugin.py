@@ -50,17 +50,26 @@ class TestFiles:
     def test_files_of_the_report_are_given_with_their_type(self, path, media_type):
         assert self.read(self.dag_id, RUN, "detect", path)[1] == media_type
 
-    @pytest.mark.parametrize("path", ["../secret.txt", "static/../../secret.txt", "/etc/passwd", "link.txt", "..\\secret.txt", "static", "no.html", "\0", "static//plot.js"])
+    @pytest.mark.parametrize(
+        "path", ["../secret.txt", "static/../../secret.txt", "/etc/passwd", "link.txt", "..\\secret.txt", "static", "no.html", "\0", "static//plot.js"]
+    )
     def test_nothing_else_is(self, path):
         assert self.read(self.dag_id, RUN, "detect", path) is None
 
     @pytest.mark.parametrize(
         "names",
-        [("{dag}", "..", "detect"), ("{dag}", RUN, ".."), ("..", RUN, "detect"), ("nobody__monitor", RUN, "detect"), ("{dag}", RUN, "../detect")],
-        ids=["run id goes up", "task id goes up", "DAG id goes up", "no such project", "task id with a path"],
+        [
+            ("{project}__other", "..", "{dag}", f"{RUN}/detect/index.html"),
+            ("{dag}", RUN, "..", f"{RUN}/detect/index.html"),
+            ("{dag}", f"{RUN}/detect/..", "detect", "index.html"),
+            ("nobody__monitor", RUN, "detect", "index.html"),
+        ],
+        ids=["another DAG's report through the run id", "through the task id", "a run id with a path", "no such project"],
     )
     def test_names_cannot_leave_the_folder_either(self, names):
-        assert self.read(*(name.replace("{dag}", self.dag_id) for name in names), "secret.txt") is None
+        """The DAG id is what the reader was authorized for."""
+        project = self.dag_id.partition("__")[0]
+        assert self.read(*(name.format(dag=self.dag_id, project=project) for name in names)) is None
 
 
 def test_who_may_not_read_the_dag_may_not_read_its_reports(monkeypatch, of_settings, tmp_path):

@@ -69,6 +69,18 @@ def test_stop_finds_the_orphans_of_a_killed_parent(book, family):
     assert not any(alive(process) for process in members)
 
 
+def test_an_orphan_that_hides_its_environment_is_told_by_its_session(book):
+    """As Airflow's workers do: setproctitle writes over it."""
+    child = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={{}}, process_group=0)"
+    record = book.start(python("parent", f"import subprocess, sys, time; {child}; time.sleep(60)"))
+    wait_for(lambda: len(book.members(record)) == 2)
+    os.kill(record.pid, signal.SIGKILL)
+    wait_for(lambda: record.process() is None)
+    assert len(book.members(record)) == 1
+    book.stop([record])
+    assert book.members(record) == []
+
+
 def test_a_process_that_ignores_sigterm_is_killed(book):
     record = book.start(python("stubborn", STUBBORN))
     time.sleep(0.5)  # until it ignores
