@@ -7,6 +7,7 @@ also reads Feast's registry again every few seconds, so that no request has to, 
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -208,6 +209,9 @@ def _open(repo: Path):
 
     file = repo / "feature_store.yaml"
     config = yaml.safe_load(os.path.expandvars(file.read_text()))
+    unset = sorted(set(re.findall(r"\$\{?\w+\}?", yaml.safe_dump(config))))
+    if unset:  # else SQLite would make a file of that name
+        raise ValueError(f"{file} names {', '.join(unset)}, which the environment lacks")
     config.pop("offline_store", None)
     if isinstance(config.get("registry"), str):
         config["registry"] = {"path": config["registry"]}

@@ -13,7 +13,7 @@ class Settings(BaseSettings):
 
     models: str = Field("", description="Comma-separated registered models; empty: every one that has a champion.")
     mlflow_uri: str = Field("http://127.0.0.1:5000", description="MLflow's tracking server and model registry.")
-    feature_repo: Path = Field(Path("feature_repo"), description="Folder of the feature_store.yaml whose online store is read.")
+    feature_repo: Path = Field(Path(__file__).parent, description="Folder of the feature_store.yaml whose online store is read.")
     log_root: Path = Field(Path("data/store"), description="The prediction log goes to <log_root>/<project>/prediction_log/.")
     cache: Path = Field(Path("data/serving/cache"), description="Where model versions are kept, to start from when the registry is away.")
     poll_seconds: float = Field(1.0, gt=0, description="How often the registry is asked who is champion.")

@@ -26,7 +26,9 @@ def among(project: Project, source: Source, gap: Any, rows: pd.DataFrame) -> lis
     long = ((times[gap.time] - after[gap.time]) > gap.longest) & ((times["row"] >= 0) | (after["row"] >= 0))
     return [
         (int(row if row >= 0 else before), _message(gap, group, start, f"to {end:%Y-%m-%d %H:%M}"))
-        for group, end, row, start, before in zip(*(times.loc[long, c] for c in (gap.group, gap.time, "row")), *(after.loc[long, c] for c in (gap.time, "row")), strict=True)
+        for group, end, row, start, before in zip(
+            *(times.loc[long, c] for c in (gap.group, gap.time, "row")), *(after.loc[long, c] for c in (gap.time, "row")), strict=True
+        )
     ]
 
 

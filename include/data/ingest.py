@@ -101,7 +101,14 @@ def _finish(project: Project, source: Source, plan: UPath, report_folder: UPath 
             file=outcome.file, status=outcome.status, counts=outcome.counts, reasons=outcome.reasons, cutoff=content["cutoff"],
         )  # fmt: skip
         for reason in outcome.reasons:
-            LOG.warning("%s %s, rule %s, %s rows: %s", source.name, "warning" if reason["severity"] == "warning" else outcome.status, reason["rule"], reason["count"], reason["message"])
+            LOG.warning(
+                "%s %s, rule %s, %s rows: %s",
+                source.name,
+                "warning" if reason["severity"] == "warning" else outcome.status,
+                reason["rule"],
+                reason["count"],
+                reason["message"],
+            )
     done = report.add_outcomes(report_folder, done, outcomes)
     for name in ("plan.json", "good.parquet", "bad.parquet"):  # the plan first: without it the rest means nothing
         (plan / name).unlink(missing_ok=True)

@@ -50,7 +50,10 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
     for number, (file, rows) in enumerate(readable):
         mine = owner == number
         faulty = mine & faults.any
-        reasons = [*_reasons(file, faults.rule[faulty], faults.message[faulty]), *(Reason(rule, count, f"{file.name}: {text}", "warning") for of, rule, count, text in warned if of == number)]
+        reasons = [
+            *_reasons(file, faults.rule[faulty], faults.message[faulty]),
+            *(Reason(rule, count, f"{file.name}: {text}", "warning") for of, rule, count, text in warned if of == number),
+        ]
         if number not in taken:
             harm = int((faulty & ~np.isin(faults.rule, rules.HARMLESS)).sum())
             message = f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%}; the file is refused whole"
@@ -148,7 +151,10 @@ def _warnings(
     for broken in validation.broken:
         if broken.warning:
             mask = _rows_of(broken, typed, owner)
-            found += [(int(n), broken.rule, int(c), f"{broken.rule}: {c} rows; {broken.detail}") for n, c in zip(*np.unique(owner[mask], return_counts=True), strict=True)]
+            found += [
+                (int(n), broken.rule, int(c), f"{broken.rule}: {c} rows; {broken.detail}")
+                for n, c in zip(*np.unique(owner[mask], return_counts=True), strict=True)
+            ]
     expected = gaps.expected(project, source)
     if expected and is_good.any():
         found += [(int(owner[row]), "gap", 1, message) for row, message in gaps.among(project, source, expected, typed[is_good])]

@@ -60,9 +60,7 @@ def in_earlier_file(source: Source, rows: pd.DataFrame) -> list[Fault]:
     values = [c for c in source.columns if c != source.known_at]
     same = later & rows.duplicated(values, keep="first").to_numpy()
     found = (("repeats_earlier", same, "repeat"), ("contradicts_earlier", later & ~same, "contradict"))
-    return [
-        (rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}", mask) for rule, mask, what in found if mask.any()
-    ]
+    return [(rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}", mask) for rule, mask, what in found if mask.any()]
 
 
 def known_already(project: Project, source: Source, rows: pd.DataFrame) -> list[Fault]:
@@ -103,5 +101,3 @@ def dangling(project: Project, source: Source, rows: pd.DataFrame) -> Fault | No
 
 def _key_text(source: Source, rows: pd.DataFrame, mask: np.ndarray) -> str:
     return ", ".join(f"{c}={rows.loc[mask, c].iloc[0]}" for c in source.key)
-
-

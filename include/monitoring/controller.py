@@ -8,6 +8,9 @@ One drift **episode** asks once. It opens at the first drifting verdict and clos
 champion is deployed that was trained after it opened. Its request may have been refused, for want of labels perhaps, and
 the served model stay bad: then, after the cooldown, the episode is closed and continued by a new one with a request of its
 own, ``ASKS`` in all; after that a person must look. A request that is still open or being worked on is waited for.
+
+A slow decay hides in intervals as wide as a month's luck. So a policy may also name an age at which a healthy champion is
+challenged; the gate decides whether anything is gained.
 """
 
 import math
@@ -60,6 +63,7 @@ class Verdict:
     reasons: tuple[str, ...]
     closes: str | None = None
     opens: bool = False
+    cause: Literal["drift", "age"] = "drift"  # of what it asks for
     continues: bool = False  # the episode that it opens goes on with the one that it closes
 
 
@@ -83,6 +87,10 @@ def decide(
     elif episode and state == "healthy":
         closes, episode = "healthy again", None
 
+    if state == "healthy" and policy.max_age is not None:
+        age = at - evidence.champion_cutoff
+        if age >= policy.max_age and (last_request is None or at - last_request >= policy.max_age):
+            return Verdict(state, True, (*reasons, f"the champion is {age.days} days old, the policy allows {policy.max_age.days}"), closes, cause="age")
     if state != "drifting":
         return Verdict(state, False, tuple(reasons), closes)
     continues = False

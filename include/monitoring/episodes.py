@@ -15,7 +15,7 @@ from include.projects.base import Project
 
 STAGE = "monitor"
 NO_CHAMPION = "no champion"
-REASON = "drift"
+REASONS = ("drift", "age")  # of the requests that are written here
 
 
 def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any] | None, drift: dict[str, Any] | None, *, dag_run: str) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any]
 
 
 def unclaimed_request(project: Project) -> Request | None:
-    """The oldest request of a drift episode that no run of ``train`` took up: what was just asked, or one whose event got lost."""
-    return next((r for r in ledger.requests(project.name) if r.reason == REASON and r.state == "open"), None)
+    """The oldest of the monitor's requests that no run of ``train`` took up: what was just asked, or one whose event got lost."""
+    return next((r for r in ledger.requests(project.name) if r.reason in REASONS and r.state == "open"), None)
 
 
 def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict, dict[str, Any] | None]:
@@ -66,7 +66,7 @@ def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict
         asked = [r.state for r in requests if r.episode == episode["id"] and r.cutoff < cutoff]
         known = Episode(moment(episode["opened"]), asked[-1] if asked else None, episode["evidence"].get("ask", 1))
     # Also what a person or the schedule asked for at this very cutoff; not what this decision, made before, asked for itself.
-    earlier = [r.cutoff for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason != REASON)]
+    earlier = [r.cutoff for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason not in REASONS)]
     last_request: datetime | None = moment(max(earlier)) if earlier else None
     return decide(project.retrain, project.metric, evidence, at=moment(cutoff), last_request=last_request, episode=known), episode
 
@@ -90,7 +90,8 @@ def _apply(project: Project, cutoff: str, verdict: Verdict, episode: dict[str, A
         subject = ledger.open_episode(project.name, at=cutoff, evidence=evidence)
     if not verdict.ask:
         return None
-    return ledger.request_retraining(project.name, cutoff=cutoff, reason=REASON, asked_by=dag_run, episode=subject).id
+    episode_asked = subject if verdict.cause == "drift" else None
+    return ledger.request_retraining(project.name, cutoff=cutoff, reason=verdict.cause, asked_by=dag_run, episode=episode_asked).id
 
 
 def _evidence(performance: dict[str, Any], share: float | None) -> Evidence:

@@ -110,6 +110,7 @@ class RetrainPolicy(Frozen):
     max_metric_loss: float | None = Field(None, description="Ask when the metric is surely worse than at training by more than this.")
     max_bias: float | None = Field(None, description="Ask when mean prediction minus mean outcome is surely beyond +-this.")
     max_drifted_share: float | None = Field(None, description="Ask when this share of input columns drifted; off by default: inputs drift every season.")
+    max_age: timedelta | None = Field(None, description="Ask when the champion, though healthy, was trained this long ago; once in this time.")
     cooldown: timedelta = Field(timedelta(days=14), description="No second request within this time after one.")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from include.ledger import iso
-from include.projects.base import Project
+from include.projects.base import STAGES, Project
 from include.settings import REPOSITORY
 
-STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")  # those of dag_kit.defaults, which knows Airflow (a test compares)
 FEED = "feed"
 TO_CHAMPION = (FEED, "ingest", "build_features", "train", "deploy")
 FALLBACK = timedelta(days=28)  # of data, where a project's feed does not say what a sample is
@@ -97,10 +96,8 @@ def steps_to(stage: str, project: Project, sample: Sample) -> list[Step]:
     return _with_keys(steps, project, sample)
 
 
-def dag_file(project: Project, stage: str, folder: Path) -> Path:
-    """The DAG file of a project's stage: its own one if it has one, else the one that all projects share."""
-    own = folder / project.name / f"{stage}.py"
-    return own if own.exists() else folder / f"{stage}.py"
+def dag_file(stage: str, folder: Path) -> Path:
+    return folder / f"{stage}.py"
 
 
 def _up_to(stages: Iterable[str], since: datetime, cutoff: datetime) -> list[Step]:
@@ -120,7 +117,7 @@ def _made_of(stage: str, project: Project) -> str:
     if stage == FEED:
         files = {path for path in files if path.name not in LATER}
     else:
-        files.add(dag_file(project, stage, REPOSITORY / "dags"))
+        files.add(dag_file(stage, REPOSITORY / "dags"))
     found = hashlib.sha256()
     for path in sorted(files):
         found.update(f"{path.relative_to(REPOSITORY)}\0".encode())

@@ -53,11 +53,11 @@ def try_stage(settings: Settings, project: Project, stage: str, rows: int, watch
     with scratch.alone(), ExitStack() as children:
         reused = scratch.prepare(steps[:-1], watcher.said)
         outcome = Outcome(sample, scratch, steps, reused)
-        port = _free_port(settings.host) if any(step.stage == "deploy" for step in steps[reused:]) else None
+        port = free_port(settings.host) if any(step.stage == "deploy" for step in steps[reused:]) else None
         if port:
-            children.enter_context(_serving(scratch, port))
+            children.enter_context(serving(scratch, port))
         began = time.monotonic()
-        for event in _run_dags(scratch, project, steps, reused, port):
+        for event in run_dags(scratch, project, steps, reused, port):
             _take_down(outcome, event)
             watcher.event(event)
         outcome.seconds["all"] = time.monotonic() - began
@@ -73,12 +73,12 @@ def _take_down(outcome: Outcome, event: dict[str, Any]) -> None:
         outcome.error = event["error"]
 
 
-def _run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int, port: int | None) -> Iterator[dict[str, Any]]:
-    """All steps in one process: importing Feast, MLflow and Great Expectations takes longer than most stages on a sample."""
+def run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int, port: int | None) -> Iterator[dict[str, Any]]:
+    """All steps that are not ``reused``, in one process: importing Feast, MLflow and Great Expectations takes longer than most stages on a sample."""
     plan = []
     for number, step in list(enumerate(steps))[reused:]:
         last = number == len(steps) - 1
-        file = None if step.stage == FEED else str(dag_file(project, step.stage, scratch.settings.dags_folder))
+        file = None if step.stage == FEED else str(dag_file(step.stage, scratch.settings.dags_folder))
         plan.append(asdict(step) | {"file": file, "keep": None if last else str(scratch.keep_folder(number, step))})
     plan_file = scratch.root / "plan.json"
     plan_file.write_text(json.dumps({"project": project.name, "steps": plan}, indent=1))
@@ -97,7 +97,7 @@ def _run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int
 
 
 @contextmanager
-def _serving(scratch: Scratch, port: int) -> Iterator[None]:
+def serving(scratch: Scratch, port: int) -> Iterator[None]:
     """The real service, on the scratch store's registry and features; ``deploy`` waits for it."""
     settings = scratch.settings
     mlflow = scratch.mlflow_environment
@@ -126,7 +126,7 @@ def _child(command: list[str], environment: dict[str, str], scratch: Scratch, lo
                 continue
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

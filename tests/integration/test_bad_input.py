@@ -87,7 +87,9 @@ def assert_nothing_is_lost() -> None:
     for record in ledger.file_records("flights"):
         counts, name = record["counts"], record["file"]
         assert counts["rows"] == counts["table"] + counts["quarantine"] + counts["refused"], record
-        assert counts["quarantine"] == len(quarantine[(quarantine["source"] == record["source"]) & (quarantine["file"] == name)]) or record["status"] == "refused"
+        assert (
+            counts["quarantine"] == len(quarantine[(quarantine["source"] == record["source"]) & (quarantine["file"] == name)]) or record["status"] == "refused"
+        )
         if record["status"] == "refused":
             kept = layout.refused(FLIGHTS, FLIGHTS.source(record["source"])) / name
             assert kept.read_bytes() == landed(record["source"], name).read_bytes()
@@ -143,10 +145,24 @@ def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows,
     ("kind", "source", "rules", "says"),
     [
         pytest.param("duplicated_keys", "schedule", {"duplicated_keys": 2, "repeats_earlier": 10}, "occurs more than once", id="duplicated keys"),
-        pytest.param("negative_distance", "schedule", {"column_values_to_be_between(distance)": 1, "repeats_earlier": 9}, "min_value=1", id="a negative distance"),
-        pytest.param("from_the_future", "actuals", {"from_the_future": 1, "repeats_earlier": 9}, "after the run's cutoff 2013-01-02 10:00", id="a time in the future of the cutoff"),
+        pytest.param(
+            "negative_distance", "schedule", {"column_values_to_be_between(distance)": 1, "repeats_earlier": 9}, "min_value=1", id="a negative distance"
+        ),
+        pytest.param(
+            "from_the_future",
+            "actuals",
+            {"from_the_future": 1, "repeats_earlier": 9},
+            "after the run's cutoff 2013-01-02 10:00",
+            id="a time in the future of the cutoff",
+        ),
         pytest.param("unknown_flight", "actuals", {"unknown_reference": 1, "repeats_earlier": 9}, "nothing in 'schedule'", id="a label for an unknown flight"),
-        pytest.param("contradicting_label", "actuals", {"contradicts_earlier": 1, "repeats_earlier": 9}, "the earlier ones stay", id="a label that contradicts an earlier one"),
+        pytest.param(
+            "contradicting_label",
+            "actuals",
+            {"contradicts_earlier": 1, "repeats_earlier": 9},
+            "the earlier ones stay",
+            id="a label that contradicts an earlier one",
+        ),
     ],
 )
 def test_rows_go_to_quarantine_for(good_day, ingest, kind, source, rules, says):
@@ -179,7 +195,9 @@ def test_all_of_them_together_do_no_harm_to_the_good_files_that_come_with_them(d
     assert_the_good_day_is_whole()
     assert {r["file"] for r in ledger.file_records("flights") if r["reasons"]} == {path.name for path in bad.values()}
     refused = {r["file"] for r in ledger.file_records("flights") if r["status"] == "refused"}
-    assert refused == {bad[kind].name for kind in ("missing_column", "extra_column", "wrong_type", "empty_file", "truncated_parquet", "truncated_json", "duplicated_file")}
+    assert refused == {
+        bad[kind].name for kind in ("missing_column", "extra_column", "wrong_type", "empty_file", "truncated_parquet", "truncated_json", "duplicated_file")
+    }
     assert all(name in run.log.partition("files were refused whole")[2] for name in refused)
 
 
@@ -216,7 +234,10 @@ def test_a_contradiction_within_a_file_keeps_both_rows_out(drop, ingest):
     ingest()
 
     assert {r["rule"]: r["count"] for r in record(path.name)["reasons"]} == {"contradicting_keys": 2}
-    assert_table_is_the_upstream("schedule", lambda upstream: (upstream["carrier"] == rows["carrier"][0]) & (upstream["flight"] == rows["flight"][0]) & (upstream["published_at"] < "2013-01-01"))
+    assert_table_is_the_upstream(
+        "schedule",
+        lambda upstream: (upstream["carrier"] == rows["carrier"][0]) & (upstream["flight"] == rows["flight"][0]) & (upstream["published_at"] < "2013-01-01"),
+    )
 
 
 def test_what_a_refused_file_says_does_not_speak_against_the_rows_of_a_good_one(drop, ingest):

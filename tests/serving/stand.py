@@ -72,7 +72,9 @@ def graph(bias: float = 0, numeric: int = len(NUMERIC), output: str = "predictio
     return model.SerializeToString()
 
 
-def write_bundle(folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None) -> Path:
+def write_bundle(
+    folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None
+) -> Path:
     """A bundle's files; parts given replace those that fit together."""
     folder.mkdir(parents=True, exist_ok=True)
     fitting = {"instances": INSTANCES, "predictions": [expected(row, bias) for row in INSTANCES], "tolerance": 1e-5}
@@ -222,7 +224,14 @@ class Process:
 
 def serving_process(folder: Path, registry_uri: str, features: FeatureRepository, **settings: Any) -> Process:
     """The service itself, with its state under ``folder``."""
-    wanted = {"mlflow_uri": registry_uri, "feature_repo": features.folder, "log_root": folder / "store", "cache": folder / "cache", "poll_seconds": 0.2, **settings}
+    wanted = {
+        "mlflow_uri": registry_uri,
+        "feature_repo": features.folder,
+        "log_root": folder / "store",
+        "cache": folder / "cache",
+        "poll_seconds": 0.2,
+        **settings,
+    }
     environment = {f"SERVING_{key.upper()}": str(value) for key, value in wanted.items()}
     return Process(["uvicorn", "serving.app:app", "--no-access-log"], environment, folder / "serving.log")
 

@@ -47,7 +47,9 @@ def test_what_training_makes_can_be_served(tmp_path):
         pytest.param({"golden": {"predictions": [1.0]}}, "3 instances with 1 predictions", id="golden requests without answers"),
         pytest.param({"golden": {"instances": [], "predictions": []}}, "at least one", id="no golden requests"),
         pytest.param({"golden": {"instances": [{"hour": 1}], "predictions": [1.0]}}, "lack the inputs late_rate, orders", id="golden requests lack inputs"),
-        pytest.param({"golden": {"instances": [{**INSTANCES[0], "temp": "warm"}], "predictions": [1.0]}}, "does not answer its golden", id="golden text in a number"),
+        pytest.param(
+            {"golden": {"instances": [{**INSTANCES[0], "temp": "warm"}], "predictions": [1.0]}}, "does not answer its golden", id="golden text in a number"
+        ),
         pytest.param({"contract": {"schema": 2}}, "contract.json: schema", id="a contract of another schema"),
         pytest.param({"contract": {"project": "../elsewhere"}}, "contract.json: project", id="a project that would leave the log's folder"),
         pytest.param({"contract": {"numeric": ["hour"]}}, "input 'numeric' is .* needs .* 1", id="fewer inputs than the graph takes"),

@@ -5,11 +5,12 @@ import threading
 from datetime import timedelta
 
 import pytest
+import yaml
 
 from serving.lookup import FeatureLookup
 from serving.problems import Problem
 from tests.serving.conftest import NOW
-from tests.serving.stand import FeatureRepository, wait_for
+from tests.serving.stand import REPOSITORY, FeatureRepository, wait_for
 
 SERVICE = "shops_v1"
 
@@ -128,6 +129,25 @@ def test_the_feature_repositorys_code_is_not_needed(lookup):
     """Its feature_store.yaml names an offline store that cannot be imported here; opening it is the fixture's work."""
     assert "feature_repo_that_is_not_there" in (lookup.repo / "feature_store.yaml").read_text()
     assert "feature_repo_that_is_not_there" not in sys.modules
+
+
+def test_the_services_feature_store_is_that_of_the_feature_repository():
+    """Two files, since the service's image has no feature_repo: what serving reads must be what the loop fills."""
+    ours, theirs = (yaml.safe_load((REPOSITORY / folder / "feature_store.yaml").read_text()) for folder in ("serving", "feature_repo"))
+    theirs.pop("offline_store")
+    for config in (ours, theirs):
+        config["registry"].pop("cache_ttl_seconds")
+    assert ours == theirs
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("SHOPS_ONLINE", raising=False)
+    (tmp_path / "feature_store.yaml").write_text("online_store: {path: '${SHOPS_ONLINE}'}")
+    opened = FeatureLookup(tmp_path)
+    opened.start()
+    wait_for(lambda: opened.state == "failed", 5)
+    assert "names ${SHOPS_ONLINE}, which the environment lacks" in opened.status()["error"]
+    opened.close()
 
 
 def found_temp(opened: FeatureLookup) -> float | None:

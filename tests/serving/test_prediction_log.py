@@ -45,13 +45,23 @@ def test_the_arrow_schema_is_that_of_the_schema_file():
     assert all(column["description"] for column in document["columns"])
 
 
-def test_rows_come_into_a_file_within_a_second_and_no_reader_sees_half_of_one(log):
+def test_rows_come_into_a_file_within_a_second_and_no_reader_sees_half_of_one(log, monkeypatch):
+    write = pq.write_table
+    begun = []
+
+    def watched(table, where):
+        begun.append(where.name)
+        write(table, where)
+        assert not [file for file in files(log) if file.suffix == ".parquet"]  # whole, and not yet there
+
+    monkeypatch.setattr(pq, "write_table", watched)
     log.append(rows("a", "b"))
     began = time.monotonic()
     (file,) = wait_for(lambda: [f for f in files(log) if f.suffix == ".parquet"], 5)
     assert time.monotonic() - began < 1
     assert pq.read_table(file).to_pylist() == rows("a", "b")
     assert files(log) == [file]
+    assert len(begun) == 1 and begun[0].startswith(".")
 
 
 def test_writing_needs_no_pandas(tmp_path):

@@ -104,5 +104,5 @@ project = Project(
         Candidate(name="torch_mlp", trainer="torch_mlp", parameters={"hidden": 64, "epochs": 4, "learning_rate": 0.002, "batch_size": 2048}),
     ),
     gate=GatePolicy(min_rows=5000, floor=0.65, min_improvement=0.004, beat_baseline_by=0.005, holdout=timedelta(days=14)),
-    retrain=RetrainPolicy(window=timedelta(days=28), min_labels=5000, max_metric_loss=0.0, max_bias=0.01, cooldown=timedelta(days=20)),
+    retrain=RetrainPolicy(window=timedelta(days=28), min_labels=5000, max_metric_loss=0.0, max_bias=0.01, max_age=timedelta(days=60), cooldown=timedelta(days=20)),
 )  # fmt: skip

@@ -73,7 +73,9 @@ def write(project: Project, source: Source, name: str, rows: pd.DataFrame) -> UP
 
 
 def _as_text(source: Source, rows: pd.DataFrame) -> str:
-    moments = {c: np.char.add(np.datetime_as_string(pd.DatetimeIndex(rows[c]).tz_localize(None), unit="s"), "Z") for c, t in source.columns.items() if t == "timestamp"}
+    moments = {
+        c: np.char.add(np.datetime_as_string(pd.DatetimeIndex(rows[c]).tz_localize(None), unit="s"), "Z") for c, t in source.columns.items() if t == "timestamp"
+    }
     texts = rows[list(source.columns)].assign(**moments)
     return texts.to_json(orient="records", lines=False, indent=0) if source.format == "json" else texts.to_csv(index=False)
 
@@ -215,7 +217,10 @@ def _weather_gap(source: Source, files: list, _until: datetime) -> tuple[str, by
 # kind -> the source that it is about, how the file is made
 BAD_KINDS = {
     "missing_column": ("schedule", _spoiled("missing_column", lambda text: b"\n".join(line.rsplit(b",", 1)[0] for line in text.splitlines()))),
-    "extra_column": ("schedule", _spoiled("extra_column", lambda text: b"\n".join([line + b"," + (b"x" if n else b"gate") for n, line in enumerate(text.splitlines())]))),
+    "extra_column": (
+        "schedule",
+        _spoiled("extra_column", lambda text: b"\n".join([line + b"," + (b"x" if n else b"gate") for n, line in enumerate(text.splitlines())])),
+    ),
     "wrong_type": ("schedule", _spoiled("wrong_type", lambda text: re.sub(rb"(?m)^(\w\w),(\d+),", rb"\1,number \2,", text))),
     "empty_file": ("schedule", _spoiled("empty_file", lambda text: b"")),
     "truncated_json": ("weather", _spoiled("truncated_json", lambda text: text[: len(text) // 2])),

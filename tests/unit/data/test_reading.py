@@ -36,7 +36,9 @@ def test_a_good_file_comes_with_the_declared_types_and_times_in_utc():
     assert rows.typed["valid"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.csv", GOOD.splitlines()[0].encode() + b"\n" + GOOD.splitlines()[1].encode()), ("x.json", JSON.encode()), ("x.parquet", parquet())])
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.csv", GOOD.splitlines()[0].encode() + b"\n" + GOOD.splitlines()[1].encode()), ("x.json", JSON.encode()), ("x.parquet", parquet())]
+)
 def test_the_three_formats_give_the_same_rows(name, content):
     expected = read(SOURCE, "x.csv", GOOD.encode()).typed.head(1)
     found = read(SOURCE, name, content)

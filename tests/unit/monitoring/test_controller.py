@@ -159,3 +159,27 @@ def test_a_new_champion_that_drifts_too_begins_an_episode_of_its_own():
 
 def test_all_reasons_are_told():
     assert len(verdict(BAD_AND_UNKNOWN).reasons) == 2
+
+
+AGEING = POLICY.model_copy(update={"max_age": timedelta(days=60)})
+
+
+@pytest.mark.parametrize(
+    ("evidence", "policy", "last_request", "asks"),
+    [
+        pytest.param(GOOD, AGEING, None, True, id="a healthy champion of 90 days is challenged after 60"),
+        pytest.param(GOOD, POLICY, None, False, id="without a policy on age it is not"),
+        pytest.param(replace(GOOD, champion_cutoff=AT - timedelta(days=59)), AGEING, None, False, id="one of 59 days is not"),
+        pytest.param(GOOD, AGEING, AT - timedelta(days=59), False, id="not when somebody asked within that time, whatever came of it"),
+        pytest.param(GOOD, AGEING, AT - timedelta(days=60), True, id="again when the last request is as old"),
+        pytest.param(replace(GOOD, labels=10), AGEING, None, False, id="not on too few labels: the gate would refuse it"),
+    ],
+)
+def test_age(evidence, policy, last_request, asks):
+    found = verdict(evidence, policy=policy, last_request=last_request)
+    assert found.ask == asks and not found.opens
+    assert (found.cause == "age" and "90 days old" in found.reasons[-1]) == asks
+
+
+def test_drift_comes_before_age():
+    assert verdict(BAD, policy=AGEING).cause == "drift"

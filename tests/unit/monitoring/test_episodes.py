@@ -7,10 +7,11 @@ import pytest
 from include import ledger
 from include.monitoring import episodes
 from include.projects import get_project
+from include.projects.base import RetrainPolicy
 
-PROJECT = get_project("flights").model_copy(
-    update={"retrain": get_project("flights").retrain.model_copy(update={"min_labels": 1000, "cooldown": timedelta(days=20)})}
-)
+POLICY = RetrainPolicy(min_labels=1000, max_metric_loss=0.02, max_bias=0.04, cooldown=timedelta(days=20))
+PROJECT = get_project("flights").model_copy(update={"retrain": POLICY})
+AGEING = PROJECT.model_copy(update={"retrain": POLICY.model_copy(update={"max_age": timedelta(days=60)})})
 MAY, JUNE, JULY, AUGUST, SEPTEMBER = (f"2013-{month:02d}-01T10:00:00Z" for month in range(5, 10))
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -173,3 +174,15 @@ def test_a_request_whose_event_got_lost_is_found_until_somebody_works_on_it():
     assert episodes.unclaimed_request(PROJECT).id == request
     ledger.claim_request("flights", "train_run")
     assert episodes.unclaimed_request(PROJECT) is None
+
+
+def test_an_old_champion_is_challenged_once_in_its_age_and_no_episode_opens():
+    def months(project=AGEING):
+        return [episodes.decide_retraining(project, cutoff, HEALTHY, {"share": 0.4}, dag_run="run")["asked"] for cutoff in (MAY, JUNE, JULY, AUGUST)]
+
+    assert months() == [False, True, False, True]  # trained on 1 April: 61 days old in June, and again 61 days after that request
+    kept = everything()
+    assert months() == [False, True, False, True]  # decided before: the same again
+    assert everything() == kept
+    assert [r.reason for r in ledger.requests("flights")] == ["age", "age"] and not ledger.episodes("flights")
+    assert episodes.unclaimed_request(AGEING).reason == "age"
