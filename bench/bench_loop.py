@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -107,51 +108,48 @@ def _runs_since(api: AirflowApi, since: datetime) -> list[dict]:
 
 
 def measure(root: Path, passes: int, console: Console) -> list[dict]:
+    """All passes in all homes; gives the measured ones.
+
+    Raises:
+        RuntimeError: the homes did not do the same work.
+    """
     homes = {name: Home(root, name) for name in ("airflow", "fresh", "warm")}
     os.environ.update(homes["airflow"].settings.environment())  # whose ledger is read in this process
     get_settings.cache_clear()
-    api, warm, measured = AirflowApi.of(homes["airflow"].settings), None, []
-
-    def run(name: str, cutoff: str) -> dict:
-        state = {"cutoff": cutoff, "run": f"direct-{cutoff}"}
-        if name == "airflow":
-            return airflow_pass(api, cutoff)
-        with halted(homes["airflow"]):
-            return warm.run(state) if name == "warm" else fresh_pass(homes["fresh"], state, root)
-
-    try:
+    api, measured, (since, until) = AirflowApi.of(homes["airflow"].settings), [], (BEGINNING, HISTORY_UNTIL)
+    with ExitStack() as ends:
+        ends.callback(lifecycle.down, homes["airflow"].settings)
         lifecycle.up(homes["airflow"].settings, lambda name, state: console.print(f"  {name}: {state}", style="dim"))
         api.wait_for_dags([f"{PROJECT}__{stage}" for stage in STAGES], timeout=120)
         for name in ("fresh", "warm"):
+            ends.callback(homes[name].stop)
             homes[name].start_without_airflow()
-        warm = Warm(homes["warm"], root / "warm.log")
-        since, until = BEGINNING, HISTORY_UNTIL
+        warm = ends.enter_context(closing(Warm(homes["warm"], root / "warm.log")))
+
+        def run(name: str, state: dict, counted: bool) -> dict:
+            if name == "airflow":
+                return airflow_pass(api, state["cutoff"])
+            with halted(homes["airflow"]):
+                if name == "warm":
+                    return warm.run(state)
+                if counted:
+                    return fresh_pass(homes["fresh"], state, root)
+                with closing(Warm(homes["fresh"], root / "first.log")) as first:  # in one interpreter it is done sooner
+                    return first.run(state)
+
         for number in range(passes + 1):
             for home in homes.values():
                 home.run("-m", "bench.loop_steps", "prepare", ledger.iso(since), ledger.iso(until))
-            order = [*homes][number % 3 :] + [*homes][: number % 3]
             found = {"until": ledger.iso(until)}
-            for name in order:
-                if number == 0 and name == "fresh":  # not counted: in one interpreter it is done sooner
-                    first = Warm(homes[name], root / "first.log")
-                    with halted(homes["airflow"]):
-                        found[name] = first.run({"cutoff": ledger.iso(until), "run": "direct-first"})
-                    first.end()
-                else:
-                    found[name] = run(name, ledger.iso(until))
-                console.print(f"pass {number} until {until:%Y-%m-%d}, {name}: {found[name]['seconds']:.1f} s" + (" (not counted)" if number == 0 else ""))
-            if number:
-                measured.append(found)
+            for name in [*homes][number % 3 :] + [*homes][: number % 3]:
+                found[name] = run(name, {"cutoff": found["until"], "run": f"direct-{found['until']}"}, counted=number > 0)
+                console.print(f"pass {number} until {until:%Y-%m-%d}, {name}: {found[name]['seconds']:.1f} s" + ("" if number else " (not counted)"))
             prints = {name: home.fingerprint() for name, home in homes.items()}
             if len({repr(made) for made in prints.values()}) != 1:
                 raise RuntimeError(f"they did not do the same work: {prints}")
+            if number:
+                measured.append(found)
             since, until = until, until + WEEK
-    finally:
-        if warm:
-            warm.end()
-        lifecycle.down(homes["airflow"].settings)
-        for name in ("fresh", "warm"):
-            homes[name].stop()
     return measured
 
 

@@ -76,9 +76,10 @@ class Warm:
         self._process.stdin.flush()
         return json.loads(self._read())
 
-    def end(self) -> None:
-        self._process.stdin and self._process.stdin.close()
-        self._process.wait(30)
+    def close(self) -> None:
+        """What it did is done and answered; nothing is lost by ending it at once (libraries' threads would let it linger)."""
+        self._process.kill()
+        self._process.wait()
         self._log.close()
 
     def _read(self) -> str:

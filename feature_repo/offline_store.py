@@ -75,7 +75,9 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
                 alias, time = f"v{number}", view.batch_source.timestamp_field
                 features = [ref.split(":")[1] for ref in feature_refs if ref.startswith(f"{view.projection.name_to_use()}:")]
                 keys = view.projection.join_key_map or {e.name: e.name for e in view.entity_columns}
-                connection.register(alias, _dataset(view.batch_source).scanner(columns=[*keys, time, *features], filter=ds.field(time) <= _latest(entity_df[timestamp])))
+                connection.register(
+                    alias, _dataset(view.batch_source).scanner(columns=[*keys, time, *features], filter=ds.field(time) <= _latest(entity_df[timestamp]))
+                )
                 on = " AND ".join(f'e."{theirs}" = {alias}."{ours}"' for ours, theirs in keys.items())
                 joins.append(f'ASOF LEFT JOIN {alias} ON {on} AND e."{timestamp}" >= {alias}."{time}"')
                 prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""

@@ -256,9 +256,7 @@ def claim_request(project: str, dag_run: str) -> Request | None:
             select(REQUESTS.c.id).where(REQUESTS.c.project == project, REQUESTS.c.state == "open").order_by(REQUESTS.c.cutoff, REQUESTS.c.recorded_at)
         ).scalars().all()  # fmt: skip
         for request_id in open_ids:
-            taken = connection.execute(
-                update(REQUESTS).where(REQUESTS.c.id == request_id, REQUESTS.c.state == "open").values(state="claimed", dag_run=dag_run)
-            )
+            taken = connection.execute(update(REQUESTS).where(REQUESTS.c.id == request_id, REQUESTS.c.state == "open").values(state="claimed", dag_run=dag_run))
             if taken.rowcount:
                 return Request(*connection.execute(_REQUEST.where(REQUESTS.c.id == request_id)).one())
     return None

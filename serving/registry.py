@@ -4,12 +4,8 @@ One thread asks the registry, fetches new versions, and tries them; requests onl
 requests, taken from one dictionary. What goes wrong leaves the model that is there in its place.
 """
 
-import hashlib
-import json
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,14 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 from serving.bundle import Bundle, BundleError
+from serving.model_cache import Kept, ModelCache
 from serving.problems import Problem, unavailable
 
 CHAMPION = "champion"
-POINTER = "current.json"
-KEPT = 2  # versions in the cache, per model: the current one and the one before, for a fast way back
 QUIET_TRIES = 3  # failed fetches before they are called an error: the network may only have blinked
 LONGEST_PAUSE = 60.0
 
@@ -79,7 +73,7 @@ class ModelRegistry:
     def __init__(
         self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None
     ) -> None:
-        self.uri, self.cache, self.names, self.poll_seconds = uri, cache, names, poll_seconds
+        self.uri, self.cache, self.names, self.poll_seconds = uri, ModelCache(cache), names, poll_seconds
         self.models: dict[str, Model] = {name: Model(name) for name in names}
         self.polled_at: datetime | None = None
         self.error: str | None = None
@@ -88,7 +82,7 @@ class ModelRegistry:
         self._client_of = client or _mlflow_client
         self._client: Any = None
         self._restored = False
-        self._marks: dict[str, tuple[str, int]] = {}  # model -> version and age of the registry's entry, when `wanted` was asked for
+        self._created: dict[str, int] = {}  # model -> when the registry's entry was made: a registry that is made anew counts from 1 again
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)
 
@@ -180,12 +174,11 @@ class ModelRegistry:
             version = entry.aliases.get(CHAMPION)
             if version is None:
                 continue
-            before, mark = self.models.get(entry.name), (str(version), entry.creation_timestamp)
-            if self._marks.get(entry.name) != mark or before is None or before.wanted is None:
-                found[entry.name] = Wanted(str(version), self._client.get_model_version(entry.name, str(version)).source)
-                self._marks[entry.name] = mark
-            else:
-                found[entry.name] = before.wanted
+            known = self.models[entry.name].wanted if entry.name in self.models else None
+            if known is None or known.version != str(version) or self._created.get(entry.name) != entry.creation_timestamp:
+                known = Wanted(str(version), self._client.get_model_version(entry.name, str(version)).source)
+                self._created[entry.name] = entry.creation_timestamp
+            found[entry.name] = known
         return found
 
     def _follow(self, model: Model, wanted: Wanted | None) -> None:
@@ -207,7 +200,9 @@ class ModelRegistry:
     def _try(self, model: Model, wanted: Wanted) -> Model:
         """Fetch, load and test a version; what it becomes of the model."""
         try:
-            folder, bundle = self._fetch(model.name, wanted)
+            folder, bundle = self.cache.fetch(
+                model.name, wanted.version, wanted.source, lambda into: _download(self._client, self.uri, model.name, wanted.version, into), self._load
+            )
         except BundleError as error:
             log.warning("model %s version %s is refused: %s", model.name, wanted.version, error)
             return replace(model, state="refused", error=f"version {wanted.version}: {error}")
@@ -220,7 +215,7 @@ class ModelRegistry:
                 return later
             return replace(later, state="error", error=f"version {wanted.version} cannot be fetched ({tries} tries): {_line(error)}")
         log.info("model %s: version %s answers", model.name, wanted.version)
-        self._point_at(model.name, wanted, folder)
+        self.cache.keep(Kept(model.name, wanted.version, wanted.source, folder))
         served = Served(model.name, wanted.version, wanted.source, bundle, datetime.now(UTC))
         return replace(model, state="ready", served=served, error=None, tries=0)
 
@@ -233,62 +228,19 @@ class ModelRegistry:
     def _put(self, model: Model) -> None:
         self.models = {**self.models, model.name: model}  # a new dictionary, so that readers need no lock
 
-    # --- the cache on disk ---------------------------------------------------------------------------------------------------------
-
-    def _folder(self, name: str) -> Path:
-        return self.cache / quote(name, safe="").replace(".", "%2E")
-
-    def _fetch(self, name: str, wanted: Wanted) -> tuple[Path, Bundle]:
-        """A version's folder in the cache and the model in it, from the registry if need be; only what loads comes into the cache."""
-        target = self._folder(name) / f"{wanted.version}-{hashlib.sha256(wanted.source.encode()).hexdigest()[:12]}"
-        if target.exists():
-            try:
-                return target, self._load(name, target)
-            except (BundleError, OSError) as error:
-                log.warning("%s is damaged (%s) and fetched again", target, error)
-                shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
-        try:
-            downloaded = _download(self._client, self.uri, name, wanted.version, partial)
-            bundle = self._load(name, downloaded)
-            try:
-                downloaded.rename(target)
-            except OSError:
-                if not target.exists():  # else another worker was faster
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return target, bundle
-
-    def _point_at(self, name: str, wanted: Wanted, folder: Path) -> None:
-        """Remember the version for a start without the registry, and forget those before the last one."""
-        pointer = self._folder(name) / POINTER
-        try:
-            draft = pointer.with_name(f".{POINTER}.{os.getpid()}")
-            draft.write_text(json.dumps({"name": name, "version": wanted.version, "source": wanted.source, "folder": folder.name}, indent=1))
-            draft.replace(pointer)
-            folder.touch()
-            versions = [entry for entry in pointer.parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-            for old in sorted(versions, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEPT:]:
-                shutil.rmtree(old)
-        except OSError as error:
-            log.warning("the cache of model %s: %s", name, error)  # it answers all the same
-
     def _restore(self) -> None:
         """The last models that answered, when the registry is away at the start."""
-        for pointer in sorted(self.cache.glob(f"*/{POINTER}")):
+        for kept in self.cache.kept():
+            known = self.models.get(kept.name) or Model(kept.name)
+            if self.names and kept.name not in self.names:
+                continue
             try:
-                entry = json.loads(pointer.read_text())
-                name, wanted = entry["name"], Wanted(entry["version"], entry["source"])
-                known = self.models.get(name) or Model(name)
-                if known.served or (self.names and name not in self.names):
-                    continue
-                served = Served(name, wanted.version, wanted.source, self._load(name, pointer.parent / entry["folder"]), datetime.now(UTC))
-                self._put(replace(known, state="ready", served=served, wanted=wanted))
-                log.info("model %s: version %s answers, from the cache", name, wanted.version)
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("%s cannot be used: %s", pointer, error)
+                served = Served(kept.name, kept.version, kept.source, self._load(kept.name, kept.folder), datetime.now(UTC))
+            except (OSError, ValueError) as error:
+                log.warning("%s cannot be used: %s", kept.folder, error)
+                continue
+            self._put(replace(known, state="ready", served=served, wanted=Wanted(kept.version, kept.source)))
+            log.info("model %s: version %s answers, from the cache", kept.name, kept.version)
 
 
 def _mlflow_client(uri: str):

@@ -18,10 +18,18 @@ from include import ledger
 from include.data import gaps, landing, layout, report, tables
 from include.data.judging import judge
 from include.data.report import FileOutcome, SourceReport
-from include.projects.base import Project, Source
+from include.projects.base import DType, Project, Source
 
 WRITER = "ingest"
-QUARANTINE = {"source": "string", "file": "string", "row": "int64", "rule": "string", "message": "string", "row_json": "string", "cutoff": "timestamp"}
+QUARANTINE: dict[str, DType] = {
+    "source": "string",
+    "file": "string",
+    "row": "int64",
+    "rule": "string",
+    "message": "string",
+    "row_json": "string",
+    "cutoff": "timestamp",
+}
 LOG = logging.getLogger(__name__)
 
 

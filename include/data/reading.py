@@ -20,7 +20,7 @@ class Reason(NamedTuple):
     """Why a file, or rows of it, did not get into the table."""
 
     rule: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants of a reason
     message: str
     severity: str = "error"  # a warning keeps nothing out
 

@@ -5,9 +5,8 @@ import shutil
 import time
 from contextlib import nullcontext
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -53,7 +52,9 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
     json_path, html_path = outcome.write(found), page.write(project, found)
     terminal.print(months_table(project.metric.name, found))
     terminal.print(_summary(found))
-    terminal.print(f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow   {settings.mlflow_url}\nServing  {settings.serving_url}/docs")
+    terminal.print(
+        f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow   {settings.mlflow_url}\nServing  {settings.serving_url}/docs"
+    )
     terminal.print("The stack is up: `airloop status` shows it and how to log in, `airloop down` stops it.")
     return True
 
@@ -68,7 +69,6 @@ class Board:
         self.current: Step | None = None
         self.current_stage = ""
         self.notes: list[str] = []
-        self.spinner = Spinner("dots")
 
     def step(self, step: Step) -> None:
         self.current = step
@@ -99,8 +99,14 @@ class Board:
             table.add_row(f"[green]✓[/green] {record.name}", record.cutoff[:10], f"{record.seconds:.0f}", _monitor_line(record), _training_line(record))
         if self.current and done < len(self.steps):
             running = time.monotonic() - self.stage_began
-            table.add_row(Text.assemble(self.spinner.render(time.time()), f" {self.current.name}"), self.current.cutoff.strftime("%Y-%m-%d"), "", f"{self.current_stage} ({running:.0f} s)", "")
-        lines = [table, *(Text(note, style="dim") for note in self.notes[-6:])]
+            table.add_row(
+                f"… {self.current.name}",
+                self.current.cutoff.strftime("%Y-%m-%d"),
+                "",
+                f"{self.current_stage} ({running:.0f} s)",
+                "",
+            )
+        lines: list[RenderableType] = [table, *(Text(note, style="dim") for note in self.notes[-6:])]
         elapsed = time.monotonic() - self.began
         if self.current:
             following = self.steps[done + 1].name if done + 1 < len(self.steps) else "the result"
@@ -124,7 +130,10 @@ def months_table(metric: str, found: dict) -> Table:
 def _summary(found: dict) -> str:
     lines = [f"Replay {found['replay_s'] / 60:.1f} min" + (f", set-up {found['setup_s']:.0f} s" if found["setup_s"] else "")]
     if found["auc_served_may_dec"]:
-        lines.append(f"AUC May to December: served {found['auc_served_may_dec']:.4f}, first model left alone {found['auc_first_model_may_dec']:.4f}, baseline {found['auc_baseline_may_dec']:.4f}")
+        lines.append(
+            f"AUC May to December: served {found['auc_served_may_dec']:.4f}, first model left alone {found['auc_first_model_may_dec']:.4f}, "
+            f"baseline {found['auc_baseline_may_dec']:.4f}"
+        )
     lines.append(f"{found['requests']} retrain requests, {found['promotions']} promotions after the first model, {len(found['refused'])} refused")
     for refused in found["refused"]:
         lines.append(f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}): {'; '.join(refused['reasons'])}")

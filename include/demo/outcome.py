@@ -46,12 +46,12 @@ def result(project: Project, records: list[StepRecord], setup_s: float | None, r
     names = metrics.metrics_of(project.kind)[:2]
     by_cutoff = {record.cutoff[:7]: record for record in records}
     months = []
-    for month, part in rows.groupby("month"):
-        following = str((pd.Period(month, "M") + 1))
+    for month, part in ((str(m), p) for m, p in rows.groupby("month")):
+        following = str(pd.Period(month, "M") + 1)
         record = by_cutoff.get(following) or by_cutoff.get(month)
         months.append({
             "month": month, "rows": len(part), "positive_share": float(part["label"].mean()),
-            "model_versions": sorted(part["model_version"].unique().tolist(), key=int),
+            "model_versions": [str(v) for v in sorted(part["model_version"].astype(int).unique())],
             **{model: {n: float(metrics.metric_function(n)(part["label"], part[model])) for n in names} for model in MODELS},
             "monitor": record.monitor if record else {}, "trainings": record.trainings if record else [],
         })  # fmt: skip
@@ -69,7 +69,7 @@ def result(project: Project, records: list[StepRecord], setup_s: float | None, r
         "requests": len(ledger.requests(project.name)),
         "fits": sum(int(t.get("fits", 0)) for t in trainings),
         "promotions": max(0, len(promoted) - 1),
-        "refused": [{"request": t["request"], "cutoff": t["cutoff"], "reason": t["reason"], "injected": t.get("injected"), "reasons": t.get("reasons", [])} for t in trainings if t["state"] == "refused"],
+        "refused": [{k: t.get(k) for k in ("request", "version", "cutoff", "reason", "injected", "reasons")} for t in trainings if t["state"] == "refused"],
         "serving": {"asked": sum(r.serving_asked for r in records), "agreed_with_batch": sum(r.serving_agreed or 0 for r in records)},
         "files": {"dropped": sum(r.files for r in records), "ledger": ledger.count_files(project.name), "bad": [kind for r in records for kind in r.bad_files]},
         "steps": [{k: v for k, v in asdict(r).items() if k != "serving_answers"} for r in records],

@@ -34,13 +34,15 @@ def render(project: Project, outcome: dict[str, Any]) -> str:
     ]
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Airloop: {html.escape(project.name)}</title><style>{STYLE}</style>
 <h1>The loop closed: a year of {html.escape(project.name)}</h1>
-<p class="lead">{html.escape(project.goal)} Every figure is of predictions as they were served, one hour before departure, scored when the outcome was known.</p>
+<p class="lead">{html.escape(project.goal)}
+Every figure is of predictions as they were served, one hour before departure, scored when the outcome was known.</p>
 <div class="figures">{"".join(f'<div class="figure"><b>{value}</b><span>{html.escape(label)}</span></div>' for value, label in figures)}</div>
 {_picture(outcome, metric)}
 {_table(outcome, metric)}
 {_refused(outcome)}
 <p><small>Serving answered {outcome["serving"]["asked"]} requests of the demo; {outcome["serving"]["agreed_with_batch"]} of their answers were compared with the
-batch's and are equal. {outcome["files"]["ledger"]} files went through validation; planted bad ones: {html.escape(", ".join(outcome["files"]["bad"]) or "none")}.</small></p>
+batch's and are equal. {outcome["files"]["ledger"]} files went through validation; planted bad ones:
+{html.escape(", ".join(outcome["files"]["bad"]) or "none")}.</small></p>
 </html>"""
 
 
@@ -53,19 +55,19 @@ def write(project: Project, outcome: dict[str, Any]) -> str:
 
 def _table(outcome: dict[str, Any], metric: str) -> str:
     second = next(name for name in outcome["months"][0]["served"] if name != metric)
-    head = "".join(f'<th>{NAMES[m]}<br>{metric.upper()}<th>{second}' for m in COLOURS)
+    head = "".join(f"<th>{NAMES[m]}<br>{metric.upper()}<th>{second}" for m in COLOURS)
     lines = []
     for month in outcome["months"]:
         best = max(COLOURS, key=lambda model: month[model][metric])
-        figures = "".join(f'<td class="{"best" if model == best else ""}">{_number(month[model][metric])}<td>{_number(month[model][second])}' for model in COLOURS)
+        figures = "".join(
+            f'<td class="{"best" if model == best else ""}">{_number(month[model][metric])}<td>{_number(month[model][second])}' for model in COLOURS
+        )
         monitor = month["monitor"]
         lines.append(
             f"<tr><td>{month['month']}<td>{'v' + ', v'.join(month['model_versions'])}<td>{month['rows']:,}{figures}"
             f'<td class="text">{html.escape(monitor.get("state", ""))}<td class="text">{html.escape(retrained(month))}'
         )
-    return (
-        f'<table><tr><th>month<th>served<th>with outcome{head}<th class="text">monitor<th class="text">retrained?</tr>' + "\n".join(lines) + "</table>"
-    )
+    return f'<table><tr><th>month<th>served<th>with outcome{head}<th class="text">monitor<th class="text">retrained?</tr>' + "\n".join(lines) + "</table>"
 
 
 def retrained(month: dict[str, Any]) -> str:
@@ -95,7 +97,14 @@ def _picture(outcome: dict[str, Any], metric: str) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
     for axis, name in zip(axes, (metric, second), strict=True):
         for model, colour in COLOURS.items():
-            axis.plot([m["month"][5:] for m in months], [m[model][name] for m in months], marker="o", color=colour, label=NAMES[model], lw=2.4 if model == "served" else 1.4)
+            axis.plot(
+                [m["month"][5:] for m in months],
+                [m[model][name] for m in months],
+                marker="o",
+                color=colour,
+                label=NAMES[model],
+                lw=2.4 if model == "served" else 1.4,
+            )
         axis.set_title({"auc": "AUC by month (higher is better)", "brier": "Brier score by month (lower is better)"}.get(name, name), loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)

@@ -154,7 +154,9 @@ class Replay:
                     self._check_run("train", request.dag_run)
                 self._check_failed("deploy", began)
                 if time.monotonic() - began > STAGE_TIMEOUT_S:
-                    raise ReplayFailed(f"retrain request {request_id} is still '{request.state}' after {STAGE_TIMEOUT_S:.0f} s; see {self.project.name}__{stage} in Airflow")
+                    raise ReplayFailed(
+                        f"retrain request {request_id} is still '{request.state}' after {STAGE_TIMEOUT_S:.0f} s; see {self.project.name}__{stage} in Airflow"
+                    )
                 time.sleep(0.3)
             stages[stage] = stages.get(stage, 0) + time.monotonic() - began
             if request.state == "refused":
@@ -169,7 +171,9 @@ class Replay:
         while (found := ledger.stage_record(self.project.name, stage, cutoff)) is None:
             self._check_failed(stage, began)
             if time.monotonic() - began > STAGE_TIMEOUT_S:
-                raise ReplayFailed(f"{self.project.name}__{stage} did not end in {STAGE_TIMEOUT_S:.0f} s at cutoff {cutoff}; see it in Airflow: {get_settings().airflow_url}")
+                raise ReplayFailed(
+                    f"{self.project.name}__{stage} did not end in {STAGE_TIMEOUT_S:.0f} s at cutoff {cutoff}; see it in Airflow: {get_settings().airflow_url}"
+                )
             time.sleep(0.3)
         stages[stage] = time.monotonic() - began
         return found["summary"]
@@ -208,7 +212,10 @@ class Replay:
             raise ReplayFailed(f"serving answered {answer.status_code}: {answer.text[:300]}")
         body = answer.json()
         keys = json.loads(due[list(project.example_key)].to_json(orient="records", date_format="iso"))
-        return [{"key": key, "model_version": str(body["model_version"]), "prediction": p["prediction"], "id": p["prediction_id"]} for key, p in zip(keys, body["predictions"], strict=True)]
+        return [
+            {"key": key, "model_version": str(body["model_version"]), "prediction": p["prediction"], "id": p["prediction_id"]}
+            for key, p in zip(keys, body["predictions"], strict=True)
+        ]
 
     def _compare_with_batch(self) -> None:
         """The last step's answers of serving, against what the batch has predicted for the same flights by now."""
@@ -218,6 +225,8 @@ class Replay:
         since = ledger.moment(record.cutoff)
         window = (ds.field("predicted_at") > since) & (ds.field("predicted_at") <= since + NEXT_DEPARTURES)
         found = tables.open_table(layout.predictions(self.project))
+        if found is None:
+            raise ReplayFailed(f"{self.project.name}__score made no predictions although there is a champion")
         batch = found.to_pyarrow_dataset().to_table(columns=[*key, "prediction", "model_version"], filter=window).to_pandas()
         asked = pd.DataFrame([{**a["key"], "online": a["prediction"], "online_version": a["model_version"]} for a in record.serving_answers])
         for column in key:

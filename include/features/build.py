@@ -10,7 +10,7 @@ from include.data import layout, tables
 from include.features import store
 from include.features.known import KnownTables
 from include.ledger import iso, moment
-from include.projects.base import Project
+from include.projects.base import DType, Project
 
 WRITER = "build_features"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ def compute(project: Project, cutoff: str) -> dict[str, int]:
     return {name: len(rows) for name, rows in views.items()}
 
 
-def publish(project: Project, cutoff: str) -> dict[str, int]:
+def publish(project: Project, cutoff: str) -> dict[str, int | None]:
     """Append the validated rows to the feature tables, each exactly once, and clear the staging folder.
 
     Returns:
@@ -99,7 +99,7 @@ def _published_until(project: Project, view: str) -> datetime | None:
 def _table(project: Project, view, rows: pd.DataFrame, until: datetime) -> pa.Table:
     """The rows with exactly the columns that Feast's view declares."""
     features = [feature.name for feature in view.features]
-    columns = {**{key: "string" for key in view.join_keys}, "event_timestamp": "timestamp", **{feature: "float64" for feature in features}}
+    columns: dict[str, DType] = {**dict.fromkeys(view.join_keys, "string"), "event_timestamp": "timestamp", **dict.fromkeys(features, "float64")}
     missing = [c for c in columns if c not in rows]
     if missing:
         raise ValueError(f"include/projects/{project.name}/features.py: view {view.name} lacks {missing}, which feature_repo/{project.name}.py declares")

@@ -47,7 +47,9 @@ def build(project: Project, request: dict) -> str:
     examples = project.module("features").examples(known, since=since, until=cutoff, cutoff=cutoff)
     labelled = examples[examples["label"].notna()]
     if labelled.empty:
-        raise ValueError(f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first (source '{project.label_source}')")
+        raise ValueError(
+            f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first (source '{project.label_source}')"
+        )
     rows = store.historical_features(project, labelled)
     columns = list(dict.fromkeys([*project.example_key, *project.entities, "event_timestamp", *project.input_columns, "label", "label_known_at"]))
     table = pa.Table.from_pandas(rows[columns], preserve_index=False)

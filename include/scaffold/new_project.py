@@ -59,7 +59,9 @@ def check_name(name: str, repository: Path = REPOSITORY) -> None:
         if path.exists()
     ]
     if taken:
-        raise NameRefused(f"the name '{name}' is taken: there is {', '.join(str(path.relative_to(repository)) for path in taken)}. Choose another name, or delete that first")
+        raise NameRefused(
+            f"the name '{name}' is taken: there is {', '.join(str(path.relative_to(repository)) for path in taken)}. Choose another name, or delete that first"
+        )
 
 
 def render(name: str, kind: TaskKind) -> dict[str, str]:
@@ -75,7 +77,13 @@ def render(name: str, kind: TaskKind) -> dict[str, str]:
         "product": f"{name}_product",
         **WORDS[kind],
     }
-    templates = {"package/__init__.py": "project", "package/expectations.py": "expectations", "package/features.py": "features", "package/feed.py": "feed", "module.py": "feast"}
+    templates = {
+        "package/__init__.py": "project",
+        "package/expectations.py": "expectations",
+        "package/features.py": "features",
+        "package/feed.py": "feed",
+        "module.py": "feast",
+    }
     return {path: environment.get_template(f"{template}.py.jinja").render(values) for path, template in templates.items()}
 
 

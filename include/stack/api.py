@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any
 from urllib.parse import quote
 
@@ -31,11 +33,15 @@ class AirflowApi:
         return cls(settings.airflow_url, ADMIN, admin_password(settings))
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> str:
-        """Starts a run and gives its id. ``conf`` holds values for the DAG's params."""
-        body: dict[str, Any] = {"logical_date": None, "conf": conf or {}}
-        if run_id:
-            body["dag_run_id"] = run_id
-        return self.call("POST", f"dags/{dag_id}/dagRuns", json=body)["dag_run_id"]
+        """Starts a run and gives its id; one run, also if Airflow's first answer was an error. ``conf`` holds values for the DAG's params."""
+        run_id = run_id or f"manual__{datetime.now(UTC).isoformat()}_{token_hex(4)}"
+        body = {"logical_date": None, "conf": conf or {}, "dag_run_id": run_id}
+        try:
+            self.call("POST", f"dags/{dag_id}/dagRuns", json=body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:  # the call that failed before had made it all the same
+                raise
+        return run_id
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """One run: ``state`` (queued, running, success, failed), ``start_date``, ``end_date``, ``run_type``, ``conf``, ..."""
@@ -110,13 +116,16 @@ class AirflowApi:
         return self._http.get("/api/v2/monitor/health").raise_for_status().json()
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Any call of the API version 2, logged in; gives the decoded answer."""
+        """Any call of the API version 2, logged in; gives the decoded answer. Server errors are tried again for some seconds."""
         if not self._token:
             self._log_in()
-        answer = self._http.request(method, f"/api/v2/{path}", **arguments)
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            self._log_in()
+        for pause in (0.5, 1, 2, 4, None):
             answer = self._http.request(method, f"/api/v2/{path}", **arguments)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                self._log_in()
+            elif not answer.is_server_error or pause is None:  # a database that is busy for longer than it waits answers 500
+                break
+            time.sleep(pause or 0)
         if answer.is_error:
             raise httpx.HTTPStatusError(f"{method} {path}: {answer.status_code} {answer.text[:500]}", request=answer.request, response=answer)
         return answer.json() if answer.content else None

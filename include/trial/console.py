@@ -65,7 +65,9 @@ class _Printer:
 def _print_outcome(terminal: Console, settings: Settings, project: Project, stage: str, outcome: Outcome) -> None:
     sample, scratch = outcome.sample, outcome.scratch
     reused = [step.stage for step in outcome.steps[: outcome.reused]]
-    terminal.print(f"Sample: what {project.name}'s feed publishes from {sample.since:%Y-%m-%d %H:%M} to {sample.until:%Y-%m-%d %H:%M} UTC (--rows {sample.rows})")
+    terminal.print(
+        f"Sample: what {project.name}'s feed publishes from {sample.since:%Y-%m-%d %H:%M} to {sample.until:%Y-%m-%d %H:%M} UTC (--rows {sample.rows})"
+    )
     if reused:
         terminal.print(f"Taken over from an earlier try, as nothing that they are made of has changed: {', '.join(reused)}")
     if outcome.made:

@@ -31,7 +31,11 @@ def made_by(project: Project, stage: str, before: dict[str, Any], *, run_id: str
         if earlier is None or earlier[2] != version:
             added = rows - earlier[3] if earlier else rows
             found.append(Made(kind, name, f"{added:,} rows{f' added, {rows:,} in all' if earlier else ''}; version {version}", uri))
-    found += [Made("training set", path.name, "", str(path)) for path in sorted(layout.project_root(project).glob("training/*/training_set-*.parquet"))] if stage == "train" else []
+    found += (
+        [Made("training set", path.name, "", str(path)) for path in sorted(layout.project_root(project).glob("training/*/training_set-*.parquet"))]
+        if stage == "train"
+        else []
+    )
     for version, tags in after["versions"].items():
         if version not in before["versions"]:
             figures = ", ".join(f"{name.removeprefix('metric.')} {value}" for name, value in sorted(tags.items()) if name.startswith("metric."))
@@ -39,8 +43,16 @@ def made_by(project: Project, stage: str, before: dict[str, Any], *, run_id: str
     for alias, version in after["aliases"].items():
         if before["aliases"].get(alias) != version:
             found.append(Made("alias", alias, f"version {version}", _registry()))
-    found += [Made("request", request.id, f"{request.reason}: {request.state}", ledger_path()) for request in ledger.requests(project.name) if request.dag_run == run_id]
-    found += [Made("decision", d["what"], f"{d['verdict']}: {'; '.join(d['reasons'])}", ledger_path()) for d in ledger.decisions(project.name) if _of_stage(d, stage, cutoff)]
+    found += [
+        Made("request", request.id, f"{request.reason}: {request.state}", ledger_path())
+        for request in ledger.requests(project.name)
+        if request.dag_run == run_id
+    ]
+    found += [
+        Made("decision", d["what"], f"{d['verdict']}: {'; '.join(d['reasons'])}", ledger_path())
+        for d in ledger.decisions(project.name)
+        if _of_stage(d, stage, cutoff)
+    ]
     folder = layout.project_root(project) / "reports" / f"{project.name}__{stage}" / run_id
     found += [Made("report", page.parent.name, "", str(page)) for page in sorted(folder.glob("**/index.html"))]
     return found

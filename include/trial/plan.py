@@ -19,7 +19,14 @@ FALLBACK = timedelta(days=28)  # of data, where a project's feed does not say wh
 MADE_OF = {
     FEED: ("include/settings.py", "include/projects/base.py", "include/projects/{p}/*.py", "include/data/layout.py"),
     "ingest": ("include/assets.py", "include/ledger.py", "include/dag_kit/*.py", "include/data/*.py", "include/projects/{p}/expectations.py"),
-    "build_features": ("include/features/*.py", "feature_repo/shared.py", "feature_repo/offline_store.py", "feature_repo/*.yaml", "feature_repo/{p}.py", "include/projects/{p}/features.py"),
+    "build_features": (
+        "include/features/*.py",
+        "feature_repo/shared.py",
+        "feature_repo/offline_store.py",
+        "feature_repo/*.yaml",
+        "feature_repo/{p}.py",
+        "include/projects/{p}/features.py",
+    ),
     "train": ("include/training/*.py", "include/registry/*.py"),
     "deploy": ("include/rollout/*.py", "serving/*"),
     "score": ("include/scoring/*.py",),

@@ -1,9 +1,9 @@
 """The scratch store of a try: an AIRLOOP_HOME of its own, with its own Airflow database, MLflow, Feast, ledger and tables.
 
-    <home>/try/<project>-<stage>/work/          the AIRLOOP_HOME of the run; always the same path, since registries hold paths
-                                 kept/<n>-<stage>/   a copy of it after each step before the tried one, for the next try
-                                 try.log             what the DAGs said
-    <home>/try/template/                        migrated, empty databases of Airflow and MLflow: making them takes ten seconds
+<home>/try/<project>-<stage>/work/          the AIRLOOP_HOME of the run; always the same path, since registries hold paths
+                             kept/<n>-<stage>/   a copy of it after each step before the tried one, for the next try
+                             try.log             what the DAGs said
+<home>/try/template/                        migrated, empty databases of Airflow and MLflow: making them takes ten seconds
 """
 
 import fcntl
@@ -53,7 +53,10 @@ class Scratch:
     def mlflow_environment(self) -> dict[str, str]:
         """MLflow as a file: no server that has to start."""
         # The second one is MLflow's own way to hand a server's artifact root to its workers; without it, artifacts go to the current folder.
-        return {"MLFLOW_TRACKING_URI": f"sqlite:///{self.work / 'mlflow' / 'mlflow.db'}", "_MLFLOW_SERVER_ARTIFACT_ROOT": str(self.work / "mlflow" / "artifacts")}
+        return {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.work / 'mlflow' / 'mlflow.db'}",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": str(self.work / "mlflow" / "artifacts"),
+        }
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -126,7 +129,9 @@ class Scratch:
                 "MLflow": [sys.executable, "-c", make_mlflow, f"sqlite:///{self.template / 'mlflow.db'}"],
             }
             running = {
-                name: subprocess.Popen(command, env=environment, cwd=self.template, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                name: subprocess.Popen(
+                    command, env=environment, cwd=self.template, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
                 for name, command in commands.items()
             }
             for name, process in running.items():

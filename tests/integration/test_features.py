@@ -24,7 +24,9 @@ def ingested(tmp_path, monkeypatch, frames):  # noqa: F811
     store.feature_store.cache_clear()
     for name, rows in frames.items():
         source = project.source(name)
-        tables.append(layout.table(project, name), pa.Table.from_pandas(rows, schema=tables.arrow_schema(source.columns), preserve_index=False), writer="test", sequence=1)
+        tables.append(
+            layout.table(project, name), pa.Table.from_pandas(rows, schema=tables.arrow_schema(source.columns), preserve_index=False), writer="test", sequence=1
+        )
     yield frames
     get_settings.cache_clear()
     store.feature_store.cache_clear()
@@ -61,7 +63,9 @@ def test_history_equals_a_plain_asof_join_and_online_equals_history(ingested):
     asked = due.tail(40).assign(event_timestamp=pd.Timestamp(SECOND))
     at_cutoff = store.historical_features(project, asked)
     feast = store.feature_store()
-    online = feast.get_online_features(features=feast.get_feature_service(project.feature_service), entity_rows=asked[list(project.entities)].to_dict("records")).to_df()
+    online = feast.get_online_features(
+        features=feast.get_feature_service(project.feature_service), entity_rows=asked[list(project.entities)].to_dict("records")
+    ).to_df()
     names = [f.name for view in store.feature_views(project) for f in view.features]
     pd.testing.assert_frame_equal(at_cutoff[names].reset_index(drop=True), online[names].astype("float64"), check_dtype=False)
 

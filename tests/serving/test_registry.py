@@ -89,9 +89,10 @@ def test_a_version_whose_golden_requests_differ_stays_out(registry, follow):
     assert said["error"].startswith(f"version {bad}: golden request 0 (3 of 3): expected 9000000000.0, got ")
     assert answer(models) == expected(INSTANCES[0], 1)
 
-    registry.artifacts(bad)  # it is not asked for again while the alias stays there
-    registry.client.delete_logged_model(registry.client.get_model_version(NAME, bad).source.removeprefix("models:/"))
-    models.poll()
+    (registry.artifacts(bad) / "golden.json").unlink()  # it is not asked for again while the alias stays there
+    for _ in range(3):
+        models.poll()
+        models.models = {NAME: _now(models.models[NAME])}
     assert models.document(NAME) == said
 
     registry.point(good)
@@ -144,7 +145,7 @@ def test_nothing_half_fetched_stays_in_the_cache(registry, follow):
     (registry.artifacts(version) / "golden.json").unlink()
     models = follow()
     models.poll()
-    assert [path.name for path in models.cache.rglob("*") if path.is_dir()] == [NAME]
+    assert [path.name for path in models.cache.root.rglob("*") if path.is_dir()] == [NAME]
 
 
 def test_the_old_model_serves_while_the_registry_is_away(registry, follow):
@@ -204,7 +205,7 @@ def test_a_damaged_cache_is_fetched_again(registry, follow):
     registry.add(bias=1)
     models = follow()
     models.poll()
-    (graph,) = models.cache.rglob("model.onnx")
+    (graph,) = models.cache.root.rglob("model.onnx")
     graph.write_bytes(b"damaged")
     again = follow(client=away)
     again.poll()
@@ -234,9 +235,27 @@ def test_the_cache_keeps_the_current_version_and_the_one_before(registry, follow
     for bias in range(4):
         registry.add(bias=bias)
         models.poll()
-    kept = sorted(folder.name.split("-")[0] for folder in (models.cache / NAME).iterdir() if folder.is_dir())
+    kept = sorted(folder.name.split("-")[0] for folder in (models.cache.root / NAME).iterdir() if folder.is_dir())
     assert kept == ["3", "4"]
-    assert json.loads((models.cache / NAME / "current.json").read_text())["version"] == "4"
+    assert json.loads((models.cache.root / NAME / "current.json").read_text())["version"] == "4"
+
+
+def test_a_poll_that_fails_half_way_forgets_no_move(registry, follow):
+    registry.add(bias=1)
+    registry.add(name="others")
+    models = follow()
+    models.poll()
+    second = registry.add(bias=2)
+    registry.add(name="others")
+
+    class Failing:
+        def __getattr__(self, name):
+            return (lambda *_: 1 / 0) if name == "get_model_version" and failing else getattr(registry.client, name)
+
+    models._client = Failing()
+    for failing in (True, False):
+        models.poll()
+    assert (models.document(NAME)["version"], models.document("others")["version"]) == (second, "2")
 
 
 def test_a_taken_away_alias_leaves_the_model_and_says_so(registry, follow):

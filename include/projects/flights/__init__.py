@@ -100,9 +100,14 @@ project = Project(
     ),
     label_source="actuals",
     candidates=(
-        Candidate(name="hist_gradient_boosting", trainer="hist_gradient_boosting", parameters={"learning_rate": 0.1, "max_iter": 120, "max_leaf_nodes": 31, "l2_regularization": 1.0}),
+        Candidate(
+            name="hist_gradient_boosting", trainer="hist_gradient_boosting",
+            parameters={"learning_rate": 0.1, "max_iter": 120, "max_leaf_nodes": 31, "l2_regularization": 1.0},
+        ),
         Candidate(name="torch_mlp", trainer="torch_mlp", parameters={"hidden": 64, "epochs": 4, "learning_rate": 0.002, "batch_size": 2048}),
     ),
     gate=GatePolicy(min_rows=5000, floor=0.65, min_improvement=0.004, beat_baseline_by=0.005, holdout=timedelta(days=14)),
-    retrain=RetrainPolicy(window=timedelta(days=28), min_labels=5000, max_metric_loss=0.0, max_bias=0.01, max_age=timedelta(days=60), cooldown=timedelta(days=20)),
+    retrain=RetrainPolicy(
+        window=timedelta(days=28), min_labels=5000, max_metric_loss=0.0, max_bias=0.01, max_age=timedelta(days=60), cooldown=timedelta(days=20),
+    ),
 )  # fmt: skip

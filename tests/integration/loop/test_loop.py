@@ -55,7 +55,9 @@ def stack(tmp_path_factory):
         _forget()
 
         def airloop(command):
-            return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=400)
+            return subprocess.run(
+                [sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=400
+            )
 
         up = airloop("up")
         assert up.returncode == 0, up.stdout + up.stderr
@@ -77,7 +79,11 @@ def state() -> dict:
     from include.registry import versions
     from include.registry.client import registry_client
 
-    uris = [layout.table(FLIGHTS, s.name) for s in FLIGHTS.sources] + [layout.feature_table(FLIGHTS, v) for v in FLIGHTS.feature_views] + [layout.predictions(FLIGHTS)]
+    uris = (
+        [layout.table(FLIGHTS, s.name) for s in FLIGHTS.sources]
+        + [layout.feature_table(FLIGHTS, v) for v in FLIGHTS.feature_views]
+        + [layout.predictions(FLIGHTS)]
+    )
     return {
         "tables": {uri.rpartition("/")[2]: (tables.table_version(uri), tables.open_table(uri).count()) for uri in uris},
         "versions": sorted((v.version, v.tags["gate"], v.tags["request"]) for v in registry_client().search_model_versions("name = 'flights'")),
@@ -159,7 +165,7 @@ def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(
     for source in FLIGHTS.sources:
         rows = tables.open_table(layout.table(FLIGHTS, source.name)).to_pandas()
         assert not rows.duplicated(list(source.key)).any(), source.name
-    counts = {s: 0 for s in ("table", "quarantine")}
+    counts = dict.fromkeys(("table", "quarantine"), 0)
     for r in ledger.file_records("flights"):
         for s in counts:
             counts[s] += r["counts"][s]

@@ -74,7 +74,7 @@ def test_every_source_of_flights_has_a_suite(source):
 
 @pytest.mark.parametrize("view", FLIGHTS.feature_views)
 def test_every_view_of_flights_has_a_suite_of_columns_that_it_has(view):
-    features = {name for name in FLIGHTS.inputs.numeric} | {"origin", "carrier", "dest", "route", "tailnum", "event_timestamp"}
+    features = set(FLIGHTS.inputs.numeric) | {"origin", "carrier", "dest", "route", "tailnum", "event_timestamp"}
     named = {getattr(expectation, "column", "event_timestamp") for expectation in EXPECTATIONS.feature_suite(view)}
     assert named <= features
     assert "event_timestamp" in named

@@ -84,7 +84,11 @@ def test_a_rolling_feature_equals_its_definition_written_out(frames):
     view = features.compute(tables, since=None, cutoff=END)["origin_departures"]
     flights = tables("departures").merge(tables("schedule"), on=["carrier", "flight", "scheduled_departure"])
     for row in view.sample(200, random_state=1).itertuples():
-        window = (flights["origin"] == row.origin) & (flights["departed_at"] <= row.event_timestamp) & (flights["departed_at"] > row.event_timestamp - pd.Timedelta("3h"))
+        window = (
+            (flights["origin"] == row.origin)
+            & (flights["departed_at"] <= row.event_timestamp)
+            & (flights["departed_at"] > row.event_timestamp - pd.Timedelta("3h"))
+        )
         assert row.origin_departure_delay_3h == pytest.approx(flights[window]["dep_delay"].mean(), nan_ok=True)
         assert row.origin_departure_late_rate_3h == pytest.approx((flights[window]["dep_delay"] > 15).mean(), nan_ok=True)
 

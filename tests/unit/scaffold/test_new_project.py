@@ -111,7 +111,7 @@ def test_a_run_over_new_data_alone_gives_the_rows_of_a_run_over_all(made):
     middle, cutoff = (made.feed.first_moment() + pd.Timedelta(days=days, hours=5) for days in (35, 44))
     whole = made.features.compute(Known(made, cutoff), since=None, cutoff=cutoff)
     first = made.features.compute(Known(made, middle), since=None, cutoff=middle)
-    second = made.features.compute(Known(made, cutoff), since=middle.to_pydatetime(), cutoff=cutoff)
+    second = made.features.compute(Known(made, cutoff), since=middle, cutoff=cutoff)
     for view, rows in whole.items():
         entity = rows.columns[0]
         together = pd.concat([first[view], second[view]]).sort_values([entity, "event_timestamp"], ignore_index=True)
@@ -178,7 +178,10 @@ def test_an_unknown_kind_is_refused_and_nothing_is_written(repository):
 
 def test_whoever_was_faster_keeps_the_name(repository, monkeypatch):
     """The folder appears between the check and the move: the Feast module, which came first, goes again."""
-    monkeypatch.setattr("include.scaffold.new_project.check_name", lambda *_: (repository / "include/projects/parcels").mkdir() or (repository / "include/projects/parcels/x.py").touch())
+    monkeypatch.setattr(
+        "include.scaffold.new_project.check_name",
+        lambda *_: (repository / "include/projects/parcels").mkdir() or (repository / "include/projects/parcels/x.py").touch(),
+    )
     before = files(repository)
     with pytest.raises(NameRefused, match="somebody else"):
         new_project("parcels", "binary", repository)
