@@ -253,7 +253,7 @@ def test_a_poll_that_fails_half_way_forgets_no_move(registry, follow):
             return (lambda *_: 1 / 0) if name == "get_model_version" and failing else getattr(registry.client, name)
 
     models._client = Failing()
-    for _failing in (True, False):
+    for failing in (True, False):  # noqa: B007  (read by the class above)
         models.poll()
     assert (models.document(NAME)["version"], models.document("others")["version"]) == (second, "2")
 
