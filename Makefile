@@ -66,7 +66,9 @@ test: lint  ## everything: lint, then the fast tests, then those that start real
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/serving tests/integration
 
-.PHONY: bench-parse bench-loop
+.PHONY: bench-parse bench-loop bench-check
+bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently
+	@$(BIN)/python -m bench.check_demo
 bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
 	@$(BIN)/python -m bench.bench_parse
 bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
