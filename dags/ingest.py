@@ -40,13 +40,17 @@ def create_ingest_dag(project: Project):
 
         @task(outlets=[tables(project)])
         def announce_tables(project_name: str, cutoff: str, done: list[dict], *, outlet_events=None, run_id=None) -> None:
+            from airflow.sdk.exceptions import AirflowSkipException
+
             from include import ledger
 
             versions = {d["source"]: d["version"] for d in done}
             ledger.record_stage(project_name, "ingest", cutoff, dag_run=run_id, summary={"sources": done})
+            if not any(version is not None for version in versions.values()):
+                raise AirflowSkipException("nothing was ever ingested: there is nothing to build features from")
             outlet_events[tables(project)].extra = {"cutoff": cutoff, "versions": versions}
 
-        @task(retries=0)
+        @task(retries=0, trigger_rule="none_failed")
         def fail_on_refused_files(project_name: str, done: list[dict]) -> None:
             """Red when a file was refused whole: somebody must look. What was good went on."""
             from include.data.refused import explain_refused

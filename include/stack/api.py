@@ -120,7 +120,13 @@ class AirflowApi:
         if not self._token:
             self._log_in()
         for pause in (0.5, 1, 2, 4, None):
-            answer = self._http.request(method, f"/api/v2/{path}", **arguments)
+            try:
+                answer = self._http.request(method, f"/api/v2/{path}", **arguments)
+            except httpx.TransportError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+                continue
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 self._log_in()
             elif not answer.is_server_error or pause is None:  # a database that is busy for longer than it waits answers 500

@@ -1,11 +1,13 @@
 """Starting, watching and ending the embedded stack: `airloop up|status|down` without the pictures."""
 
 import fcntl
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -104,6 +106,7 @@ def _start(settings: Settings, book: ProcessBook, missing: list[Service], starte
             if exit_status != 0:
                 raise StackError(f"Airflow's database could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
             book.stop([migrating])
+            _let_readers_be(settings.home / "airflow" / "airflow.db")
             (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
             progress(MIGRATE, "done")
             migrating = None
@@ -140,6 +143,12 @@ def _answers(service: Service, record: Record) -> bool:
         return service.answers(record)
     except httpx.HTTPError:
         return False
+
+
+def _let_readers_be(database: Path) -> None:
+    """Write-ahead logging, kept in the file: otherwise a writer waits for readers that wait for it, until one of them gives up."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _migrated(settings: Settings) -> bool:
