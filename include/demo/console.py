@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from include import ledger
 from include.demo import outcome, page
 from include.demo.replay import Replay, ReplayFailed, Step, StepRecord, year
 from include.projects import get_project
