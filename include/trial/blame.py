@@ -4,7 +4,7 @@ import re
 import traceback
 from pathlib import Path
 
-from include.settings import REPOSITORY
+from include.settings import REPOSITORY, get_settings
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -27,7 +27,8 @@ def blame_text(printed: str) -> str:
 
 def _is_ours(file: str) -> bool:
     path = Path(file)
-    return path.is_relative_to(REPOSITORY) and "site-packages" not in path.parts and not path.is_relative_to(REPOSITORY / ".venv")
+    ours = path.is_relative_to(REPOSITORY) or path.is_relative_to(get_settings().dags_folder)
+    return ours and "site-packages" not in path.parts and not path.is_relative_to(REPOSITORY / ".venv")
 
 
 def _short(file: str) -> str:

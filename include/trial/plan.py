@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from include.ledger import iso
 from include.projects.base import STAGES, Project
-from include.settings import REPOSITORY
+from include.settings import REPOSITORY, get_settings
 
 FEED = "feed"
 TO_CHAMPION = (FEED, "ingest", "build_features", "train", "deploy")
@@ -120,13 +120,18 @@ def _with_keys(steps: list[Step], project: Project, sample: Sample) -> list[Step
 
 
 def _made_of(stage: str, project: Project) -> str:
-    files = {path for pattern in MADE_OF[stage] for path in REPOSITORY.glob(pattern.format(p=project.name)) if path.is_file()}
+    files = {
+        path.relative_to(REPOSITORY).as_posix(): path
+        for pattern in MADE_OF[stage]
+        for path in REPOSITORY.glob(pattern.format(p=project.name))
+        if path.is_file()
+    }
     if stage == FEED:
-        files = {path for path in files if path.name not in LATER}
+        files = {name: path for name, path in files.items() if path.name not in LATER}
     else:
-        files.add(dag_file(stage, REPOSITORY / "dags"))
+        files[f"dags/{stage}.py"] = dag_file(stage, get_settings().dags_folder)
     found = hashlib.sha256()
-    for path in sorted(files):
-        found.update(f"{path.relative_to(REPOSITORY)}\0".encode())
+    for name, path in sorted(files.items()):
+        found.update(f"{name}\0".encode())
         found.update(path.read_bytes() if path.exists() else b"")
     return found.hexdigest()

@@ -23,8 +23,9 @@ from include.trial.scratch import Scratch
 def main(name: str, home: str) -> dict:
     project = get_project(name)
     first = project.module("feed").first_moment()
-    # Six weeks, a model, and three more weeks, in the last two of which the made-up world is another one.
-    sample = Sample(0, first, first + timedelta(days=42, hours=10), first + timedelta(days=63, hours=10))
+    # Six weeks, a model, and nearly three more, in the last of which the made-up world is another one. The day is half over: some of the
+    # orders that are predicted last used the features that are the online store's now.
+    sample = Sample(0, first, first + timedelta(days=42, hours=10), first + timedelta(days=61, hours=10))
     scratch = Scratch(Settings(home=Path(home)), project, "monitor", sample)
     # Nothing is cut down to a sample here, and all projects are there beside each other.
     scratch.settings = scratch.settings.model_copy(update={"sample_days": None, "projects": None})
@@ -41,7 +42,11 @@ def main(name: str, home: str) -> dict:
         "errors": [e["error"] for e in events if e["event"] in ("failed", "error")],
         "stages": {f"{row['stage']} {row['cutoff']}": json.loads(row["summary"]) for row in ledger_rows(scratch)},
         "made": [thing for e in events if e["event"] == "made" for thing in e["things"]],
-        "batch": {"version": str(batch["model_version"].iloc[0]), "predictions": batch["prediction"].tolist()},
+        "batch": {
+            "version": str(batch["model_version"].iloc[0]),
+            "predictions": batch["prediction"].tolist(),
+            "feature_times": [str(t) for t in batch[feature_times(batch)].stack().unique()],
+        },
         "answer": answer,
     }
 
@@ -51,8 +56,12 @@ def newest_predictions(scratch, project, count: int = 20):
     from deltalake import DeltaTable
 
     rows = DeltaTable(str(scratch.work / "store" / project.name / "predictions")).to_pandas()
-    times = [c for c in rows if c.startswith("feature_time_")]
+    times = feature_times(rows)
     return rows[(rows[times] == rows[times].max()).all(axis=1)].sort_values("predicted_at").tail(count)
+
+
+def feature_times(rows) -> list[str]:
+    return [c for c in rows if c.startswith("feature_time_")]
 
 
 def ask(url: str, rows) -> dict:

@@ -69,4 +69,7 @@ def test_files_that_come_again_are_not_ingested_again_and_later_ones_are(run_dag
 def test_a_project_without_files_has_nothing_to_say(run_dag):
     run = run_dag("flights__ingest", {"cutoff": CUTOFF})
     assert run.state == "success"
+    assert run.tasks["announce_tables"] == "skipped"  # nothing to build features from: nobody is woken
+    assert not run.events
     assert set(versions().values()) == {None}
+    assert ledger.stage_record("flights", "ingest", CUTOFF)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from include.settings import REPOSITORY
@@ -81,6 +82,7 @@ def test_the_served_model_answers_as_the_batch_did(ran):
     name, outcome = ran
     answer, batch = outcome["answer"], outcome["batch"]
     assert (answer["status"], answer["model"], str(answer["model_version"])) == (200, name, batch["version"])
+    assert {pd.Timestamp(t) for p in answer["predictions"] for t in p["feature_times"].values()} == {pd.Timestamp(t) for t in batch["feature_times"]}
     predictions = [p["prediction"] for p in answer["predictions"]]
     assert len(predictions) == 20
     assert np.allclose(predictions, batch["predictions"], atol=1e-6)

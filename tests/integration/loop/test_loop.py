@@ -31,6 +31,9 @@ KILLS = (
 )  # fmt: skip
 
 
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+
+
 class Silent:
     step = stage = said = staticmethod(lambda _: None)
 

@@ -7,6 +7,7 @@ import pytest
 
 from include.projects import get_project
 from include.projects.base import STAGES
+from include.settings import get_settings
 from include.trial import plan
 from include.trial.plan import Sample, sample_of, steps_to
 
@@ -27,7 +28,11 @@ def repository(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file)
     monkeypatch.setattr(plan, "REPOSITORY", tmp_path)
-    return tmp_path
+    monkeypatch.setenv("AIRLOOP_DAGS_FOLDER", str(tmp_path / "dags"))
+    get_settings.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    get_settings.cache_clear()
 
 
 def names(stage):
