@@ -53,7 +53,7 @@ try: setup  ## one stage as its real DAG on a sample, in a scratch store: make t
 new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=binary
 	@$(BIN)/airloop new-project $(NAME) $(if $(KIND),--kind $(KIND))
 
-.PHONY: lint format test
+.PHONY: lint format test test-loop
 lint: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +65,9 @@ format: setup  ## let ruff lay out the code and mend what it can
 test: lint  ## everything: lint, then the fast tests, then those that start real services
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/serving tests/integration
+	@echo "skipped: tests/loop (a replay through a real stack, every DAG run again, tasks killed with -9; ten minutes and more): make test-loop"
+test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
+	$(BIN)/pytest -x tests/loop
 
 .PHONY: bench-parse bench-loop bench-check
 bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently

@@ -12,6 +12,7 @@ to validate, features, scores, monitoring, three fits, a judged and registered m
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -190,6 +191,7 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     arguments = parser.parse_args()
     console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         found = summary(measure(Path(folder), arguments.passes, console))
     console.print(table(found))

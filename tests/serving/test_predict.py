@@ -124,6 +124,13 @@ def test_a_wrong_instance_is_refused_and_its_field_named(served, lookup, change,
     assert f"'{field}'" in problem.detail
 
 
+def test_what_is_only_logged_is_checked_too(tmp_path, closed):
+    """A request feature that is no input goes into the log's JSON, which has no infinity."""
+    served = serve(tmp_path, contract={"request_features": ["hour", "note"]})
+    problem = refused(served, closed, {"shop": "a", "hour": 1, "note": float("inf"), **GIVEN})
+    assert (problem.kind, problem.field) == ("not-finite", "instances[0].note")
+
+
 def test_without_look_up_what_needs_it_is_told_to_come_back(served, closed):
     problem = refused(served, closed, ASKED)
     assert (problem.status, problem.kind) == (503, "lookup-not-ready")
