@@ -16,12 +16,14 @@ from include.settings import get_settings
 from include.training import metrics
 from include.training.bundle import Bundle
 
+STEPS_BEGIN_AT = pd.Timedelta(hours=10)  # see replay.year
+
 
 def scored(project: Project) -> pd.DataFrame:
     """Every prediction that was served in the batch and has an outcome, with what two others would have said to the same inputs.
 
     Returns:
-        ``predicted_at``, ``month`` (of the prediction time, UTC), ``label``, ``served``, ``first_model``, ``baseline``, ``model_version``.
+        ``predicted_at``, ``month`` (of the replay: it begins at 10:00 UTC on the first), ``label``, ``served``, ``first_model``, ``baseline``, ``model_version``.
     """
     found = tables.open_table(layout.predictions(project))
     if found is None:
@@ -32,7 +34,7 @@ def scored(project: Project) -> pd.DataFrame:
     rows = log.merge(outcome, on=list(project.example_key))
     first, baseline = (Bundle.load(folder) for folder in (versions.bundle(project, "1"), versions.baseline_bundle(project, "1")))
     return pd.DataFrame({
-        "predicted_at": rows["predicted_at"], "month": rows["predicted_at"].dt.strftime("%Y-%m"), "label": rows["label"],
+        "predicted_at": rows["predicted_at"], "month": (rows["predicted_at"] - STEPS_BEGIN_AT).dt.strftime("%Y-%m"), "label": rows["label"],
         "served": rows["prediction"], "first_model": first.predict(rows), "baseline": baseline.predict(rows), "model_version": rows["model_version"],
     })  # fmt: skip
 

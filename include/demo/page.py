@@ -114,7 +114,7 @@ def _picture(outcome: dict[str, Any], metric: str) -> str:
             axes[0].axvline(position + 0.5, color="#1b7f5c" if deployed else "#c0392b", ls=":", lw=1.2)
             label = f"v{training.get('version')} {'promoted' if deployed else training['state']}"
             axes[0].annotate(label, (position + 0.5, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right")
-    axes[0].legend(frameon=False, fontsize=9, loc="lower left")
+    axes[0].legend(frameon=False, fontsize=9, loc="upper right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

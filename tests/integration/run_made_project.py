@@ -45,7 +45,7 @@ def main(name: str, home: str) -> dict:
         "batch": {
             "version": str(batch["model_version"].iloc[0]),
             "predictions": batch["prediction"].tolist(),
-            "feature_times": [str(t) for t in batch[feature_times(batch)].stack().unique()],
+            "feature_times": [str(time) for time in batch[feature_times(batch)].stack().unique()],
         },
         "answer": answer,
     }

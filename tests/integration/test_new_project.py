@@ -17,7 +17,7 @@ from include.settings import REPOSITORY
 KINDS = {"parcels": "binary", "couriers": "regression"}
 NOT_CODE = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".import_linter_cache", "mlruns"}
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3600)]  # a minute or two each, on a machine that has nothing else to do
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -55,14 +55,13 @@ def copy(tmp_path_factory):
 def ran(request, copy, tmp_path_factory):
     """The project's DAGs, run in a home outside of the copy."""
     home = tmp_path_factory.mktemp(request.param)
-    done = command(copy, str(Path(__file__).with_name("run_made_project.py")), request.param, str(home), timeout=900)
+    done = command(copy, str(Path(__file__).with_name("run_made_project.py")), request.param, str(home), timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["errors"] == [], [task for task in outcome["tasks"] if task[1] == "failed"]
     return request.param, outcome
 
 
-@pytest.mark.timeout(1200)
 def test_every_stage_of_the_made_project_does_its_work(ran):
     name, outcome = ran
     assert {state for _, state, _ in outcome["tasks"]} <= {"success", "skipped"}

@@ -104,10 +104,13 @@ def test_a_service_that_ends_as_it_starts_shows_its_log_and_takes_the_others_dow
 
 
 def test_a_service_that_never_answers_is_named_and_ended(settings, stand_ins, ports):
-    stand_ins[1] = server("two", ports[1], "import time; print('still thinking', flush=True); time.sleep(60)")
+    one = stand_ins[0]
+    stand_ins[:] = [one]
+    lifecycle.up(settings)
+    stand_ins[:] = [one, server("two", ports[1], "import time; print('still thinking', flush=True); time.sleep(60)")]
     with pytest.raises(lifecycle.StackError, match="no answer in time from two(.|\n)*still thinking"):
-        lifecycle.up(settings, timeout=2)
-    assert not listens(ports[0])
+        lifecycle.up(settings, timeout=6)
+    assert states(settings) == {"one": "answering", "two": "stopped"}
 
 
 def test_what_ran_before_a_failed_up_goes_on_running(settings, stand_ins, ports):

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from include.stack.processes import Command, ProcessBook, Record
+from include.stack.processes import Command, ProcessBook, Record, last_lines
 
 SLEEP = "import time; time.sleep(60)"
 # A parent with a plain child, one in a process group of its own, and one in a session of its own.
@@ -20,14 +20,14 @@ subprocess.Popen([sys.executable, "-c", {SLEEP!r}], process_group=0)
 subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
 time.sleep(60)
 """
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 
 
 def python(name: str, code: str) -> Command:
     return Command(name, [sys.executable, "-c", code], dict(os.environ))
 
 
-def wait_for(condition, seconds: float = 10.0):
+def wait_for(condition, seconds: float = 30.0):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -83,7 +83,7 @@ def test_an_orphan_that_hides_its_environment_is_told_by_its_session(book):
 
 def test_a_process_that_ignores_sigterm_is_killed(book):
     record = book.start(python("stubborn", STUBBORN))
-    time.sleep(0.5)  # until it ignores
+    wait_for(lambda: "ready" in last_lines(record.log))
     assert [process.pid for process in book.stop([record], patience=0.5)] == [record.pid]
 
 
