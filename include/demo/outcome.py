@@ -23,7 +23,7 @@ def scored(project: Project) -> pd.DataFrame:
     """Every prediction that was served in the batch and has an outcome, with what two others would have said to the same inputs.
 
     Returns:
-        ``predicted_at``, ``month`` (of the replay: it begins at 10:00 UTC on the first), ``label``, ``served``, ``first_model``, ``baseline``, ``model_version``.
+        ``predicted_at``, ``month`` (the replay's: from 10:00 UTC on the first), ``label``, ``served``, ``first_model``, ``baseline``, ``model_version``.
     """
     found = tables.open_table(layout.predictions(project))
     if found is None:
