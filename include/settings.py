@@ -4,6 +4,7 @@ Every field is set by an environment variable of the same name with the prefix `
 The defaults are the *embedded* profile: one machine, SQLite and local files, servers on loopback.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ class Settings(BaseSettings):
     data_root: str | None = Field(None, description="Root of the projects' data (path or URI); default: <home>/store.")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in <home>.")
     compute: Literal["process"] = Field("process", description="Where training steps run: child processes of the task.")
-    training_threads: int = Field(1, ge=1, description="OpenMP threads of one training step (contended ones crawl).")
+    training_threads: int = Field(min(os.cpu_count() or 1, 8), ge=1, description="OpenMP threads of one training step; its models are the same with any.")
 
     host: str = Field("127.0.0.1", description="Address that the embedded servers listen on.")
     airflow_port: int = 8080

@@ -3,7 +3,6 @@
 Here it is a child process of the task. It gets references as arguments and the URI of a manifest to write; what it made is read there.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,12 +13,14 @@ from typing import Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException
 
+from include.dag_kit.warm_child import WarmChild, die_with_parent
 from include.projects import get_project
 from include.projects.base import Project
 from include.settings import REPOSITORY
 
+MODULE = "include.training"
 LAST_LINES = 20  # of the child's output, in the error of a failed step
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+WARM = "AIRFLOW_WORKERS_ARE_WARM"  # set by config/airflow_local_settings.py, where it has imported the heavy libraries
 
 
 def training_step(project: Project, command: str, *, arguments: dict[str, Any] | None = None, compute: str = "cpu", task_id: str | None = None):
@@ -46,7 +47,7 @@ class TrainingStep(BaseOperator):
     def __init__(self, *, project: str, command: str, arguments: dict[str, Any], **kwargs) -> None:
         super().__init__(**kwargs)
         self.project, self.command, self.arguments = project, command, arguments
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen | WarmChild | None = None
 
     def execute(self, context) -> str:
         from include.data import layout
@@ -61,7 +62,7 @@ class TrainingStep(BaseOperator):
             **self.arguments, "project": self.project, "manifest": uri, "dag_run": ti.run_id,
             "report": str(layout.report(project, ti.dag_id, ti.run_id, ti.task_id)),
         }  # fmt: skip
-        self._run([sys.executable, "-u", "-m", "include.training", self.command, *command_line(references)])
+        self._run(MODULE, [self.command, *command_line(references)])
         try:
             made = manifest.read(uri)
         except FileNotFoundError:
@@ -70,22 +71,10 @@ class TrainingStep(BaseOperator):
             raise AirflowException(f"{uri} is not the manifest of {self.command} for request {self.arguments['request']}")
         return uri
 
-    def _run(self, command: list[str]) -> None:
-        self.log.info("Running %s", " ".join(command))
-        libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
-
-        def die_with_the_task() -> None:
-            # Also when the task is killed with -9: else its retry would work beside the orphan.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)  # the task died before the line above
-
+    def _run(self, module: str, arguments: list[str]) -> None:
+        self.log.info("Running python -m %s %s", module, " ".join(arguments))
+        self._child = start(module, arguments)
         last: deque[str] = deque(maxlen=LAST_LINES)
-        # A group of its own, so that on_kill also reaches what the step starts.
-        self._child = subprocess.Popen(
-            command, cwd=REPOSITORY, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", start_new_session=True, preexec_fn=die_with_the_task,
-        )  # fmt: skip
         assert self._child.stdout is not None
         try:
             for line in self._child.stdout:
@@ -101,6 +90,20 @@ class TrainingStep(BaseOperator):
         if self._child is not None and self._child.poll() is None:
             os.killpg(self._child.pid, signal.SIGKILL)  # a step that is killed at any point is safe to run again
             self._child.wait()
+
+
+def start(module: str, arguments: list[str]) -> subprocess.Popen | WarmChild:
+    """Start ``python -m <module> <arguments>`` as a child that dies with this process; in a warm worker without a new interpreter.
+
+    It leads a process group of its own, so that what it starts can be killed with it.
+    """
+    if os.environ.get(WARM):
+        return WarmChild(module, arguments, env=child_environment(), cwd=str(REPOSITORY))
+    parent = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", module, *arguments], cwd=REPOSITORY, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=lambda: die_with_parent(parent),
+    )  # fmt: skip
 
 
 def child_environment() -> dict[str, str]:

@@ -87,6 +87,7 @@ def base_environment(settings: Settings) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "",  # some machines set it; without bytecode these imports take minutes instead of seconds
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",  # threads that wait for each other by spinning crawl when two fits share the cores
         "DO_NOT_TRACK": "1",  # Evidently, and whoever else honours it
         "GX_ANALYTICS_ENABLED": "false",
         "FEAST_USAGE": "False",

@@ -11,15 +11,17 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from threadpoolctl import threadpool_limits
+
 from include.settings import REPOSITORY, get_settings
 
-# Before numpy is imported; contended OpenMP threads take minutes for what one thread does in seconds.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_variable] = str(get_settings().training_threads)
+# Before numpy is imported, for libraries that are loaded later; threads that spin while they wait for contended cores crawl.
+os.environ |= {"OMP_NUM_THREADS": str(get_settings().training_threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
+    threadpool_limits(get_settings().training_threads, user_api="openmp")  # where a warm parent has loaded the libraries already
     given = vars(_parser().parse_args(arguments))
     command, project_name = given.pop("command"), given.pop("project")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

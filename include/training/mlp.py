@@ -7,7 +7,6 @@ import onnx
 import torch
 
 from include.projects.base import TaskKind
-from include.settings import get_settings
 from include.training.onnx import Graph
 from include.training.trainers import SEED, category_codes, known_categories
 
@@ -97,7 +96,7 @@ def fit_mlp(
         label: [n].
     """
     torch.manual_seed(SEED)
-    torch.set_num_threads(get_settings().training_threads)
+    torch.set_num_threads(1)  # no slower for so small a network, and sums are the same on every machine
     torch.use_deterministic_algorithms(True)
     prepare = Preparation.learned(numeric, categorical)
     rows = prepare(numeric, categorical)

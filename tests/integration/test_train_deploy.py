@@ -170,21 +170,21 @@ def wait_for_champion(version, seconds=120):
         time.sleep(0.05)
 
 
+# With all of its work done, and nothing said of it.
+WHERE = {"fit": "include.training.steps:_write", "evaluate": "include.training.evaluation:evaluation_page", "refit": "include.training.steps:_write"}
+
+
 def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, run_dag, monkeypatch):
     from include.dag_kit.compute import TrainingStep
 
-    # The first try of every step is killed with -9 a moment after it began; Airflow's retry is this loop.
+    # The first try of every step is killed; Airflow's retry is this loop.
     whole, kills = TrainingStep._run, []
 
-    def killed_first(step, line):
-        name = f"{step.command}-{step.arguments.get('candidate')}"
-        if name not in kills:
-            kills.append(name)
-            child = threading.Timer(2.5, lambda: step._child and os.killpg(step._child.pid, signal.SIGKILL))
-            child.start()
-            with pytest.raises(Exception, match="exit code -9"):
-                whole(step, line)
-        whole(step, line)
+    def killed_first(step, module, arguments):
+        kills.append(f"{step.command}-{step.arguments.get('candidate')}")
+        with pytest.raises(Exception, match="exit code -9"):
+            whole(step, "tests.integration.dying_step", [WHERE[step.command], *arguments])
+        whole(step, module, arguments)
 
     monkeypatch.setattr(TrainingStep, "_run", killed_first)
     run = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model", "candidates": TREES})
@@ -206,21 +206,21 @@ def test_a_step_that_fails_says_why(loop, run_dag):
 
 
 ORPHAN = """
-import sys
 from include.dag_kit.compute import TrainingStep
 step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={})
-step._run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+step._run("timeit", ["-n", "1", "-s", "import time", "time.sleep(600)"])
 """
 
 
-def test_a_child_dies_with_its_task(airflow_home):
+@pytest.mark.parametrize("warm", ["", "yes"])
+def test_a_child_dies_with_its_task(airflow_home, warm):
     task = subprocess.Popen(
         [sys.executable, "-c", ORPHAN],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "AIRFLOW_WORKERS_ARE_WARM": warm},
     )
     try:
         children = []
@@ -255,7 +255,7 @@ def test_a_step_that_ends_well_without_a_manifest_is_a_failure(airflow_home, fre
     from include.dag_kit.compute import TrainingStep
 
     step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "abc", "candidate": "torch_mlp"})
-    step._run = lambda line: None
+    step._run = lambda module, arguments: None
     ti = SimpleNamespace(dag_id="flights__train", run_id="run_1", task_id="fit")
     with pytest.raises(AirflowException, match="wrote no manifest at .*fit-torch_mlp.json"):
         step.execute({"ti": ti})

@@ -98,7 +98,7 @@ def upstream() -> dict[str, pd.DataFrame]:
 
     schedule = pd.DataFrame({
         **key, "scheduled_arrival": arrival, "origin": flights["origin"], "dest": flights["dest"], "distance": flights["distance"].astype("float64"),
-        "local_departure": (day + pd.to_timedelta(flights["hour"] * 60 + flights["minute"], unit="min")).dt.strftime("%Y-%m-%dT%H:%M"),
+        "local_departure": np.datetime_as_string(day + pd.to_timedelta(flights["hour"] * 60 + flights["minute"], unit="min"), unit="m"),
         "published_at": day.dt.tz_localize("UTC") - pd.Timedelta(hours=2),
     })  # fmt: skip
     morning = day.dt.tz_localize("UTC") + pd.Timedelta(hours=8)
@@ -128,8 +128,11 @@ def _scheduled_arrival(flights: pd.DataFrame, departure: pd.Series, day: pd.Seri
     local = day + pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
     arrival = pd.Series(pd.NaT, index=flights.index, dtype="datetime64[ns, UTC]")
     for zone, rows in local.groupby(zones):
-        utc = rows.dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC")
-        arrival[rows.index] = utc.where(utc >= departure[rows.index] + pd.Timedelta(minutes=20), utc + pd.Timedelta(days=1))
+        # A day later on the clock, not 24 hours later: two nights of the year are 23 and 25 hours long.
+        same_day, next_day = (
+            (rows + pd.Timedelta(days=days)).dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC") for days in (0, 1)
+        )
+        arrival[rows.index] = same_day.where(same_day >= departure[rows.index] + pd.Timedelta(minutes=20), next_day)
     return arrival
 
 

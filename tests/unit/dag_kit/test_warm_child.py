@@ -1,0 +1,122 @@
+"""A command in a fork of a warm process behaves as it does in an interpreter of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from include.dag_kit.warm_child import WarmChild
+
+ENVIRONMENT = {"PATH": os.environ["PATH"], "GREETING": "hello"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "probe.py").write_text(
+        "import os, sys, logging\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "print(__name__, sys.argv[1:], os.environ.get('GREETING'), os.environ.get('SECRET'), os.getcwd())\n"
+        "logging.info('logged')\n"
+        "os.write(2, b'raw error\\n')\n"
+        "exec(sys.argv[1])\n"
+    )
+
+    def start(code):
+        sys.path.insert(0, str(tmp_path))  # as PYTHONPATH has it in the parent
+        try:
+            return WarmChild("probe", [code], env=ENVIRONMENT, cwd=str(tmp_path))
+        finally:
+            sys.path.remove(str(tmp_path))
+
+    return start
+
+
+def test_it_runs_as_main_with_its_own_arguments_environment_and_output(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "of the parent")
+    child = run("pass")
+    lines = child.stdout.read().splitlines()
+    assert lines == [f"__main__ ['pass'] hello None {tmp_path}", "logged", "raw error"]
+    assert child.wait() == 0 == child.poll()
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('no such candidate')", 1, "no such candidate"),
+        ("raise ValueError('bad rows')", 1, "ValueError: bad rows"),
+        ("os.kill(os.getpid(), 9)", -9, ""),
+    ],
+)
+def test_its_end_is_told_as_a_process_tells_it(run, code, exit_code, said):
+    child = run(code)
+    assert said in child.stdout.read()
+    assert child.wait() == exit_code
+
+
+def test_a_parent_whose_output_is_a_file_object_of_its_own_loses_nothing():
+    """Airflow's task runner puts new file objects over 0, 1 and 2; when the child drops them, they must not close the child's."""
+    parent = (
+        "import os, sys\n"
+        "sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')\n"
+        "from include.dag_kit.warm_child import WarmChild\n"
+        "child = WarmChild('timeit', ['-n', '1', 'pass'], env={}, cwd='/')\n"
+        "text = child.stdout.read()\n"
+        "sys.exit(0 if child.wait() == 0 and 'best of' in text else f'{child.wait()} {text}')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_it_leads_a_group_that_can_be_killed_as_one(run):
+    child = run("import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)")
+    grandchild = next(int(line) for line in child.stdout if line.strip().isdigit())
+    assert child.poll() is None
+    os.killpg(child.pid, signal.SIGKILL)
+    assert child.wait() == -9
+    deadline = time.monotonic() + 10
+    while alive(grandchild) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(grandchild)
+
+
+def test_it_holds_none_of_its_parents_open_files(run, tmp_path):
+    with (tmp_path / "open").open("w") as kept:
+        os.set_inheritable(kept.fileno(), True)
+        fds = "f'/proc/self/fd/{n}'"
+        child = run(f"print([os.readlink({fds}) for n in os.listdir('/proc/self/fd') if os.path.exists({fds})])")
+        assert str(tmp_path / "open") not in child.stdout.read()
+        child.wait()
+
+
+def test_it_dies_with_its_parent():
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, time\nfrom include.dag_kit.warm_child import WarmChild\n"
+            "child = WarmChild('timeit', ['-n', '1', '-s', 'import time', 'time.sleep(600)'], env={}, cwd='/')\nprint(child.pid, flush=True)\ntime.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
