@@ -77,6 +77,10 @@ bench-parse: setup  ## what parsing the DAG files costs beside a file that only 
 bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
 	@$(BIN)/python -m bench.bench_loop
 
+.PHONY: docs
+docs: setup  ## docs/DAGs.md from the DAGs themselves
+	@$(BIN)/python -m docs.dags_page
+
 .PHONY: lock
 lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit
 	$(UV) pip compile --quiet --group dev --python $(BIN)/python --no-header --no-annotate --no-emit-find-links --no-emit-index-url \

@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import traceback
+import warnings
 from typing import IO, NoReturn
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -77,6 +78,8 @@ def _become(module: str, arguments: list[str], env: dict[str, str], cwd: str, ou
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, buffering=1) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
         for handler in list(logging.root.handlers):
             logging.root.removeHandler(handler)
+        # Airflow's would write to what is closed now; a warning that cannot be shown is an error to protobuf, and so to every ONNX export.
+        warnings.showwarning = warnings._showwarning_orig  # type: ignore[attr-defined]
         os.environ.clear()
         os.environ.update(env)
         os.chdir(cwd)

@@ -121,12 +121,13 @@ class Board:
 def months_table(metric: str, found: dict) -> Table:
     """Per month: which version served, the models' figures, what the monitor said, whether a model was trained and why (not)."""
     second = next(name for name in found["months"][0]["served"] if name != metric)
-    table = Table(title=f"{metric.upper()} and {second} of what was served, by month")
-    for heading in ("month", "served", f"{metric}", second, f"first model {metric}", second, f"baseline {metric}", second, "monitor", "retrained?"):
-        table.add_column(heading, justify="left" if heading in {"month", "served", "monitor", "retrained?"} else "right")
+    table = Table(title=f"{metric.upper()} and {second} by month, of what was served, of the first model and of the baseline", pad_edge=False)
+    for heading in ("month", "version", "served", "first model", "baseline", "monitor", "trained"):
+        table.add_column(heading, no_wrap=heading == "month", overflow="fold")
     for month in found["months"]:
-        figures = [f"{month[model][name]:.3f}" for model in outcome.MODELS for name in (metric, second)]
-        table.add_row(month["month"], "v" + ", v".join(month["model_versions"]), *figures, month["monitor"].get("state", ""), page.retrained(month))
+        figures = [f"{month[model][metric]:.3f} {month[model][second]:.3f}" for model in outcome.MODELS]
+        versions = "v" + ", v".join(month["model_versions"])
+        table.add_row(month["month"], versions, *figures, month["monitor"].get("state", ""), _trained(month["trainings"]))
     return table
 
 
@@ -149,7 +150,12 @@ def _monitor_line(record: StepRecord) -> str:
 
 
 def _training_line(record: StepRecord) -> str:
-    return ", ".join(f"v{t.get('version')} {t['state']}" for t in record.trainings)
+    return _trained(record.trainings)
+
+
+def _trained(trainings: list[dict]) -> str:
+    """What was trained and why, in few words; the page has the reasons in full."""
+    return ", ".join(f"v{t.get('version')} {t['state']} ({'injected' if t.get('injected') else t['reason'].partition(':')[0]})" for t in trainings)
 
 
 def _setup_seconds(settings: Settings) -> float | None:

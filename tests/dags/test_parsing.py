@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.dags_page import page
 from include.projects import all_projects, project_names
 from include.projects.base import STAGES
 from include.settings import REPOSITORY, Settings
@@ -98,6 +99,11 @@ def test_the_docs_say_how_it_starts_what_it_updates_and_where_to_look_when_it_fa
         assert runbook.is_file(), f"{dag_id}: {link[1]} is not there"
         headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in runbook.read_text().splitlines() if line.startswith("#")}
         assert link[2] is None or link[2] in headings, f"{link[1]} has no heading #{link[2]}"
+
+
+def test_the_page_of_the_dags_is_what_the_dags_say(home):
+    told = {dag_id: dag for file in DAG_FILES for dag_id, dag in parsed(file, home)["dags"].items()}
+    assert page(told) == (REPOSITORY / "docs" / "DAGs.md").read_text(), "run `make docs`"
 
 
 def test_every_dag_has_its_projects_owner_retries_and_tags(home):

@@ -73,6 +73,22 @@ def test_a_parent_whose_output_is_a_file_object_of_its_own_loses_nothing():
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_warning_is_shown_and_is_no_error(tmp_path):
+    """Airflow's task runner shows warnings through a channel that the child closes."""
+    (tmp_path / "warns.py").write_text("import warnings; warnings.warn('an int was expected'); print('went on')")
+    parent = (
+        f"import sys, warnings; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from include.dag_kit.warm_child import WarmChild\n"
+        "def closed(*_, **__): raise OSError('Bad file descriptor')\n"
+        "warnings.showwarning = closed\n"
+        "child = WarmChild('warns', [], env={}, cwd='/')\n"
+        "print(child.stdout.read(), child.wait())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True).stdout
+    assert "UserWarning: an int was expected" in said
+    assert said.endswith("went on\n 0\n")
+
+
 def test_it_leads_a_group_that_can_be_killed_as_one(run):
     child = run("import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)")
     grandchild = next(int(line) for line in child.stdout if line.strip().isdigit())
