@@ -6,6 +6,8 @@ Runs are found again by their tags (request and candidate), so that a step that 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +102,7 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
     if contract["categorical"]:
         specs.append(TensorSpec(np.dtype("str"), (-1, len(contract["categorical"])), "categorical"))
     signature = ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), (-1,), "prediction")]))
-    mlflow.set_tracking_uri(tracking_uri())
-    with mlflow.start_run(run_id=run_id):
+    with _fluent_api(), mlflow.start_run(run_id=run_id):
         info = mlflow.onnx.log_model(
             onnx.load_from_string(bundle.graph),
             name="model",
@@ -118,6 +119,21 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
         for name in FILES[1:]:
             client.log_model_artifact(info.model_id, str(Path(folder) / name))
     return info.model_id
+
+
+@contextmanager
+def _fluent_api() -> Iterator[None]:
+    """MLflow's global functions speak to this house's server; what they are told stays behind in the process, so it is taken back."""
+    import mlflow
+
+    before = MLFLOW_TRACKING_URI.get_raw()
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # takes the variable out of the environment, too
+        if before is not None:
+            MLFLOW_TRACKING_URI.set(before)
 
 
 def download_model(name: str, version: str) -> Path:

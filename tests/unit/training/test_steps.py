@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from datetime import timedelta
 
 import pandas as pd
@@ -110,6 +111,18 @@ def test_what_a_first_model_leaves_in_mlflow(home, rows):
     children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{found.run_id}'")
     assert sorted(r.data.tags["candidate"] for r in children) == ["baseline_rule", "trees"]
     assert "same rows" in (layout.training(project, request["id"]) / "report" / "index.html").read_text()
+
+
+def test_another_server_can_be_spoken_to_in_the_same_process(home, rows, monkeypatch):
+    """MLflow's global address and its variable are as they were before a model was logged; kept, they would send the next registration elsewhere."""
+    import mlflow
+
+    before = os.environ["MLFLOW_TRACKING_URI"]
+    project = made()
+    trained(project, request_for(project), rows)
+    assert os.environ["MLFLOW_TRACKING_URI"] == before
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another:5000")
+    assert mlflow.get_tracking_uri() == "http://another:5000"
 
 
 def test_the_bundle_of_a_version_is_the_refitted_model_with_the_judged_ones_reference(home, rows):
