@@ -65,7 +65,7 @@ format: setup  ## let ruff lay out the code and mend what it can
 test: lint  ## everything: lint, then the fast tests, then those that start real services
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/serving tests/integration -n 2 --dist loadfile
-	@echo "skipped: tests/loop (a replay through a real stack, every DAG run again, tasks killed with -9; ten minutes and more): make test-loop"
+	$(BIN)/pytest -x tests/loop
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 

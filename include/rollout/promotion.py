@@ -58,9 +58,11 @@ def smoke_test(project: Project, version: str) -> float:
     """Load a version as serving would and ask its golden requests; gives the largest difference.
 
     Raises:
-        BadModel: it answers otherwise than when it was made, does not load, or was made for another feature service.
+        BadModel: it answers otherwise than when it was made, does not load, has no golden requests, or was made for another feature service.
     """
     loaded = Bundle.load(versions.bundle(project, version))
+    if not loaded.golden["instances"]:
+        raise BadModel(f"version {version} has no golden requests: no outcome was new when it was judged. Request a training when there are some")
     if loaded.contract["feature_service"] != project.feature_service:
         raise BadModel(f"version {version} wants feature service {loaded.contract['feature_service']}, the project has {project.feature_service}")
     try:

@@ -15,6 +15,7 @@ from include.projects.base import Candidate, GatePolicy, Metric, Project, TaskKi
 from include.projects.flights import project as flights
 from include.registry import requests, versions
 from include.registry.client import registry_client
+from include.rollout import promotion
 from include.settings import get_settings
 from include.training import __main__ as command
 from include.training import evaluation, manifest, steps
@@ -164,6 +165,9 @@ def test_a_champion_is_judged_on_rows_that_it_does_not_know(home, rows):
     assert again["gate"] == "refused" and again["version"] == "3"  # nothing new to judge on: not enough new labels
     assert "judged on 0 rows" in versions.get_version(project, "3").tags["gate_reasons"]
     assert versions.aliases(project) == {"challenger": "2", "champion": "2"}
+    assert promotion.smoke_test(project, "2") == 0
+    with pytest.raises(promotion.BadModel, match="version 3 has no golden requests"):  # nor may a person deploy it
+        promotion.smoke_test(project, "3")
 
 
 def test_a_champion_that_wants_other_inputs_cannot_be_judged_and_nobody_passes(home, rows):
