@@ -53,9 +53,11 @@ class Home:
     def fingerprint(self) -> tuple:
         """What the passes made: equal in all homes if all did the same work."""
         store = Path(self.settings.store) / PROJECT
-        scores = deltalake.DeltaTable(str(store / "predictions")).to_pandas()
         folders = [log.parent for kind in ("tables", "features") for log in sorted((store / kind).glob("*/_delta_log"))]
         rows = {folder.name: deltalake.DeltaTable(str(folder)).to_pyarrow_dataset().count_rows() for folder in folders}
+        if not deltalake.DeltaTable.is_deltatable(str(store / "predictions")):  # the first pass makes the first model, after the scores
+            return 0, 0.0, [], rows
+        scores = deltalake.DeltaTable(str(store / "predictions")).to_pandas()
         return len(scores), round(float(scores["prediction"].sum()), 2), sorted(scores["model_version"].unique()), rows
 
 
