@@ -53,7 +53,7 @@ try: setup  ## one stage as its real DAG on a sample, in a scratch store: make t
 new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=binary
 	@$(BIN)/airloop new-project $(NAME) $(if $(KIND),--kind $(KIND))
 
-.PHONY: lint format test test-loop
+.PHONY: lint format test test-loop test-cluster soak-cluster
 lint: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,15 +65,23 @@ format: setup  ## let ruff lay out the code and mend what it can
 test: lint  ## everything: lint, then the fast tests, then those that start real services
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/serving tests/integration -n 2 --dist loadfile
-	$(BIN)/pytest -x tests/loop
+	$(BIN)/pytest tests/loop -n 2 --dist loadfile
+	$(BIN)/pytest -rs tests/cluster
+	@echo "skipped: tests/images (builds all three images, with Podman and as root): make test-images"
+test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
+	$(BIN)/pytest tests/cluster
+soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
+	@$(BIN)/python -m bench.soak_cluster $(if $(TIMES),--times $(TIMES))
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 
-.PHONY: bench-parse bench-loop bench-check
+.PHONY: bench-parse bench-loop bench-check bench-pods
 bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently
 	@$(BIN)/python -m bench.check_demo
 bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
 	@$(BIN)/python -m bench.bench_parse
+bench-pods: setup  ## what Airflow and Kubernetes add to a training pod: from the task's start to user code, from the pod's end to the task's
+	@$(BIN)/python -m bench.bench_pods $(if $(RUNS),--runs $(RUNS))
 bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
 	@$(BIN)/python -m bench.bench_loop
 
@@ -88,3 +96,24 @@ lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the 
 	@# Neither which build of torch nor what only its CUDA build needs: each machine takes the build that it is offered.
 	sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton)/d' requirements.txt
 	@sed -i '1i # All versions, for Python 3.11 on Linux. Made by `make lock` from pyproject.toml; installed by `make setup`.' requirements.txt
+	@$(MAKE) images-lock
+
+IMAGES := airflow serving training
+ENGINE ?= docker
+.PHONY: images-lock images test-images
+images-lock: setup  ## the images' locks from their requirements.in, with the versions of requirements.txt
+	@for image in $(IMAGES); do \
+	  lock=deploy/images/$$image/requirements.txt; \
+	  $(UV) pip compile --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url --python $(BIN)/python \
+	    --constraint requirements.txt --output-file $$lock $${lock%.txt}.in; \
+	  sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton)/d' $$lock; \
+	  sed -i '1i # All versions of this image. Made by `make images-lock` from requirements.in beside it; the versions are those of the whole.' $$lock; \
+	done
+images:  ## build the images from their Dockerfiles: make images [ENGINE=podman] [TORCH=cu130]
+	@test -z "$$(git status --porcelain)" || { echo "make: an image names its commit; commit or stash first" >&2; exit 1; }
+	@for image in $(IMAGES); do \
+	  $(ENGINE) build --file deploy/images/$$image/Dockerfile --build-arg GIT_SHA=$$(git rev-parse HEAD) $(if $(TORCH),--build-arg TORCH=$(TORCH)) \
+	    --tag airloop-$$image:$$(git rev-parse --short HEAD) .; \
+	done
+test-images: setup  ## build the images without a registry (Podman, a base by debootstrap; as root) and run them as pods would
+	$(BIN)/pytest tests/images

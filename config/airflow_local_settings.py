@@ -1,27 +1,45 @@
-"""Read by every Airflow process as it starts; here only the scheduler does something: it warms the workers.
+"""Read by every Airflow process as it starts; here the scheduler warms the workers and keeps tasks' logs out of its own, and the triggerer warms itself if
+it watches pods.
 
 LocalExecutor forks its workers, and these fork the tasks, from the scheduler. A library that is imported here, once, costs a task
 nothing: feast, evidently and great_expectations alone take 4 to 6 s in each fresh process. Third-party libraries only, so that edits to
 our own code are seen by the next task; nothing here may start a thread or open a connection. Training steps are forked from their tasks
-in turn (``include.dag_kit.warm_child``). ``AIRLOOP_PRELOAD=false`` turns all of it off.
+in turn (``include.dag_kit.warm_child``). ``AIRLOOP_PRELOAD=false`` turns the warming off.
 """
 
 import sys
 
 PRELOADED = (
+    "boto3",  # by Airflow itself, in each process, at its first asset (the amazon provider has a say about URIs)
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "deltalake", "duckdb", "mlflow", "great_expectations", "feast", "evidently",
     "sklearn.pipeline", "sklearn.ensemble", "sklearn.linear_model", "torch", "onnx", "onnxruntime", "skl2onnx", "matplotlib.figure",
 )  # fmt: skip
+# Importing them takes 2 s: for each task with a pod, and for the triggerer when it watches its first one.
+PODS = ("kubernetes.client", "kubernetes.config", "kubernetes.watch", "kubernetes_asyncio.client", "kubernetes_asyncio.config")
 
-if sys.argv[1:2] == ["scheduler"]:
+if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
     import logging
     import os
     from importlib import import_module
+    from importlib.util import find_spec
 
     from include.settings import get_settings
 
-    if get_settings().preload:
-        logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import says hundreds of things
-        for name in PRELOADED:
+    settings = get_settings()
+    if settings.preload and settings.compute == "kubernetes":
+        for name in PODS:
             import_module(name)
+
+    if settings.preload and sys.argv[1] == "scheduler":
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import says hundreds of things
+        for name in (*PRELOADED, "s3fs") if settings.store.startswith("s3://") else PRELOADED:
+            if find_spec(name.partition(".")[0]):  # where training steps are pods, Airflow's image lacks what only they need
+                import_module(name)
         os.environ["AIRFLOW_WORKERS_ARE_WARM"] = "yes"
+
+    if sys.argv[1] == "scheduler":
+        # LocalExecutor repeats each task's log on the scheduler's own output, and there Airflow does not mask the secrets that a task met.
+        from airflow.sdk.execution_time import supervisor
+
+        supervise = supervisor.supervise_task
+        supervisor.supervise_task = lambda *args, **kwargs: supervise(*args, **kwargs | {"subprocess_logs_to_stdout": False})

@@ -9,7 +9,7 @@
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, task
 
 from include.assets import challenger_model, retrain_request
-from include.dag_kit.compute import training_step
+from include.dag_kit.compute import in_class, training_step
 from include.dag_kit.defaults import CUTOFF, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.dag_kit.requests import claim_request
@@ -22,6 +22,9 @@ WISHES = {
     "last_days": Param(None, type=["null", "integer"], minimum=1, description="Train on the examples of the last so many days only."),
     "candidates": Param(None, type=["null", "array"], items={"type": "string"}, description="Fit only these candidates (and the baseline)."),
 }
+
+# A request may leave out all candidates of a compute class, or all that search: what comes after goes on without them, though not if one failed.
+ANY_SKIPPED = "none_failed_min_one_success"
 
 
 def create_train_dag(project: Project):
@@ -49,10 +52,16 @@ def create_train_dag(project: Project):
             return judging_basis(get_project(request["project"]), request, training_set)
 
         @task
-        def choose_candidates(request: dict, basis: dict) -> list[dict]:
+        def plan_trials(request: dict, compute: str) -> list[dict]:
+            from include.registry.requests import trials_of
+
+            return trials_of(get_project(request["project"]), request, compute)
+
+        @task(trigger_rule=ANY_SKIPPED)
+        def choose_candidates(request: dict, basis: dict, compute: str) -> list[dict]:
             from include.registry.requests import fits_of
 
-            return fits_of(get_project(request["project"]), request, basis)
+            return fits_of(get_project(request["project"]), request, basis, compute)
 
         @task
         def apply_gate(project_name: str, evaluation: str, *, ti=None) -> str:
@@ -62,10 +71,17 @@ def create_train_dag(project: Project):
             project = get_project(project_name)
             return apply_gate(project, evaluation, report(project, ti.dag_id, ti.run_id, ti.task_id))
 
-        @task
-        def register(project_name: str, model: str) -> dict:
+        @task.branch
+        def choose_refit(project_name: str, evaluation: str) -> str:
+            from include.registry.requests import class_of_best
+
+            return in_class("refit", class_of_best(get_project(project_name), evaluation))
+
+        @task(trigger_rule=ANY_SKIPPED)
+        def register(project_name: str, models: list[str | None]) -> dict:
             from include.registry.versions import register_judged  # refused ones too: the verdict is a tag on the version
 
+            (model,) = filter(None, models)
             return register_judged(get_project(project_name), model)
 
         @task
@@ -90,11 +106,22 @@ def create_train_dag(project: Project):
         shared = {"request": basis["request"], "training_set": basis["training_set"]}
         champion = {"champion": basis["champion"], "champion_fitted_until": basis["champion_fitted_until"]}
 
-        fits = training_step(project, "fit").expand(arguments=choose_candidates(request, basis))
-        evaluation = training_step(project, "evaluate", arguments={**shared, **champion, "fits": fits.output})
+        fits = []
+        for compute in project.fitting:  # each candidate in the pool of its compute class
+            chosen = choose_candidates.override(task_id=in_class("choose_candidates", compute))(request, basis, compute)
+            if compute in project.searching:  # where a candidate has a search, its trials come first
+                planned = plan_trials.override(task_id=in_class("plan_trials", compute))(request, compute)
+                until = {"champion_fitted_until": basis["champion_fitted_until"]}
+                trials = training_step(project, "trial", shared=shared | until, compute=compute, at_once=project.trials_at_once)
+                trials.expand(arguments=planned) >> chosen
+            fits.append(training_step(project, "fit", compute=compute).expand(arguments=chosen).output)
+        evaluation = training_step(project, "evaluate", arguments={**shared, **champion, "fits": fits}, trigger_rule=ANY_SKIPPED)
         verdict = apply_gate(project.name, evaluation.output)
-        model = training_step(project, "refit", arguments={**shared, "evaluation": evaluation.output, "verdict": verdict})
-        version = register(project.name, model.output)
+        last = {**shared, "evaluation": evaluation.output, "verdict": verdict}
+        refits = [training_step(project, "refit", compute=compute, arguments=last) for compute in project.refitting]
+        if len(refits) > 1:
+            choose_refit(project.name, evaluation.output) >> refits  # only that of the best candidate's class runs, the others are skipped
+        version = register(project.name, [refit.output for refit in refits])
         settle_request(request, version) >> passed_the_gate(version) >> announce_challenger(version)
 
     return train()

@@ -46,6 +46,30 @@ def status() -> None:
 
 
 @app.command()
+def pools(
+    from_cluster: Annotated[
+        bool, typer.Option("--from-cluster", help="Count what the nodes of the cluster (KUBECONFIG) have, instead of AIRLOOP_POOLS.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be set.")] = False,
+) -> None:
+    """Set Airflow's pools, one a compute class: a slot a GPU, or a step that needs none. `airloop up` does it from the settings too.
+
+    Do it again after the cluster has grown or shrunk; pools that are full let the steps that run end.
+    """
+    from include.stack import pools as of
+
+    settings = _settings()
+    try:
+        slots = of.pools_of_cluster(of.nodes_of_cluster(), of.classes_of_projects()) if from_cluster else of.pools_of_settings(settings)
+    except of.PoolsError as error:
+        _fail(str(error))
+    if not dry_run:
+        of.set_pools(settings, slots)
+    for name, count in slots.items():
+        typer.echo(f"{name}: {count}")
+
+
+@app.command()
 def demo(
     months: Annotated[int, typer.Option(min=4, max=12, help="Replay January to this month.")] = 12,
     restart: Annotated[bool, typer.Option("--restart", help="Stop the stack, forget all data under AIRLOOP_HOME, begin again.")] = False,
@@ -74,6 +98,7 @@ def feed(
     from datetime import UTC
 
     from include import ledger
+    from include.data.storage import StorageUnavailable
     from include.projects import get_project
 
     found = _or_exit(get_project, project)
@@ -81,9 +106,12 @@ def feed(
     since, until = since.replace(tzinfo=since.tzinfo or UTC), until.replace(tzinfo=until.tzinfo or UTC)
     if bad and bad not in getattr(upstream, "BAD_KINDS", ()):
         _fail(f"{project} has no bad file of kind '{bad}'; there is {', '.join(getattr(upstream, 'BAD_KINDS', ())) or 'none'}")
-    count = upstream.drop(found, since=since, until=until)
-    if bad:
-        typer.echo(f"bad: {upstream.drop_bad(found, bad, since=since, until=until)}")
+    try:
+        count = upstream.drop(found, since=since, until=until)
+        if bad:
+            typer.echo(f"bad: {upstream.drop_bad(found, bad, since=since, until=until)}")
+    except StorageUnavailable as error:
+        _fail(str(error))
     ledger.set_clock(project, until)
     typer.echo(
         f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`)."

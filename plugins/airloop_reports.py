@@ -4,11 +4,13 @@ Every Airflow component loads plugins, so this module imports nothing but the pl
 which only the API server gets. Apps of plugins are open to the world unless they say otherwise; here the route itself does.
 """
 
+import logging
 from functools import cache
 from html import escape
 
 from airflow.plugins_manager import AirflowPlugin
 
+log = logging.getLogger(__name__)
 PREFIX = "/airloop"
 HEADERS = {
     "Cache-Control": "private, no-cache",  # a task that runs again writes its report again
@@ -24,10 +26,15 @@ NO_REPORT = """<!doctype html><meta charset="utf-8"><title>No report</title>
 
 
 def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[bytes, str] | None:
-    """A file of a task's report and its media type; None if there is none, or if the names try to leave the report's folder."""
+    """A file of a task's report and its media type; None if there is none, or if the names try to leave the report's folder.
+
+    Raises:
+        NoSuchConnection, StorageUnavailable: reports lie on an object store that cannot be read.
+    """
     from mimetypes import guess_type
 
-    from include.data import layout
+    from include.dag_kit.storage import hand_on_storage
+    from include.data import layout, storage
     from include.projects import get_project, project_names
 
     names = [dag_id, run_id, task_id, *(path or "index.html").split("/")]
@@ -36,11 +43,9 @@ def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[byte
     project = dag_id.partition("__")[0]
     if project not in project_names():
         return None
-    folder = layout.report(get_project(project), dag_id, run_id, task_id)
-    file = folder.joinpath(*names[3:])
-    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):  # a link may point elsewhere
-        return None
-    return file.read_bytes(), guess_type(file.name)[0] or "application/octet-stream"
+    hand_on_storage()
+    content = storage.read_below(layout.report(get_project(project), dag_id, run_id, task_id), names[3:])
+    return None if content is None else (content, guess_type(names[-1])[0] or "application/octet-stream")
 
 
 @cache
@@ -50,11 +55,19 @@ def _app():
     from fastapi import Depends, FastAPI, Response
     from fastapi.responses import HTMLResponse
 
+    from include.dag_kit.storage import NoSuchConnection
+    from include.data.storage import StorageUnavailable
+
     app = FastAPI(title="Airloop", openapi_url=None)
 
     @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE))])
     def report(dag_id: str, run_id: str, task_id: str, path: str) -> Response:
-        found = read_report(dag_id, run_id, task_id, path)
+        try:
+            found = read_report(dag_id, run_id, task_id, path)
+        except (NoSuchConnection, StorageUnavailable) as error:
+            log.error("report of %s %s %s: %s", dag_id, run_id, task_id, error)  # whom it names, and as whom, is for operators
+            what = "The store in which the reports lie cannot be read; the API server's log says why."
+            return HTMLResponse(NO_REPORT.format(what=what), status_code=503, headers=HEADERS)
         if found is None:
             what = f"The task <b>{escape(task_id)}</b> of <b>{escape(dag_id)}</b> made no report in the run <b>{escape(run_id)}</b>, or has not made it yet."
             return HTMLResponse(NO_REPORT.format(what=what), status_code=404, headers=HEADERS)

@@ -94,7 +94,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI):
         registry = ModelRegistry(settings.mlflow_uri, settings.cache, names=settings.model_names, poll_seconds=settings.poll_seconds, threads=settings.threads)
         lookup = FeatureLookup(settings.feature_repo, refresh_seconds=settings.feature_registry_seconds)
-        prediction_log = PredictionLog(settings.log_root, flush_seconds=settings.log_flush_seconds, capacity=settings.log_capacity)
+        prediction_log = PredictionLog(
+            settings.log_root,
+            flush_seconds=settings.log_flush_seconds,
+            capacity=settings.log_capacity,
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+        )
         app.state.registry, app.state.lookup, app.state.prediction_log = registry, lookup, prediction_log
         prediction_log.start()
         registry.start()

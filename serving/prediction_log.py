@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import threading
 from collections import deque
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from serving.log_files import log_files
 
 SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
 TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
@@ -35,8 +37,11 @@ class PredictionLog:
     written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
     """
 
-    def __init__(self, root: Path, *, flush_seconds: float = 0.5, capacity: int = 100_000) -> None:
+    def __init__(
+        self, root: str | Path, *, flush_seconds: float = 0.5, capacity: int = 100_000, endpoint: str | None = None, region: str | None = None
+    ) -> None:
         self.root, self.flush_seconds, self.capacity = root, flush_seconds, capacity
+        self._files = log_files(root, endpoint=endpoint, region=region)
         self._schema = arrow_schema()
         self._waiting: dict[str, deque[dict[str, Any]]] = {}
         self._changed = threading.Condition()
@@ -111,16 +116,10 @@ class PredictionLog:
         return not again
 
     def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
-        folder = self.root / project / "prediction_log"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{next(self._numbers)}.parquet"
-        partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
-        try:
-            columns = [_array([row[field.name] for row in rows], field.type) for field in self._schema]
-            pq.write_table(pa.Table.from_arrays(columns, schema=self._schema), partial)
-            partial.rename(folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        # Two services may write into one folder: the host is a part of the name.
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
+        columns = [_array([row[field.name] for row in rows], field.type) for field in self._schema]
+        self._files.write(project, name, pa.Table.from_arrays(columns, schema=self._schema))
 
     def _failed(self, error: Exception) -> None:
         log.warning("prediction log: %s: %s", type(error).__name__, error)

@@ -1,8 +1,9 @@
 """The service's settings, read from environment variables with the prefix ``SERVING_``."""
 
+import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -14,7 +15,10 @@ class Settings(BaseSettings):
     models: str = Field("", description="Comma-separated registered models; empty: every one that has a champion.")
     mlflow_uri: str = Field("http://127.0.0.1:5000", description="MLflow's tracking server and model registry.")
     feature_repo: Path = Field(Path(__file__).parent, description="Folder of the feature_store.yaml whose online store is read.")
-    log_root: Path = Field(Path("data/store"), description="The prediction log goes to <log_root>/<project>/prediction_log/.")
+    log_root: str | Path = Field(Path("data/store"), description="A folder or s3://bucket/prefix: the prediction log is <log_root>/<project>/prediction_log/.")
+    # Where the bucket is; who may write there is said by the standard credentials, which are no settings.
+    s3_endpoint: str | None = Field(None, validation_alias=AliasChoices("SERVING_S3_ENDPOINT", "AWS_ENDPOINT_URL"))
+    s3_region: str | None = Field(None, validation_alias=AliasChoices("SERVING_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"))
     cache: Path = Field(Path("data/serving/cache"), description="Where model versions are kept, to start from when the registry is away.")
     poll_seconds: float = Field(1.0, gt=0, description="How often the registry is asked who is champion.")
     feature_registry_seconds: float = Field(10.0, gt=0, description="How often Feast's registry is read again.")
@@ -25,10 +29,13 @@ class Settings(BaseSettings):
 
     @field_validator("log_root")
     @classmethod
-    def _is_a_folder(cls, value: Path) -> Path:
-        if "://" in str(value) or ":/" in str(value):  # Path makes one slash of two
-            raise ValueError(f"'{value}' is no folder: the prediction log is written to files of this machine")
-        return value
+    def _is_a_folder_or_a_bucket(cls, value: str | Path) -> str | Path:
+        text = str(value)
+        if re.fullmatch(r"s3://[^/]+(/[^/]+)*/?", text):
+            return text
+        if "://" in text or ":/" in text:  # Path makes one slash of two
+            raise ValueError(f"'{value}' is neither a folder nor s3://bucket/prefix: the prediction log cannot be written there")
+        return Path(value)
 
     @property
     def model_names(self) -> tuple[str, ...]:

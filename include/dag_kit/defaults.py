@@ -6,6 +6,8 @@ from airflow.sdk import Param
 
 from include.projects.base import Project
 
+RETRIES = 2  # every task is safe to run again
+
 # For runs that a person or the schedule starts; runs started by an asset event find the cutoff in the event.
 CUTOFF = {
     "cutoff": Param(
@@ -17,12 +19,20 @@ CUTOFF = {
 }
 
 
+def hand_on_storage(context) -> None:
+    """Before a task's work begins, mapped or not: what its processes need to get at the object store. Airflow keeps this text with the DAG."""
+    from include.dag_kit import storage
+
+    storage.hand_on_storage()
+
+
 def default_args(project: Project) -> dict:
     return {
         "owner": project.owner,
-        "retries": 2,  # every task is safe to run again
+        "retries": RETRIES,
         "retry_delay": timedelta(seconds=5),
         "execution_timeout": timedelta(hours=1),
+        "pre_execute": hand_on_storage,
     }
 
 

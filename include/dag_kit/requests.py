@@ -31,3 +31,15 @@ def claim_request(project: Project):
         return request._asdict()
 
     return claim(project.name)
+
+
+def episode_of(request: str) -> str | None:
+    """The drift episode that a request is about; None for the requests of people, schedules and other reasons."""
+    from sqlalchemy.exc import NoResultFound
+
+    from include import ledger
+
+    try:
+        return ledger.get_request(request).episode
+    except NoResultFound:
+        return None

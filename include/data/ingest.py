@@ -11,11 +11,10 @@ import logging
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from include import ledger
-from include.data import gaps, landing, layout, report, tables
+from include.data import gaps, landing, layout, report, storage, tables
 from include.data.judging import judge
 from include.data.report import FileOutcome, SourceReport
 from include.projects.base import DType, Project, Source
@@ -67,12 +66,12 @@ def ingest_source(project: Project, source: Source, cutoff: str, report_folder: 
 
 
 def _write_plan(project: Project, source: Source, plan: UPath, found: SourceReport, cutoff: str) -> None:
-    plan.mkdir(parents=True, exist_ok=True)
     uri, quarantine = layout.table(project, source.name), layout.table(project, "quarantine")
     if found.good is not None:
-        pq.write_table(found.good, str(plan / "good.parquet"))
+        storage.write_parquet(plan / "good.parquet", found.good)
     if found.bad is not None:
-        pq.write_table(pa.Table.from_pandas(found.bad, schema=tables.arrow_schema(QUARANTINE), preserve_index=False), str(plan / "bad.parquet"))
+        bad = pa.Table.from_pandas(found.bad, schema=tables.arrow_schema(QUARANTINE), preserve_index=False)
+        storage.write_parquet(plan / "bad.parquet", bad)
     content = {
         "cutoff": cutoff,
         "sequence": (tables.last_sequence(uri, WRITER) or 0) + 1,
@@ -81,9 +80,7 @@ def _write_plan(project: Project, source: Source, plan: UPath, found: SourceRepo
         "bad": found.bad is not None,
         "files": [outcome._asdict() for outcome in found.files],
     }
-    partial = plan / "plan.partial"
-    partial.write_text(json.dumps(content))
-    partial.rename(plan / "plan.json")  # from here on it will be carried out
+    storage.write(plan / "plan.json", json.dumps(content))  # from here on it will be carried out
 
 
 def _finish(project: Project, source: Source, plan: UPath, report_folder: UPath | None, done: list[FileOutcome]) -> list[FileOutcome]:
@@ -97,9 +94,10 @@ def _finish(project: Project, source: Source, plan: UPath, report_folder: UPath 
     content = json.loads((plan / "plan.json").read_text())
     outcomes = [FileOutcome(**file) for file in content["files"]]
     if content["good"]:
-        tables.append(layout.table(project, source.name), pq.read_table(str(plan / "good.parquet")), writer=WRITER, sequence=content["sequence"])
+        rows = storage.read_parquet(plan / "good.parquet")
+        tables.append(layout.table(project, source.name), rows, writer=WRITER, sequence=content["sequence"])
     if content["bad"]:
-        rows = pq.read_table(str(plan / "bad.parquet"))
+        rows = storage.read_parquet(plan / "bad.parquet")
         tables.append(layout.table(project, "quarantine"), rows, writer=f"{WRITER}/{source.name}", sequence=content["quarantine_sequence"])
     for outcome in outcomes:
         if outcome.status == "refused":

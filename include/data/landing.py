@@ -6,7 +6,7 @@ from typing import NamedTuple
 from upath import UPath
 
 from include import ledger
-from include.data import layout
+from include.data import layout, storage
 from include.projects.base import Project, Source
 
 
@@ -31,13 +31,10 @@ def new_files(project: Project, source: Source) -> list[LandedFile]:
     A refused file is looked at again when somebody has taken its reason away from the folder of refused files.
     Names that begin with a dot are files that are still being written.
     """
-    folder = layout.landing(project, source)
-    if not folder.exists():
-        return []
+    landed = [p for p in storage.files(layout.landing(project, source)) if not p.name.startswith(".")]
     known = {r["sha256"]: r["file"] for r in ledger.file_records(project.name) if r["source"] == source.name and not _reopened(project, source, r)}
     found = []
-    for path in sorted((p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name):
-        content = path.read_bytes()
+    for path, content in storage.read_all(landed):
         sha256 = hashlib.sha256(content).hexdigest()
         first = known.get(sha256)
         if first == path.name:
@@ -53,11 +50,10 @@ def new_files(project: Project, source: Source) -> list[LandedFile]:
 def keep_refused(project: Project, source: Source, name: str, reasons: str) -> None:
     """A copy of the file and why: the landing zone belongs to the upstream, which may clear it."""
     folder = layout.refused(project, source)
-    folder.mkdir(parents=True, exist_ok=True)
     landed = layout.landing(project, source) / name
     if landed.exists():
-        (folder / name).write_bytes(landed.read_bytes())
-    _reason(project, source, name).write_text(reasons)
+        storage.write(folder / name, landed.read_bytes())
+    storage.write(_reason(project, source, name), reasons)
 
 
 def _reopened(project: Project, source: Source, record: dict) -> bool:

@@ -2,12 +2,13 @@
 
 from upath import UPath
 
+from include.data import storage
 from include.projects.base import Project, Source
 from include.settings import get_settings
 
 
 def project_root(project: Project) -> UPath:
-    return UPath(get_settings().store) / project.name
+    return storage.path(get_settings().store) / project.name
 
 
 def landing(project: Project, source: Source) -> UPath:

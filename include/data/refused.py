@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from upath import UPath
-
-from include.data import report
+from include.data import report, storage
 from include.projects.base import Project
 
 
@@ -25,7 +23,7 @@ def explain_refused(project: Project, done: list[dict[str, Any]]) -> None:
         f"  {source['source']}: rule {first['rule']}, {first['count']} rows: {first['message']}"
         for source in done
         if source["refused_files"]
-        for outcome in report.outcomes(UPath(source["report"]))
+        for outcome in report.outcomes(storage.path(source["report"]))
         if outcome.status == "refused"
         for first in outcome.reasons[:1]
     ]

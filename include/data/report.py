@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
+from include.data import storage
 from include.projects.base import Project, Source
 
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;color:#1d2329;margin:1.5rem;max-width:75rem}table{border-collapse:collapse;margin:1rem 0}
@@ -50,20 +51,16 @@ def add_outcomes(folder: UPath | None, done: list[FileOutcome], more: list[FileO
     added = {outcome.sha256 for outcome in more}
     both = [*(outcome for outcome in done if outcome.sha256 not in added), *more]
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "outcomes.partial").write_text(json.dumps([outcome._asdict() for outcome in both]))
-        (folder / "outcomes.partial").rename(folder / "outcomes.json")
+        storage.write(folder / "outcomes.json", json.dumps([outcome._asdict() for outcome in both]))
     return both
 
 
 def write_data_docs(folder: UPath, page: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data_docs.html").write_text(page, encoding="utf-8")
+    storage.write(folder / "data_docs.html", page)
 
 
 def write_page(folder: UPath, project: Project, source: Source, done: list[FileOutcome], silent: list[str]) -> None:
     """``index.html``: the files with something to say first; what was refused on top."""
-    folder.mkdir(parents=True, exist_ok=True)
     total, refused = totals(done), sum(outcome.status == "refused" for outcome in done)
     lines = [
         f'<tr><td>{html.escape(o.file)}<td class="{o.status}">{o.status}'
@@ -76,11 +73,11 @@ def write_page(folder: UPath, project: Project, source: Source, done: list[FileO
     docs = ""
     if (folder / "data_docs.html").exists():
         docs = '<h2>Great Expectations</h2><p><a href="data_docs.html" target="_self">Data Docs of this run</a></p><iframe src="data_docs.html"></iframe>'
-    (folder / "index.html").write_text(
+    storage.write(
+        folder / "index.html",
         f"<!doctype html><meta charset=utf-8><title>ingest {project.name} {source.name}</title><style>{STYLE}</style>"
         f"<h1>{html.escape(project.name)}: {html.escape(source.name)}</h1><p>{len(done)} new files, {total['rows']:,} rows: {total['table']:,} into the table, "
         f"{total['quarantine']:,} into quarantine, {total['refused']:,} refused ({refused} files whole).</p>"
         + (f"<h2>Nothing any more</h2><ul>{warned}</ul>" if warned else "")
         + "<table><tr><th>file<th>status<th>rows<th>table<th>quarantine<th>refused<th>why</tr>" + "\n".join(lines) + f"</table>{docs}",
-        encoding="utf-8",
     )  # fmt: skip

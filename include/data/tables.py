@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
-from include.data import layout
+from include.data import layout, storage
 from include.projects.base import DType, Project, Source
 
 ARROW: dict[DType, pa.DataType] = {
@@ -31,7 +31,7 @@ def arrow_schema(columns: dict[str, DType]) -> pa.Schema:
 def open_table(uri: str) -> DeltaTable | None:
     """The table, or None if nothing was ever written there."""
     try:
-        return DeltaTable(uri)
+        return DeltaTable(uri, storage_options=storage.delta_options(uri))
     except TableNotFoundError:
         return None
 
@@ -63,12 +63,13 @@ def append(uri: str, rows: pa.Table, *, writer: str, sequence: int) -> int:
             if done is not None and done >= sequence:
                 return existing.version()
         try:
-            write_deltalake(uri, rows, mode="append", commit_properties=CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)]))
+            once = CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)])
+            write_deltalake(uri, rows, mode="append", commit_properties=once, storage_options=storage.delta_options(uri))
             break
         except CommitFailedError:  # two made the table at once: the quarantine has a writer per source
             if attempt == ATTEMPTS - 1:
                 raise
-    return DeltaTable(uri).version()
+    return DeltaTable(uri, storage_options=storage.delta_options(uri)).version()
 
 
 def last_sequence(uri: str, writer: str) -> int | None:

@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from include.data import layout, tables
+from include.data import layout, storage, tables
 from include.features import store
 from include.features.known import KnownTables
 from include.ledger import iso, moment
@@ -39,10 +38,9 @@ def compute(project: Project, cutoff: str) -> dict[str, int]:
             f"include/projects/{project.name}/features.py: compute() gave {sorted(views)}, the project declares feature_views={sorted(project.feature_views)}"
         )
     folder = layout.staging(project, cutoff)
-    folder.mkdir(parents=True, exist_ok=True)
     for view in store.feature_views(project):
         rows = _table(project, view, views[view.name], until)
-        pq.write_table(rows, str(folder / f"{view.name}.parquet"))
+        storage.write_parquet(folder / f"{view.name}.parquet", rows)
     return {name: len(rows) for name, rows in views.items()}
 
 
@@ -56,16 +54,13 @@ def publish(project: Project, cutoff: str) -> dict[str, int | None]:
     for view in project.feature_views:
         uri, staged = layout.feature_table(project, view), folder / f"{view}.parquet"
         if staged.exists():
-            rows = pq.read_table(str(staged))
+            rows = storage.read_parquet(staged)
             mark = _published_until(project, view)
             if mark:  # views can differ in how far they are published, if a run was killed between two of them
                 rows = rows.filter(pa.compute.greater(rows["event_timestamp"], pa.scalar(mark, rows["event_timestamp"].type)))
             tables.append(uri, rows, writer=WRITER, sequence=int(moment(cutoff).timestamp()))
         versions[view] = tables.table_version(uri)
-    if folder.exists():
-        for staged in folder.iterdir():
-            staged.unlink()
-        folder.rmdir()
+    storage.remove(folder)
     return versions
 
 
@@ -88,7 +83,7 @@ def materialize(project: Project, cutoff: str) -> str:
 def staged_views(project: Project, cutoff: str) -> dict[str, pd.DataFrame]:
     """What waits to be validated: view name -> rows; empty if it was published before."""
     folder = layout.staging(project, cutoff)
-    return {view: pq.read_table(str(folder / f"{view}.parquet")).to_pandas() for view in project.feature_views if (folder / f"{view}.parquet").exists()}
+    return {view: storage.read_parquet(folder / f"{view}.parquet").to_pandas() for view in project.feature_views if (folder / f"{view}.parquet").exists()}
 
 
 def _published_until(project: Project, view: str) -> datetime | None:

@@ -5,10 +5,8 @@ import json
 from datetime import timedelta
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from upath import UPath
 
-from include.data import layout
+from include.data import layout, storage
 from include.features import store
 from include.features.known import KnownTables
 from include.ledger import moment
@@ -53,15 +51,7 @@ def build(project: Project, request: dict) -> str:
     rows = store.historical_features(project, labelled)
     columns = list(dict.fromkeys([*project.example_key, *project.entities, "event_timestamp", *project.input_columns, "label", "label_known_at"]))
     table = pa.Table.from_pandas(rows[columns], preserve_index=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(target, table)
-    description = {**identity, "rows": table.num_rows, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
-    target.with_suffix(".json").write_text(json.dumps(description, indent=1, sort_keys=True))
+    content = storage.write_parquet(target, table)
+    description = {**identity, "rows": table.num_rows, "sha256": hashlib.sha256(content).hexdigest()}
+    storage.write(target.with_suffix(".json"), json.dumps(description, indent=1, sort_keys=True))  # last: what has it is whole
     return str(target)
-
-
-def _write(target: UPath, table: pa.Table) -> None:
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        pq.write_table(table, file)
-    partial.rename(target)

@@ -1,6 +1,6 @@
 """Features are validated before they are published: what breaks an expectation is not served and not trained on."""
 
-from include.data import layout
+from include.data import layout, storage
 from include.data.validation import validate
 from include.features import build
 from include.projects.base import Project
@@ -20,20 +20,20 @@ def validate_staged(project: Project, cutoff: str, *, dag_id: str, run_id: str, 
         FeaturesInvalid: an expectation that is more than a warning does not hold; names view, rule and count.
     """
     folder, problems, looked_at = layout.report(project, dag_id, run_id, task_id), [], {}
-    folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for view, rows in build.staged_views(project, cutoff).items():
         looked_at[view] = len(rows)
         if rows.empty:
             continue
         validation = validate(f"{project.name}.{view}", rows, project.module("expectations").feature_suite(view))
-        (folder / f"{view}.html").write_text(validation.page, encoding="utf-8")
+        storage.write(folder / f"{view}.html", validation.page)
         problems += [f"view {view}: {broken.message}" for broken in validation.broken if not broken.warning]
         state = "; ".join(broken.message for broken in validation.broken) or "holds"
         lines.append(f'<tr><td><a href="{view}.html" target="_self">{view}</a><td>{len(rows):,} rows<td>{validation.expectations} expectations<td>{state}')
-    (folder / "index.html").write_text(
+    storage.write(
+        folder / "index.html",
         f"<!doctype html><meta charset=utf-8><body style='font:14px system-ui;margin:1.5rem'><h1>{project.name}: features up to {cutoff}</h1>"
-        f"<table cellpadding=6>{''.join(lines)}</table>" + ("" if lines else "<p>Nothing new to validate.</p>"), encoding="utf-8"
+        f"<table cellpadding=6>{''.join(lines)}</table>" + ("" if lines else "<p>Nothing new to validate.</p>"),
     )  # fmt: skip
     if problems:
         raise FeaturesInvalid("nothing is published:\n" + "\n".join(problems))

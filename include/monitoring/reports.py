@@ -5,7 +5,7 @@ from typing import Any
 
 from upath import UPath
 
-from include.data import layout
+from include.data import layout, storage
 from include.monitoring import drift
 from include.monitoring.page import performance_page
 from include.monitoring.performance import measure_champion
@@ -35,6 +35,5 @@ def publish_drift(project: Project, cutoff: str, dag_id: str, run_id: str, task_
 
 
 def _write(folder: UPath, page: str, others: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in {**others, "index.html": page}.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        storage.write(folder / name, content)

@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from include.projects.compute import ComputeClass
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
 DType = Literal["string", "int64", "float64", "bool", "timestamp"]
@@ -75,13 +77,53 @@ class Source(Frozen):
         return self
 
 
+class Range(Frozen):
+    """Numbers from ``low`` to ``high``, both among them; ``whole`` ones only, or evenly on a logarithmic scale (``log``)."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    @model_validator(mode="after")
+    def _holds_numbers(self):
+        if self.low >= self.high:
+            raise ValueError(f"a range from {self.low:g} to {self.high:g} holds nothing to choose from")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must begin above 0, not at {self.low:g}")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"a range of whole numbers must begin and end with one, not with {self.low:g} and {self.high:g}")
+        return self
+
+
+class Choices(Frozen):
+    """One of these values, which have no order."""
+
+    options: tuple[float | int | str | bool | None, ...] = Field(min_length=2)
+
+
+class Search(Frozen):
+    """A search for a candidate's parameters, before its fit: trials that Optuna proposes, each fitted and judged on a part of the rows to fit.
+
+    The rows on which candidates are judged take no part in it. See ``include.training.search``.
+    """
+
+    trials: int = Field(20, ge=1, le=1000, description="The first one tries the candidate's own parameters.")
+    space: dict[Name, Range | Choices] = Field(min_length=1, description="Parameter -> what to try; all other parameters stay as the candidate has them.")
+    at_once: int | None = Field(None, ge=1, description="Trials of one run that may run at once; None: as many as the pool has slots. Fewer learn more.")
+    holdout: timedelta | None = Field(None, description="The newest rows to fit, on which trials are judged; None: as long as the gate's holdout.")
+    seed: int = Field(0, ge=0, description="Of the sampler.")
+
+
 class Candidate(Frozen):
     """A model that training fits. ``trainer`` is a function of ``include.training.trainers``."""
 
     name: Name
     trainer: Name
     parameters: dict[str, float | int | str | bool | None] = {}
-    compute: Name = "cpu"
+    compute: Name = Field("cpu", description="The compute class that its fits run in; one of Project.compute.")
+    workers: int = Field(1, ge=1, description="Processes (on a cluster: pods) that fit it together, each on its slice of every batch.")
+    search: Search | None = Field(None, description="Look for better parameters first, anew on each request.")
 
 
 class Inputs(Frozen):
@@ -137,6 +179,7 @@ class Project(Frozen):
     gate: GatePolicy = GatePolicy()
     refit: bool = Field(True, description="Deploy the best candidate fitted again on all rows known by the cutoff, not the judged fit.")
     retrain: RetrainPolicy = RetrainPolicy()
+    compute: dict[Name, ComputeClass] = Field({}, description="Compute classes by name (cpu, gpu_<class>): what steps ask for. There is always one named cpu.")
     ingest_schedule: str | None = "0 4 * * *"
     monitor_schedule: str | None = "0 6 * * *"
     serving_sample: int = Field(25, ge=1, description="Next things to predict that the demo and tests ask serving for.")
@@ -156,7 +199,35 @@ class Project(Frozen):
                 raise ValueError(f"project '{self.name}' names source '{wanted}'; its sources are {names}")
         if self.baseline_rule not in self.inputs.numeric:
             raise ValueError(f"project '{self.name}': baseline_rule '{self.baseline_rule}' is not one of inputs.numeric")
+        for candidate in self.candidates:
+            if candidate.compute not in self.compute_classes:
+                raise ValueError(f"candidate '{candidate.name}': {self._no_such_class(candidate.compute)}")
         return self
+
+    @property
+    def compute_classes(self) -> dict[str, ComputeClass]:
+        """All compute classes, ``cpu`` among them."""
+        return {"cpu": ComputeClass(), **self.compute}
+
+    def compute_class(self, name: str) -> ComputeClass:
+        """The compute class of that name.
+
+        Raises:
+            ValueError: the project has none; the message says which it has.
+        """
+        if name not in self.compute_classes:
+            raise ValueError(self._no_such_class(name))
+        return self.compute_classes[name]
+
+    def _no_such_class(self, name: str) -> str:
+        return f"project '{self.name}' has no compute class '{name}'; it has {', '.join(self.compute_classes)}: add it to Project.compute"
+
+    def workers(self, compute: str) -> int:
+        """The most workers that a candidate of this compute class has: a pool's slots are fixed for a task, whatever candidate it is mapped to.
+
+        A fit with fewer workers then holds slots that it does not use; one with more than its slots would share its GPUs with another step.
+        """
+        return max((c.workers for c in self.candidates if c.compute == compute), default=1)
 
     @property
     def feature_service(self) -> str:
@@ -165,6 +236,26 @@ class Project(Frozen):
     @property
     def input_columns(self) -> tuple[str, ...]:
         return (*self.inputs.numeric, *self.inputs.categorical)
+
+    @property
+    def refitting(self) -> tuple[Name, ...]:
+        """The compute classes in which the best candidate may be fitted again: those of the candidates; ``cpu`` first, then sorted."""
+        return tuple(sorted({c.compute for c in self.candidates}, key=lambda name: (name != "cpu", name)))
+
+    @property
+    def fitting(self) -> tuple[Name, ...]:
+        """The compute classes in which candidates are fitted: ``cpu`` first, for the baseline rule always, then the others, sorted."""
+        return ("cpu", *(name for name in self.refitting if name != "cpu"))
+
+    @property
+    def searching(self) -> tuple[Name, ...]:
+        """The compute classes in which trials of a search run, sorted."""
+        return tuple(sorted({c.compute for c in self.candidates if c.search}))
+
+    @property
+    def trials_at_once(self) -> int | None:
+        """The least that a search of this project allows; None: no search says anything."""
+        return min((c.search.at_once for c in self.candidates if c.search and c.search.at_once), default=None)
 
     def source(self, name: str) -> Source:
         return next(s for s in self.sources if s.name == name)

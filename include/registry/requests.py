@@ -7,10 +7,10 @@ from upath import UPath
 
 from include import ledger
 from include.data import layout
-from include.projects.base import Project
+from include.projects.base import Candidate, Project
 from include.registry import versions
 from include.training import manifest, page
-from include.training.trainers import BASELINE, candidate_of
+from include.training.candidates import BASELINE, candidate_of
 
 FINAL = {"deployed", "rolled_back", "superseded"}  # what deploy wrote; a rerun of train does not take it back
 
@@ -37,12 +37,44 @@ def judging_basis(project: Project, request: dict[str, Any], training_set: str) 
     return basis
 
 
-def fits_of(project: Project, request: dict[str, Any], basis: dict[str, str | None]) -> list[dict[str, str | None]]:
-    """Arguments of the fits: each candidate (or those that the request's parameter ``candidates`` names) and always the baseline."""
+def fits_of(project: Project, request: dict[str, Any], basis: dict[str, str | None], compute: str | None = None) -> list[dict[str, str | None]]:
+    """Arguments of the fits: each candidate that was asked for and always the baseline; with the parameters that won, where there was a search.
+
+    Args:
+        compute: only those that belong to this compute class, perhaps none; None: all.
+    """
+    fits: list[dict[str, str | None]] = []
+    for candidate in (*_asked_for(project, request), BASELINE):
+        if compute not in (None, candidate.compute):
+            continue
+        won = {}
+        if candidate.search:
+            from include.training import search  # imports Optuna, which only they need
+
+            won = {"parameters": search.conclude(project, request["id"], candidate)}
+        fits.append({"candidate": candidate.name, **won, **_shared(basis)})
+    return fits
+
+
+def trials_of(project: Project, request: dict[str, Any], compute: str) -> list[dict[str, str]]:
+    """Which trials a compute class runs: the places of each candidate's search that belongs to it."""
+    searched = [(c.name, c.search.trials) for c in _asked_for(project, request) if c.search and c.compute == compute]
+    return [{"candidate": name, "trial": str(place)} for name, trials in searched for place in range(trials)]
+
+
+def class_of_best(project: Project, evaluation: str) -> str:
+    """The compute class of the candidate that an evaluation found best."""
+    return candidate_of(project, manifest.read(evaluation)["candidate"]).compute
+
+
+def _asked_for(project: Project, request: dict[str, Any]) -> list[Candidate]:
+    """The project's candidates, or those that the request's parameter ``candidates`` names."""
     chosen = (request.get("parameters") or {}).get("candidates") or [c.name for c in project.candidates]
-    names = dict.fromkeys([*chosen, BASELINE.name])
-    shared = {k: basis[k] for k in ("request", "training_set", "champion_fitted_until")}
-    return [{"candidate": candidate_of(project, name).name, **shared} for name in names]
+    return [candidate_of(project, name) for name in dict.fromkeys(chosen) if name != BASELINE.name]
+
+
+def _shared(basis: dict[str, str | None]) -> dict[str, str | None]:
+    return {k: basis[k] for k in ("request", "training_set", "champion_fitted_until")}
 
 
 def apply_gate(project: Project, evaluation: str, report: str | UPath) -> str:

@@ -101,9 +101,9 @@ class AirflowApi:
                 raise TimeoutError(f"Airflow has not read {sorted(missing)} after {timeout:.0f} s; import errors: {self.import_errors() or 'none'}")
             time.sleep(0.3)
 
-    def set_pool(self, name: str, slots: int, description: str) -> None:
-        """Makes the pool, or changes its size."""
-        body = {"name": name, "slots": slots, "description": description, "include_deferred": False}
+    def set_pool(self, name: str, slots: int, description: str, include_deferred: bool = False) -> None:
+        """Makes the pool, or changes its size. With ``include_deferred`` a deferred task keeps its slots."""
+        body = {"name": name, "slots": slots, "description": description, "include_deferred": include_deferred}
         try:
             self.call("POST", "pools", json=body)
         except httpx.HTTPStatusError as error:

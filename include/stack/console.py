@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from include.data.storage import StorageUnavailable
 from include.settings import Settings
 from include.stack import lifecycle
 from include.stack.environment import ADMIN, admin_password
@@ -22,7 +23,7 @@ def up(settings: Settings, console: Console) -> bool:
     try:
         with board:
             started = lifecycle.up(settings, board.note)
-    except (lifecycle.PortTaken, lifecycle.StackError) as error:
+    except (lifecycle.PortTaken, lifecycle.StackError, StorageUnavailable) as error:
         console.print(Text(str(error), style="red"), soft_wrap=True)
         return False
     took = f"up after {time.monotonic() - began:.1f} s" if started else "all was up already"

@@ -9,9 +9,11 @@ import secrets
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
+from include.data import storage
 from include.settings import REPOSITORY, Settings
 
 ADMIN = "admin"
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
@@ -21,8 +23,13 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     """
     home = settings.home / "airflow"
     keys = _secrets(settings)
+    base = base_environment(settings)
+    if settings.storage_connection:  # then tasks get them from there, and nobody else in Airflow has them
+        base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
-        **base_environment(settings),
+        **base,
+        **storage_connection(settings),
+        **remote_logging(settings),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_folder),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
@@ -45,6 +52,9 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=30",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
+        # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
+        # and, worse, a deferred task that is back sooner is taken for lost (the scheduler gets its end for that of the second half).
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",  # tasks of a killed scheduler are tried again after a minute, not five
         # A new DAG file is listed within 1 + 2 s. A changed one is parsed as soon as its mtime is seen (every loop), except when it was saved
         # while it was being parsed; that, and a change in a project, is seen at the next round: 0.15 to 0.3 s of CPU a file.
@@ -56,15 +66,47 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+def storage_connection(settings: Settings) -> dict[str, str]:
+    """The object store's Airflow connection, made of the standard variables AWS_* of this process where it has them and no connection of that id.
+
+    It stands in the environment of Airflow's processes only: nothing of it is written to a disk.
+    """
+    name = settings.storage_connection
+    variable = f"AIRFLOW_CONN_{(name or '').upper()}"
+    if not name or variable in os.environ or not os.environ.get("AWS_ACCESS_KEY_ID"):
+        return {}
+    given = {"region_name": "AWS_REGION", "endpoint_url": "AWS_ENDPOINT_URL", "aws_session_token": "AWS_SESSION_TOKEN"}
+    extra = {key: os.environ[source] for key, source in given.items() if os.environ.get(source)}
+    credentials = {"login": os.environ["AWS_ACCESS_KEY_ID"], "password": os.environ.get("AWS_SECRET_ACCESS_KEY", "")}
+    return {variable: json.dumps({"conn_type": "aws", **credentials, "extra": extra})}
+
+
+def remote_logging(settings: Settings) -> dict[str, str]:
+    """Tasks' logs are uploaded when a task has ended, and read there when they are not on this machine's disk, where an uploaded one is emptied."""
+    if not settings.remote_logs:
+        return {}
+    return {
+        "AIRFLOW__LOGGING__REMOTE_LOGGING": "True",
+        "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": settings.remote_logs,
+        "AIRFLOW__LOGGING__REMOTE_LOG_CONN_ID": settings.storage_connection or "",
+    }
+
+
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """For the MLflow server: no background jobs (they evaluate language models) and so no queue processes beside it."""
-    return base_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = base_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    if storage.is_object_store(settings.store):
+        storage.complete(environment)
+    return environment
 
 
 def serving_environment(settings: Settings) -> dict[str, str]:
     """For the service, which knows nothing of ``AIRLOOP_*``."""
     (settings.home / "feast").mkdir(parents=True, exist_ok=True)
-    return base_environment(settings) | {
+    environment = base_environment(settings)
+    if storage.is_object_store(settings.store):
+        storage.complete(environment)
+    return environment | {
         **settings.feast_environment,
         "SERVING_MODELS": "",  # every registered model that has a champion
         "SERVING_MLFLOW_URI": settings.mlflow_url,

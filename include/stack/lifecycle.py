@@ -12,8 +12,9 @@ from typing import Literal
 
 import httpx
 
+from include.data import storage
 from include.settings import REPOSITORY, Settings
-from include.stack.api import AirflowApi
+from include.stack.pools import PoolsError, pools_of_settings, set_pools
 from include.stack.ports import PortTaken, require_free
 from include.stack.processes import ProcessBook, Record, last_lines
 from include.stack.services import Service, migration, services
@@ -54,9 +55,14 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
 
     Raises:
         StackError: a port is taken (then nothing was started), or a process ended or does not answer (then what was started is ended again).
+        StorageUnavailable: the data lies on an object store that cannot be reached (then nothing was started).
     """
     with _one_at_a_time(settings):
         book = ProcessBook(settings.home, REPOSITORY)
+        try:
+            pools = pools_of_settings(settings)
+        except PoolsError as error:
+            raise StackError(str(error)) from None
         wanted = services(settings)
         records = book.records()
         dead = [record for record in records.values() if record.process() is None or record.name == MIGRATE]
@@ -67,10 +73,12 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
             if service.name in running:
                 progress(service.name, "running")
         require_free(settings, missing)
+        if missing:
+            storage.path(settings.store)  # a stack whose data cannot be reached would come up and then fail in each task
         started: list[Record] = []
         try:
             _start(settings, book, missing, started, progress, time.monotonic() + timeout)
-            AirflowApi.of(settings).set_pool("cpu", settings.parallelism, "Steps that need no GPU, on this machine.")
+            set_pools(settings, pools)
         except BaseException:
             book.stop(started)
             raise

@@ -8,6 +8,7 @@ from functools import cache
 
 import httpx
 
+from include.data import storage
 from include.settings import Settings
 from include.stack.environment import airflow_environment, mlflow_environment, serving_environment
 from include.stack.processes import Command, Record
@@ -88,7 +89,9 @@ def _mlflow_server(settings: Settings) -> list[str]:
     home = settings.home / "mlflow"
     home.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
-    return [*arguments, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(home / "artifacts")]
+    # The server passes artifacts through: who logs or loads a model needs no credentials of the store. No project's name begins with a _.
+    artifacts = f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(home / "artifacts")
+    return [*arguments, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", artifacts]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The training container's entry point: ``python -m include.training fit|evaluate|refit``.
+"""The training container's entry point: ``python -m include.training trial|fit|evaluate|refit``.
 
 Arguments are references only (names, URIs, ids); what was made is a manifest at the URI that the caller gives. A step that finds its
 finished manifest there, made from the same inputs, does nothing.
@@ -7,13 +7,14 @@ finished manifest there, made from the same inputs, does nothing.
 import argparse
 import logging
 import os
-import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from threadpoolctl import threadpool_limits
 
-from include.settings import REPOSITORY, get_settings
+from include.settings import get_settings, git_sha
 
 # Before numpy is imported, for libraries that are loaded later; threads that spin while they wait for contended cores crawl.
 os.environ |= {"OMP_NUM_THREADS": str(get_settings().training_threads), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -24,36 +25,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threadpool_limits(get_settings().training_threads, user_api="openmp")  # where a warm parent has loaded the libraries already
     given = vars(_parser().parse_args(arguments))
     command, project_name = given.pop("command"), given.pop("project")
+    launched_by, meeting = given.pop("launched_by"), given.pop("meeting")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     from include.projects import get_project
-    from include.training.manifest import finished
+    from include.training import workers
+    from include.training.checkpoint import Checkpoints
+    from include.training.manifest import finished, read
 
+    if launched_by:
+        workers.die_with(launched_by)
     project = get_project(project_name)
     recipe = project.model_dump(mode="json", include={"kind", "inputs", "baseline_rule", "candidates", "gate", "metric", "refit"})
     made_from = {"step": command, "recipe": recipe, **{k: v for k, v in given.items() if k not in {"manifest", "report", "dag_run"}}}
+    if given.get("parameters"):
+        made_from["proposed"] = read(given["parameters"])["parameters"]
     if finished(given["manifest"], made_from):
+        Checkpoints.beside(given["manifest"]).remove()  # a kill may have come in between
         print(f"{command}: finished before; nothing to do ({given['manifest']})")
         return
 
-    from include.training import steps
+    from include.training import candidates, launch, steps
 
-    getattr(steps, command)(project, made_from=made_from, git_sha=git_sha(), **given)
+    candidate = candidates.fitted_candidate(project, command, given)
+    if candidate and candidate.workers > 1 and not launched_by:
+        try:
+            launch.launch(sys.argv[1:] if arguments is None else arguments, candidate)
+        except launch.WorkersFailed as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            sys.exit(error.exit_code)
+        return
+
+    with workers.joined(candidate, meeting) if candidate and launched_by else nullcontext(workers.ALONE) as present:
+        getattr(steps, command)(project, made_from=made_from, git_sha=git_sha(), **given)
+    if not present.first:
+        return
+    Checkpoints.beside(given["manifest"]).remove()
     print(f"{command}: done in {time.monotonic() - began:.1f} s, {given['manifest']}")
-
-
-def git_sha() -> str:
-    """The commit that this code is at, or "unknown" where there is no repository (an image)."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m include.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    trial = commands.add_parser("trial", help="try parameters that a search proposes, on the rows of the fit alone")
+    trial.add_argument("--trial", type=int, required=True, help="its place among the candidate's trials")
+    trial.add_argument("--parameters", required=True, help="URI of the proposed parameters")
     fit = commands.add_parser("fit", help="fit one candidate on what was known before the judged rows")
-    fit.add_argument("--candidate", required=True, help="name of a candidate of the project, or baseline_rule")
-    fit.add_argument("--champion-fitted-until", help="time up to which the champion was fitted; none: there is no champion")
+    fit.add_argument("--parameters", help="URI of the parameters that a search ended with; none: the candidate's own")
+    for command in (trial, fit):
+        command.add_argument("--candidate", required=True, help="name of a candidate of the project, or baseline_rule")
+        command.add_argument("--champion-fitted-until", help="time up to which the champion was fitted; none: there is no champion")
     evaluate = commands.add_parser("evaluate", help="judge all candidates, the champion and the baseline on the same rows")
     evaluate.add_argument("--fits", nargs="+", required=True, help="URIs of the candidates' manifests")
     evaluate.add_argument("--champion", help="models:/<name>/<version> of the champion; none: there is no champion")
@@ -61,13 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     refit = commands.add_parser("refit", help="log the model to deploy: the best candidate, fitted again on all rows if it passed the gate")
     refit.add_argument("--evaluation", required=True, help="URI of the evaluation's manifest")
     refit.add_argument("--verdict", required=True, help="URI of the gate's verdict")
-    for command in (fit, evaluate, refit):
+    for command in (trial, fit, evaluate, refit):
         command.add_argument("--project", required=True)
         command.add_argument("--request", required=True, help="id of the retrain request")
         command.add_argument("--training-set", required=True, help="URI of the training set")
         command.add_argument("--manifest", required=True, help="URI at which to write what was made")
         command.add_argument("--report", help="folder for a page for people")
         command.add_argument("--dag-run", default="", help="the Airflow run, for the record")
+        command.add_argument("--launched-by", type=int, help=argparse.SUPPRESS)  # for one of several workers; see include.training.launch
+        command.add_argument("--meeting", help=argparse.SUPPRESS)
     return parser
 
 

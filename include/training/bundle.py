@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from upath import UPath
 
+from include.data import storage
 from include.projects.base import Project
 from include.training.inputs import matrices
 from include.training.onnx import predict, session
@@ -40,15 +41,14 @@ class Bundle:
     @classmethod
     def load(cls, folder: str | Path | UPath) -> "Bundle":
         """From a folder; ``include.registry.versions.bundle`` gives that of a model version."""
-        graph, contract, golden, reference = ((UPath(folder) / name).read_bytes() for name in FILES)
+        graph, contract, golden, reference = ((storage.path(folder) / name).read_bytes() for name in FILES)
         return cls(graph, json.loads(contract), json.loads(golden), reference)
 
     def save(self, folder: str | UPath) -> None:
-        target = UPath(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        target = storage.path(folder)
         contents = (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes)
         for name, content in zip(FILES, contents, strict=True):
-            (target / name).write_bytes(content)
+            storage.write(target / name, content)
 
     @cached_property
     def _session(self):

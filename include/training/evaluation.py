@@ -11,12 +11,12 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from include.projects.base import Project
-from include.training import metrics, page
+from include.training import manifest, metrics, page
 from include.training.bundle import Bundle
+from include.training.candidates import BASELINE
 from include.training.judging import difference_by_day
 from include.training.plots import evaluation_plots
 from include.training.tracking import RequestRuns, download_model, log, log_training_set
-from include.training.trainers import BASELINE
 
 
 @dataclass
@@ -105,6 +105,8 @@ def record(
         times = {"fit_s": made["fit_s"], "export_s": made["export_s"], "onnx_difference": made["onnx_difference"]}
         log(client, run, params=params, metrics={**judged.figures[name], **times}, tags={"fitted_until": made["fitted_until"]}, curves=made["history"])
         log_training_set(client, run, project.name, content["training_set"], training_set)
+        if made.get("search"):
+            _record_search(client, runs, manifest.read(made["search"]))
         client.set_terminated(run)
 
     others = {f"{name}.{metric}": v for name, figures in judged.figures.items() for metric, v in figures.items()}
@@ -127,6 +129,18 @@ def record(
     for name, png in plots.items():
         _log_bytes(client, request_run, f"{name}.png", png)
     return request_run
+
+
+def _record_search(client: MlflowClient, runs: RequestRuns, found: dict[str, Any]) -> None:
+    """A run for each trial, below the candidate's; the one whose parameters won says so."""
+    for trial in found["trials"]:
+        run = runs.trial_run(found["candidate"], trial["trial"])
+        figure = {} if trial["value"] is None else {found["metric"]: trial["value"]}
+        tags = {"study": found["study"], "trial": str(trial["trial"]), **({"winner": "yes"} if trial["trial"] == found["winner"] else {})}
+        if trial["error"]:
+            tags["error"] = trial["error"][:5000]  # MLflow takes no longer tags
+        log(client, run, params=trial["parameters"], metrics={**figure, "fit_s": trial["fit_s"]}, tags=tags)
+        client.set_terminated(run, "FAILED" if trial["error"] else "FINISHED")
 
 
 def evaluation_page(project: Project, judged: Judged, content: dict[str, Any], plots: dict[str, bytes]) -> str:

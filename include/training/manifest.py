@@ -2,23 +2,16 @@
 
 import hashlib
 import json
-import os
 from typing import Any
 
 from upath import UPath
 
+from include.data import storage
+
 
 def write(uri: str | UPath, content: dict[str, Any]) -> None:
-    """Write a manifest. On a file system through a temporary name, so that no reader ever sees half of one."""
-    path = UPath(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=True)
-    if path.protocol in ("", "file"):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        temporary.replace(path)
-    else:
-        path.write_text(text)  # object stores show an object only when it is complete
+    """Write a manifest; no reader ever sees half of one."""
+    storage.write(storage.path(uri), json.dumps(content, indent=1, sort_keys=True, allow_nan=True))
 
 
 def read(uri: str | UPath) -> dict[str, Any]:
@@ -27,7 +20,7 @@ def read(uri: str | UPath) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none.
     """
-    return json.loads(UPath(uri).read_text())
+    return json.loads(storage.path(uri).read_text())
 
 
 def finished(uri: str | UPath, made_from: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,8 +7,10 @@ import onnx
 import torch
 
 from include.projects.base import TaskKind
+from include.training.loop import BatchDropout, train_network
 from include.training.onnx import Graph
 from include.training.trainers import SEED, category_codes, known_categories
+from include.training.workers import FitRun
 
 FARTHEST = 8.0  # standard deviations; a broken sensor must not drive the whole network
 
@@ -87,6 +89,7 @@ class Mlp:
 def fit_mlp(
     kind: TaskKind, numeric: np.ndarray, categorical: np.ndarray, label: np.ndarray,
     *, hidden: int = 64, epochs: int = 4, learning_rate: float = 0.002, batch_size: int = 2048, dropout: float = 0.1, weight_decay: float = 1e-4,
+    run: FitRun | None = None,
 ) -> Mlp:  # fmt: skip
     """Fit two hidden layers with AdamW and a one-cycle learning rate; cross entropy for binary, squared error for regression.
 
@@ -94,7 +97,9 @@ def fit_mlp(
         numeric: float32 [n, Fn], NaN for missing.
         categorical: strings [n, Fc].
         label: [n].
+        run: by which workers, on which device, with which checkpoints; alone, on the CPU, without, if not given.
     """
+    run = run or FitRun()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # no slower for so small a network, and sums are the same on every machine
     torch.use_deterministic_algorithms(True)
@@ -105,23 +110,13 @@ def fit_mlp(
     target = torch.from_numpy(((label - label_mean) / label_scale).astype("float32")).unsqueeze(1)
 
     layers = torch.nn.Sequential(
-        torch.nn.Linear(rows.shape[1], hidden), torch.nn.ReLU(), torch.nn.Dropout(dropout),
+        torch.nn.Linear(rows.shape[1], hidden), torch.nn.ReLU(), BatchDropout(dropout),
         torch.nn.Linear(hidden, hidden // 2), torch.nn.ReLU(), torch.nn.Linear(hidden // 2, 1),
-    )  # fmt: skip
-    loss_of = torch.nn.BCEWithLogitsLoss() if binary else torch.nn.MSELoss()
+    ).to(run.device)  # fmt: skip
+    loss_of = torch.nn.BCEWithLogitsLoss(reduction="sum") if binary else torch.nn.MSELoss(reduction="sum")
     optimizer = torch.optim.AdamW(layers.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    steps = -(-len(rows) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, epochs=epochs, steps_per_epoch=steps)
-    curve = []
-    for epoch in range(epochs):
-        total = 0.0
-        for batch in torch.randperm(len(rows)).split(batch_size):
-            optimizer.zero_grad()
-            loss = loss_of(layers(rows[batch]), target[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(batch)
-        curve.append(total / len(rows))
-        print(f"epoch {epoch + 1}/{epochs}: training loss {curve[-1]:.4f}", flush=True)
-    return Mlp(kind, prepare, layers.eval(), label_mean, label_scale, numeric.shape[1], {"training_loss": curve})
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, epochs=epochs, steps_per_epoch=-(-len(rows) // batch_size))
+    curve = train_network(
+        layers, rows, target, loss_of=loss_of, optimizer=optimizer, schedule=schedule, epochs=epochs, batch_size=batch_size, run=run
+    )  # fmt: skip
+    return Mlp(kind, prepare, layers.cpu().eval(), label_mean, label_scale, numeric.shape[1], {"training_loss": curve})

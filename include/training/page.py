@@ -7,6 +7,8 @@ from typing import Any
 
 from upath import UPath
 
+from include.data import storage
+
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:30rem;margin:.5rem}.yes{color:#176d2b}.no{color:#b3261e;font-weight:600}"""
@@ -34,9 +36,7 @@ def images(pngs: Mapping[str, bytes]) -> str:
 
 def write_page(folder: str | UPath, content: str) -> None:
     """As ``index.html`` of a folder: what a task's Report tab shows."""
-    target = UPath(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "index.html").write_text(content)
+    storage.write(storage.path(folder) / "index.html", content)
 
 
 def _cell(value: Any) -> str:

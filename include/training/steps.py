@@ -1,41 +1,86 @@
-"""The three training steps. Each reads references, and ends by writing its manifest: who finds a manifest finds everything it names."""
+"""The training steps. Each reads references, and ends by writing its manifest: who finds a manifest finds everything it names."""
 
+import io
 import json
+import math
 import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from upath import UPath
 
-from include.data import layout
+from include.data import layout, storage
 from include.ledger import iso, moment
-from include.projects.base import Project
-from include.training import judging, metrics, trainers
+from include.projects.base import Candidate, Project
+from include.training import candidates, judging, metrics, trainers
 from include.training import manifest as manifests
 from include.training.bundle import Bundle, make_bundle
+from include.training.checkpoint import Checkpoints
 from include.training.inputs import matrices
 from include.training.onnx import check_equal
+from include.training.workers import FitRun
 
 
 def fit(
-    project: Project, *, request: str, training_set: str, candidate: str, champion_fitted_until: str | None,
+    project: Project, *, request: str, training_set: str, candidate: str, champion_fitted_until: str | None, parameters: str | None = None,
     made_from: dict, git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
 ) -> None:  # fmt: skip
-    """Fit one candidate on the rows known by the split, and keep it as a bundle."""
-    examples = read_examples(project, training_set)
-    since = moment(champion_fitted_until) if champion_fitted_until else None
-    split = _whole_second(judging.split_at(examples, project.gate.holdout, since))
+    """Fit one candidate on the rows known by the split, and keep it as a bundle.
+
+    Args:
+        parameters: URI of what a search ended with; without it the candidate's own parameters are taken.
+    """
+    examples, chosen = read_examples(project, training_set), _candidate(project, candidate, parameters)
+    split = _split(project, examples, champion_fitted_until)
     rows = judging.fit_rows(examples, split)
     held_out = judging.judged_rows(examples, [split])
     print(f"{candidate}: {len(rows)} rows known by {iso(split)} to fit, {len(held_out)} later ones to judge", flush=True)
-    graph, facts = _fitted_graph(project, candidate, rows, compared_with=held_out if len(held_out) else rows)
+    checkpoints = Checkpoints.beside(manifest, made_from | {"git_sha": git_sha})
+    fitted = _fitted_graph(project, chosen, rows, checkpoints, compared_with=held_out if len(held_out) else rows)
+    if fitted is None:
+        return
+    graph, facts = fitted
     folder = layout.training(project, request) / "models" / candidate
     bundle = make_bundle(project, graph, held_out)
     bundle.save(folder)
     _write(manifest, made_from, {
-        "step": "fit", "project": project.name, "request": request, "candidate": candidate, "parameters": trainers.candidate_of(project, candidate).parameters,
+        "step": "fit", "project": project.name, "request": request, "candidate": candidate, "parameters": chosen.parameters, "search": parameters,
         "bundle": str(folder), "fitted_until": iso(split), "fitted_rows": len(rows), "git_sha": git_sha, "dag_run": dag_run, **facts,
+    })  # fmt: skip
+
+
+def trial(
+    project: Project, *, request: str, training_set: str, candidate: str, trial: int, champion_fitted_until: str | None, parameters: str,
+    made_from: dict, git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
+) -> None:  # fmt: skip
+    """Fit a candidate with proposed parameters on the older part of the rows that ``fit`` has, and judge it on the newer part.
+
+    An error that the parameters are to blame for ends the trial, not the step.
+    """
+    examples, chosen = read_examples(project, training_set), _candidate(project, candidate, parameters)
+    assert chosen.search is not None
+    rows = judging.fit_rows(examples, _split(project, examples, champion_fitted_until))
+    run = FitRun.of(chosen, Checkpoints.beside(manifest, made_from | {"git_sha": git_sha}))
+    began, figures, error, history = time.monotonic(), {}, None, {}
+    try:
+        inner = _whole_second(judging.split_at(rows, chosen.search.holdout or project.gate.holdout, None))
+        learned, judged = judging.fit_rows(rows, inner), judging.judged_rows(rows, [inner])
+        print(f"{candidate}, trial {trial}: {len(learned)} rows to fit, {len(judged)} to judge, {chosen.parameters}", flush=True)
+        model = _fitted(project, chosen, learned, run)
+        prediction = np.asarray(model.predict(*matrices(judged, project.inputs.numeric, project.inputs.categorical)), dtype="float64")
+        figures, history = metrics.figures(project.kind, judged["label"].to_numpy(dtype="float64"), prediction), model.history
+    except (ValueError, TypeError, ArithmeticError) as unfit:
+        error = f"{type(unfit).__name__}: {unfit}"
+    value = figures.get(project.metric.name, math.nan)
+    if error is None and not math.isfinite(value):
+        error = f"{project.metric.name} is {value}"
+    if not run.workers.first:
+        return
+    print(f"{candidate}, trial {trial}: {error or f'{project.metric.name} {value:.4f}'}", flush=True)
+    _write(manifest, made_from, {
+        "step": "trial", "project": project.name, "request": request, "candidate": candidate, "trial": trial, "parameters": chosen.parameters,
+        "value": None if error else value, "figures": figures, "error": error, "history": history, "fit_s": round(time.monotonic() - began, 2),
+        "git_sha": git_sha, "dag_run": dag_run,
     })  # fmt: skip
 
 
@@ -56,6 +101,7 @@ def evaluate(
         "step": "evaluate", "project": project.name, "request": request, "training_set": training_set, "cutoff": description["cutoff"],
         "table_versions": description.get("table_versions", {}), "feature_service": description.get("feature_service", project.feature_service),
         "fitted_until": fitted[judged.best]["fitted_until"], "bundle": fitted[judged.best]["bundle"], "fits": len(fitted),
+        "parameters": fitted[judged.best]["parameters"],
         "git_sha": git_sha, "dag_run": dag_run, **judged.content(),
     }  # fmt: skip
     client = tracking.tracking_client()
@@ -74,6 +120,7 @@ def refit(
     from include.training import tracking
 
     judged, passed = _read(evaluation), _read(verdict)["passed"]
+    chosen = candidates.candidate_of(project, judged["candidate"], judged["parameters"])
     bundle, fitted_until = Bundle.load(judged["bundle"]), judged["fitted_until"]
     facts: dict[str, Any] = {}
     refitted = project.refit and passed
@@ -82,7 +129,11 @@ def refit(
         fitted_until = judged["cutoff"]
         rows = judging.fit_rows(examples, moment(fitted_until))
         print(f"{judged['candidate']}: {len(rows)} rows known by {fitted_until} to fit", flush=True)
-        graph, facts = _fitted_graph(project, judged["candidate"], rows, compared_with=rows)
+        checkpoints = Checkpoints.beside(manifest, made_from | {"git_sha": git_sha})
+        fitted = _fitted_graph(project, chosen, rows, checkpoints, compared_with=rows)
+        if fitted is None:
+            return
+        graph, facts = fitted
         recent = judging.judged_rows(examples, [moment(judged["fitted_until"])])
         bundle = make_bundle(project, graph, recent, reference=bundle.reference())  # what a fit says of its own rows is no reference
     bundle.check_golden()
@@ -90,8 +141,7 @@ def refit(
     runs = tracking.RequestRuns(client, project.name, request, {})
     run_id = runs.request_run()
     tags = {"request": request, "candidate": judged["candidate"], "fitted_until": fitted_until, "cutoff": judged["cutoff"]}
-    parameters = trainers.candidate_of(project, judged["candidate"]).parameters
-    model_id = tracking.log_model(client, run_id, bundle, experiment=runs.experiment, tags=tags, params=parameters)
+    model_id = tracking.log_model(client, run_id, bundle, experiment=runs.experiment, tags=tags, params=chosen.parameters)
     client.set_terminated(run_id)
     _write(manifest, made_from, {
         "step": "refit", "project": project.name, "request": request, "candidate": judged["candidate"], "model_uri": f"models:/{model_id}", "run_id": run_id,
@@ -106,8 +156,7 @@ def read_examples(project: Project, training_set: str) -> pd.DataFrame:
         ValueError: a row's outcome became known after the training set's cutoff, or has no label.
     """
     columns = [*dict.fromkeys([*project.input_columns, "event_timestamp", "label", "label_known_at"])]
-    with UPath(training_set).open("rb") as file:
-        rows = pd.read_parquet(file, columns=columns)
+    rows = pd.read_parquet(io.BytesIO(storage.path(training_set).read_bytes()), columns=columns)
     cutoff = pd.Timestamp(describe(training_set)["cutoff"])
     if rows["label"].isna().any() or not (rows["label_known_at"] <= cutoff).all():
         raise ValueError(f"training set {training_set} holds rows without an outcome known by its cutoff {cutoff}")
@@ -116,13 +165,17 @@ def read_examples(project: Project, training_set: str) -> pd.DataFrame:
 
 def describe(training_set: str) -> dict[str, Any]:
     """What stands beside a training set: ``cutoff``, ``table_versions``, ``feature_service``, ``rows``, ``sha256``."""
-    return json.loads(UPath(training_set).with_suffix(".json").read_text())
+    return json.loads(storage.path(training_set).with_suffix(".json").read_text())
 
 
-def _fitted_graph(project: Project, candidate: str, rows: pd.DataFrame, compared_with: pd.DataFrame) -> tuple[bytes, dict[str, Any]]:
-    began = time.monotonic()
-    numeric, categorical = matrices(rows, project.inputs.numeric, project.inputs.categorical)
-    model = trainers.train(project, trainers.candidate_of(project, candidate), numeric, categorical, rows["label"].to_numpy(dtype="float64"))
+def _fitted_graph(
+    project: Project, candidate: Candidate, rows: pd.DataFrame, checkpoints: Checkpoints, compared_with: pd.DataFrame
+) -> tuple[bytes, dict[str, Any]] | None:  # fmt: skip
+    """The candidate's graph, and what is to be said of its fit; None in a worker that leaves this to the first one."""
+    began, name, run = time.monotonic(), candidate.name, FitRun.of(candidate, checkpoints)
+    model = _fitted(project, candidate, rows, run)
+    if not run.workers.first:
+        return None
     fitted = time.monotonic()
     graph = model.to_onnx().SerializeToString(deterministic=True)
     numeric, categorical = matrices(compared_with.tail(20_000), project.inputs.numeric, project.inputs.categorical)
@@ -130,8 +183,22 @@ def _fitted_graph(project: Project, candidate: str, rows: pd.DataFrame, compared
         categorical[:: max(2, len(categorical) // 10), :] = "a category that no fit has seen"
     difference = check_equal(graph, np.asarray(model.predict(numeric, categorical)), numeric, categorical)
     seconds = {"fit_s": round(fitted - began, 2), "export_s": round(time.monotonic() - fitted, 2)}
-    print(f"{candidate}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference {difference:.1e}", flush=True)
-    return graph, {"history": model.history, "onnx_difference": difference, **seconds}
+    print(f"{name}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference {difference:.1e}", flush=True)
+    return graph, {"history": model.history, "onnx_difference": difference, "workers": run.workers.size, **seconds}
+
+
+def _fitted(project: Project, candidate: Candidate, rows: pd.DataFrame, run: FitRun) -> trainers.Model:
+    numeric, categorical = matrices(rows, project.inputs.numeric, project.inputs.categorical)
+    return trainers.train(project, candidate, numeric, categorical, rows["label"].to_numpy(dtype="float64"), run)
+
+
+def _candidate(project: Project, name: str, parameters: str | None) -> Candidate:
+    return candidates.candidate_of(project, name, _read(parameters)["parameters"] if parameters else None)
+
+
+def _split(project: Project, examples: pd.DataFrame, champion_fitted_until: str | None):
+    """The time that parts the rows to fit from those on which candidates are judged."""
+    return _whole_second(judging.split_at(examples, project.gate.holdout, moment(champion_fitted_until) if champion_fitted_until else None))
 
 
 def _whole_second(time: pd.Timestamp):

@@ -1,4 +1,4 @@
-"""What training writes into MLflow: one run per retrain request, below it one per candidate, and the model of the best one.
+"""What training writes into MLflow: one run per retrain request, below it one per candidate, below that one per trial of a search, and the best one's model.
 
 Runs are found again by their tags (request and candidate), so that a step that was killed and runs again makes nothing twice.
 """
@@ -46,12 +46,20 @@ class RequestRuns:
         """Id of a candidate's run, nested below the request's."""
         return self._run(candidate, candidate, {"mlflow.parentRunId": self.request_run()})
 
-    def _run(self, candidate: str, name: str, tags: dict[str, str]) -> str:
+    def trial_run(self, candidate: str, place: int) -> str:
+        """Id of the run of a trial of a candidate's search, nested below the candidate's."""
+        return self._run(f"{candidate}/trial_{place}", f"{candidate} trial {place}", {"mlflow.parentRunId": self.candidate_run(candidate)})
+
+    def find(self, candidate: str) -> str | None:
+        """Id of a candidate's run (``request``: the request's own), if there is one yet."""
         found = self._client.search_runs(
             [self.experiment], f"tags.request = '{self._request}' and tags.candidate = '{candidate}'", ViewType.ACTIVE_ONLY, 1, ["attributes.start_time ASC"]
         )
-        if found:
-            return found[0].info.run_id
+        return found[0].info.run_id if found else None
+
+    def _run(self, candidate: str, name: str, tags: dict[str, str]) -> str:
+        if found := self.find(candidate):
+            return found
         # The tags come with the run, in one call: a kill in between leaves no run that is not found again.
         wanted = {**self._tags, **tags, "request": self._request, "candidate": candidate}
         return self._client.create_run(self.experiment, tags=wanted, run_name=name).info.run_id

@@ -1,7 +1,7 @@
 """Trainers: each fits one kind of model and gives an object that predicts and exports itself.
 
-A trainer is ``(kind, inputs, rule, numeric, categorical, label, parameters) -> Model``; ``Candidate.trainer`` names it. They give the same
-model from the same rows every time: seeds are fixed and threads are pinned.
+A trainer is ``(kind, inputs, rule, numeric, categorical, label, parameters, run) -> Model``; ``Candidate.trainer`` names it. They give the same
+model from the same rows every time: seeds are fixed and threads are pinned. ``run`` says by which workers, where, and with which checkpoints.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import onnx
 
 from include.projects.base import Candidate, Inputs, Project, TaskKind
 from include.training.onnx import IR_VERSION, ML_OPSET, OPSET, Graph
+from include.training.workers import FitRun
 
 SEED = 0
-BASELINE = Candidate(name="baseline_rule", trainer="baseline_rule")
 
 
 class Model(Protocol):
@@ -65,7 +65,7 @@ class SklearnModel:
         return graph.model(outputs["variable"])
 
 
-def baseline_rule(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> SklearnModel:
+def baseline_rule(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters, run=None) -> SklearnModel:
     """The rule a person would use: a straight line (or logistic curve) through one column, its median where it is missing."""
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
@@ -80,7 +80,7 @@ def baseline_rule(kind, inputs: Inputs, rule: str, numeric, categorical, label, 
     return SklearnModel(model, kind, numeric.shape[1], [], ignored_categories=categorical.shape[1])
 
 
-def hist_gradient_boosting(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> SklearnModel:
+def hist_gradient_boosting(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters, run=None) -> SklearnModel:
     """scikit-learn's HistGradientBoosting; missing numbers are its own affair, categories are ordinal codes."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -107,11 +107,11 @@ def _thresholds_in_float32(model: Any) -> None:
         tree.nodes["num_threshold"] = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def torch_mlp(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters) -> Model:
+def torch_mlp(kind, inputs: Inputs, rule: str, numeric, categorical, label, parameters, run) -> Model:
     """A small torch network; see ``include.training.mlp``."""
     from include.training.mlp import fit_mlp  # imports torch: two seconds that only this candidate pays
 
-    return fit_mlp(kind, numeric, categorical, label, **parameters)
+    return fit_mlp(kind, numeric, categorical, label, run=run, **parameters)
 
 
 TRAINERS: dict[str, Callable[..., Model]] = {"baseline_rule": baseline_rule, "hist_gradient_boosting": hist_gradient_boosting, "torch_mlp": torch_mlp}
@@ -121,20 +121,11 @@ class UnfitData(ValueError):
     """There is nothing to learn from in these rows."""
 
 
-def candidate_of(project: Project, name: str) -> Candidate:
-    """A candidate of the project by name; the rule-based baseline is always one.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    known = {c.name: c for c in (*project.candidates, BASELINE)}
-    if name not in known:
-        raise ValueError(f"project '{project.name}' has no candidate '{name}'; it has {', '.join(known)}")
-    return known[name]
-
-
-def train(project: Project, candidate: Candidate, numeric: np.ndarray, categorical: np.ndarray, label: np.ndarray) -> Model:
+def train(project: Project, candidate: Candidate, numeric: np.ndarray, categorical: np.ndarray, label: np.ndarray, run: FitRun | None = None) -> Model:
     """Fit a candidate on these rows.
+
+    Args:
+        run: how; without it alone, on the CPU, without checkpoints.
 
     Raises:
         UnfitData: no rows, or (binary) outcomes of one kind only.
@@ -146,7 +137,8 @@ def train(project: Project, candidate: Candidate, numeric: np.ndarray, categoric
         raise UnfitData(f"no rows to fit '{candidate.name}' on")
     if project.kind == TaskKind.BINARY and (label == label[0]).all():
         raise UnfitData(f"all {len(label)} rows to fit '{candidate.name}' on have the outcome {label[0]:g}")
-    return TRAINERS[candidate.trainer](project.kind, project.inputs, project.baseline_rule, numeric, categorical, label, dict(candidate.parameters))
+    fit = TRAINERS[candidate.trainer]
+    return fit(project.kind, project.inputs, project.baseline_rule, numeric, categorical, label, dict(candidate.parameters), run or FitRun())
 
 
 def known_categories(categorical: np.ndarray) -> list[list[str]]:

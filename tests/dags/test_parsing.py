@@ -19,9 +19,9 @@ from include.stack.environment import airflow_environment
 DAG_FILES = sorted((REPOSITORY / "dags").rglob("*.py"))
 BULLETS = ("Starts", "Updates", "Safe to rerun", "On failure")
 FORBIDDEN = (
-    "boto3", "catboost", "dask", "deltalake", "duckdb", "evidently", "feast", "great_expectations", "ibis", "kubernetes", "lightgbm", "matplotlib", "mlflow",
-    "nannyml", "numpy", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "polars", "pyarrow", "scipy", "shap", "skl2onnx", "sklearn", "statsmodels",
-    "torch", "xgboost",
+    "boto3", "catboost", "dask", "deltalake", "duckdb", "evidently", "feast", "great_expectations", "ibis", "kubernetes", "kubernetes_asyncio", "lightgbm",
+    "matplotlib", "mlflow", "nannyml", "numpy", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "polars", "pyarrow", "scipy", "shap", "skl2onnx",
+    "sklearn", "statsmodels", "torch", "xgboost",
 )  # fmt: skip
 
 
@@ -54,6 +54,15 @@ def test_a_dag_file_imports_no_data_or_ml_library(file, home):
     result = parsed(file, home)
     assert result["errors"] == {}
     assert result["imported"] == [], "import it inside the task"
+
+
+@pytest.mark.parametrize("compute", ["process", "kubernetes"])
+def test_reading_train_py_costs_no_kubernetes_client(home, monkeypatch, compute):
+    """Nor is it among what Airflow itself imports to read any file, to which the check above is blind."""
+    monkeypatch.setenv("AIRLOOP_COMPUTE", compute)
+    monkeypatch.setenv("AIRLOOP_TRAINING_IMAGE", "image:1")
+    result = parsed.__wrapped__(REPOSITORY / "dags" / "train.py", home)
+    assert result["dags"] and not {"kubernetes", "kubernetes_asyncio"} & {*result["before"], *result["imported"]}
 
 
 def test_the_list_of_forbidden_modules_is_looked_for(home, tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import pytest
 
@@ -72,9 +73,12 @@ def fresh_store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_dag(airflow_home, fresh_store, capfd, caplog):
-    """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run."""
+    """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run.
 
-    def run(dag_id: str, conf: dict | None = None) -> Run:
+    Twice with the same time ``at`` is the same run, with all of its tasks cleared.
+    """
+
+    def run(dag_id: str, conf: dict | None = None, at: datetime | None = None) -> Run:
         from airflow.dag_processing.dagbag import DagBag
         from airflow.models.asset import AssetEvent
         from airflow.models.xcom import XComModel
@@ -87,7 +91,7 @@ def run_dag(airflow_home, fresh_store, capfd, caplog):
             one.retries = 0  # a failure is a failure at once
         capfd.readouterr()
         caplog.clear()
-        ended = dag.test(run_conf=conf)
+        ended = dag.test(run_conf=conf, **({"logical_date": at, "run_after": at} if at else {}))
         log = "".join(capfd.readouterr()) + caplog.text
         with create_session() as session:
             tasks = {t.task_id: str(t.state) for t in ended.get_task_instances(session=session)}

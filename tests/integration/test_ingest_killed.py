@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 from include import ledger
-from include.data import layout, tables
+from include.data import layout, storage, tables
 from include.data.ingest import ingest_source
 from include.ledger import moment
 from include.projects import get_project
@@ -21,9 +21,9 @@ PROCESSES = multiprocessing.get_context("forkserver")  # children of a server th
 PROCESSES.set_forkserver_preload(["great_expectations.expectations", "include.data.ingest", "include.projects.flights.feed"])
 
 
-def work(home: str, kill: tuple[str, str, int] | None) -> None:
+def work(environment: dict[str, str], kill: tuple[str, str, int] | None) -> None:
     """The task: ingest the schedule; die after the n-th call of a function."""
-    os.environ["AIRLOOP_HOME"] = home
+    os.environ.update(environment)
     get_settings.cache_clear()
     if kill:
         module, name, calls = kill
@@ -46,7 +46,8 @@ def report():
 
 
 def run(home, kill=None) -> int:
-    process = PROCESSES.Process(target=work, args=(str(home), kill))
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("AIRLOOP_", "AWS_"))}
+    process = PROCESSES.Process(target=work, args=(environment | {"AIRLOOP_HOME": str(home)}, kill))
     process.start()
     process.join(120)
     return process.exitcode
@@ -59,7 +60,7 @@ def end() -> dict:
         for name, by in (("schedule", list(SCHEDULE.key)), ("quarantine", ["file", "row"]))
     }
     records = [{k: v for k, v in record.items() if k != "recorded_at"} for record in ledger.file_records("flights")]
-    refused = {path.name: path.read_bytes() for path in layout.refused(FLIGHTS, SCHEDULE).iterdir()}
+    refused = {path.name: content for path, content in storage.read_all(storage.files(layout.refused(FLIGHTS, SCHEDULE)))}
     return {**rows, "records": records, "refused": refused, "page": (report() / "index.html").read_text()}
 
 
@@ -77,7 +78,7 @@ def dropped(fresh_store):
     "kill",
     [
         pytest.param(("include.data.ingest", "judge", 1), id="when it has decided"),
-        pytest.param(("pyarrow.parquet", "write_table", 1), id="in the middle of writing the plan"),
+        pytest.param(("include.data.storage", "write_parquet", 1), id="in the middle of writing the plan"),
         pytest.param(("include.data.ingest", "_write_plan", 1), id="when the plan is written"),
         pytest.param(("include.data.tables", "append", 1), id="when the good rows are appended"),
         pytest.param(("include.data.tables", "append", 2), id="when the bad rows are in quarantine"),

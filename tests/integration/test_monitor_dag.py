@@ -73,9 +73,10 @@ def champion(airflow):
     """Version 1 of flights, trained at APRIL, with its bundle, deployed."""
     from include.registry import versions
     from include.training.bundle import contract_of, make_bundle
+    from include.training.candidates import BASELINE
     from include.training.inputs import matrices
     from include.training.tracking import RequestRuns, log_model, tracking_client
-    from include.training.trainers import BASELINE, train
+    from include.training.trainers import train
 
     rows = inputs(3000, seed=1).assign(event_timestamp=pd.date_range(end=APRIL, periods=3000, freq="10min"))
     rows["label"] = outcome(rows)

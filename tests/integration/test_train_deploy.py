@@ -256,6 +256,6 @@ def test_a_step_that_ends_well_without_a_manifest_is_a_failure(airflow_home, fre
 
     step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "abc", "candidate": "torch_mlp"})
     step._run = lambda module, arguments: None
-    ti = SimpleNamespace(dag_id="flights__train", run_id="run_1", task_id="fit")
+    ti = SimpleNamespace(dag_id="flights__train", run_id="run_1", task_id="fit", try_number=1, max_tries=0)
     with pytest.raises(AirflowException, match="wrote no manifest at .*fit-torch_mlp.json"):
         step.execute({"ti": ti})

@@ -186,9 +186,10 @@ def test_the_openapi_documents_problems_and_its_example_is_a_request(client):
     PredictRequest.model_validate(example)
 
 
-def test_a_root_that_is_no_folder_is_refused():
-    with pytest.raises(ValueError, match="is no folder"):
-        Settings(log_root="s3://bucket/store")
+@pytest.mark.parametrize("root", ["gs://bucket/store", "s3://", "s3:/bucket/store", "http://bucket"])
+def test_a_root_that_is_no_folder_and_no_bucket_is_refused(root):
+    with pytest.raises(ValueError, match="neither a folder nor s3://bucket/prefix"):
+        Settings(log_root=root)
 
 
 def test_the_wall_stands():

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from upath import UPath
 
-from include.data import layout
+from include.data import layout, storage
 from include.projects.base import Project, Source
 
 MICROSECONDS = "datetime64[us, UTC]"
@@ -67,9 +67,7 @@ def _published(source: Source, since: datetime, until: datetime) -> list[tuple[s
 
 def write(project: Project, source: Source, name: str, rows: pd.DataFrame) -> UPath:
     """One file of a source, whole or not at all."""
-    folder = layout.landing(project, source)
-    folder.mkdir(parents=True, exist_ok=True)
-    return _write(folder / f"{name}.{source.format}", _as_text(source, rows).encode())
+    return storage.write(layout.landing(project, source) / f"{name}.{source.format}", _as_text(source, rows))
 
 
 def _as_text(source: Source, rows: pd.DataFrame) -> str:
@@ -78,13 +76,6 @@ def _as_text(source: Source, rows: pd.DataFrame) -> str:
     }
     texts = rows[list(source.columns)].assign(**moments)
     return texts.to_json(orient="records", lines=False, indent=0) if source.format == "json" else texts.to_csv(index=False)
-
-
-def _write(target: UPath, content: bytes) -> UPath:
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(content)
-    partial.rename(target)
-    return target
 
 
 @cache
@@ -167,9 +158,7 @@ def drop_bad(project: Project, kind: str, *, since: datetime, until: datetime) -
     if not files:
         raise ValueError(f"nothing of '{source_name}' was published between {since} and {until}: no file to spoil")
     name, content = make(source, files, until)
-    folder = layout.landing(project, source)
-    folder.mkdir(parents=True, exist_ok=True)
-    return _write(folder / name, content)
+    return storage.write(layout.landing(project, source) / name, content)
 
 
 def _spoiled(kind: str, change):

@@ -14,6 +14,8 @@ BOOKKEEPING = {
     "announce_tables", "fail_on_refused_files", "find_request", "request_retraining", "find_champion", "choose_candidates", "settle_request",
     "passed_the_gate", "announce_challenger", "announce_predictions", "choose_version", "announce_champion", "put_old_one_back",
 }  # fmt: skip
+# Tasks of projects with a search, or with several compute classes; flights, which is measured, has neither.
+OTHERS = {"plan_trials", "choose_refit"}
 
 
 @pytest.mark.parametrize("name", ["check_demo", "demo_checks", "demo_store", "raw_flights", "result"])
@@ -38,7 +40,7 @@ def test_every_task_that_does_work_is_a_step_of_the_loop_benchmark():
                 found.add(node.name)
     known = {name.partition("_")[0] if name.startswith("fit_") else name for name in steps()} | {"ingest_source"}
     assert len(found) > 15
-    assert found - BOOKKEEPING - known == set(), "a task of a DAG is not measured: add it to bench/loop_steps.py"
+    assert found - BOOKKEEPING - OTHERS - known == set(), "a task of a DAG is not measured: add it to bench/loop_steps.py"
     assert known - found == {"fit", "evaluate", "refit", *(n for n in known if n.startswith("ingest_") and n != "ingest_source")}
 
 

@@ -46,10 +46,10 @@ def ports():
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch, ports):
-    """Two small servers for the six services, and no Airflow to make a pool in."""
+    """Two small servers for the six services, and no Airflow to make pools in."""
     chosen = [server("one", ports[0]), server("two", ports[1])]
     monkeypatch.setattr(lifecycle, "services", lambda settings: chosen)
-    monkeypatch.setattr(lifecycle.AirflowApi, "set_pool", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "set_pools", lambda *_: None)
     return chosen
 
 

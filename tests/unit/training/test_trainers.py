@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from include.projects.base import Candidate, Inputs, TaskKind
-from include.training import trainers
+from include.training import candidates, trainers
 from include.training.bundle import Bundle, GoldenMismatch, make_bundle
 from include.training.inputs import matrices
 from include.training.onnx import ExportError, Graph, check_equal, predict, session
@@ -119,7 +119,7 @@ def test_rows_that_teach_nothing_are_refused_with_the_reason(label, message):
 
 def test_an_unknown_candidate_is_named():
     with pytest.raises(ValueError, match=r"no candidate 'xgboost'; it has .*baseline_rule"):
-        trainers.candidate_of(project(TaskKind.BINARY), "xgboost")
+        candidates.candidate_of(project(TaskKind.BINARY), "xgboost")
 
 
 def test_missing_columns_are_all_named():

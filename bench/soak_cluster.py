@@ -1,0 +1,67 @@
+"""Every failure of training pods, made for real on a cluster, many times each: no run may hang, no step may ever have two running pods.
+
+    KUBECONFIG=... AIRLOOP_TEST_IMAGE=... AIRLOOP_TEST_K8S_PART=... python -m bench.soak_cluster [--times 10] [-k EXPRESSION]
+
+Runs ``tests/cluster/test_failures.py`` with so many repeats, in one stack, and writes how often each failure was made, treated as it should be, and how long
+that took at the most. Exits with 1 if one was not.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as xml
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import result
+
+TESTS = "tests/cluster/test_failures.py"
+PACKAGES = ("apache-airflow", "apache-airflow-providers-cncf-kubernetes", "kubernetes", "kubernetes-asyncio")
+
+
+def tally(report: str) -> dict[str, dict[str, Any]]:
+    """From pytest's JUnit report: test -> how often it was made, held, failed, was skipped, and its longest time in seconds."""
+    found: dict[str, dict[str, Any]] = defaultdict(lambda: {"made": 0, "held": 0, "failed": 0, "skipped": 0, "longest_s": 0.0})
+    for case in xml.fromstring(report).iter("testcase"):
+        # test_x[0] and test_x[run-0] are repeats of test_x and test_x[run]
+        name = re.sub(r"\[\d+\]$", "", re.sub(r"-\d+\]$", "]", case.get("name", "")))
+        counts = found[name]
+        if case.find("skipped") is not None:
+            counts["skipped"] += 1
+            continue
+        bad = case.find("failure") is not None or case.find("error") is not None
+        counts["made"] += 1
+        counts["failed" if bad else "held"] += 1
+        counts["longest_s"] = max(counts["longest_s"], round(float(case.get("time", 0)), 1))
+    return dict(sorted(found.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak_cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("-k", default="", help="only these tests, as pytest understands it")
+    given = parser.parse_args()
+    if not os.environ.get("KUBECONFIG"):
+        sys.exit("soak_cluster: no cluster: KUBECONFIG names none")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", TESTS, f"--junitxml={report}", *(["-k", given.k] if given.k else [])]
+        ended = subprocess.run(command, cwd=result.REPOSITORY, env=os.environ | {"AIRLOOP_TEST_REPEATS": str(given.times)}, check=False)
+        if not report.exists():
+            sys.exit(f"soak_cluster: pytest ended with {ended.returncode} and wrote no report")
+        failures = tally(report.read_text())
+    path = result.write("soak_cluster", {"times": given.times, "failures": failures}, PACKAGES)
+    for name, counts in failures.items():
+        print(f"{counts['held']:3d} of {counts['made']:3d} held, {counts['skipped']} skipped, at most {counts['longest_s']:6.1f} s  {name}")
+    print(f"-> {path.relative_to(result.REPOSITORY)}")
+    sys.exit(any(counts["failed"] for counts in failures.values()))
+
+
+if __name__ == "__main__":
+    main()

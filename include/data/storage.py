@@ -1,0 +1,180 @@
+"""The one door to the project's data, be it a folder or an object store (``s3://bucket/prefix``).
+
+* A file is written whole or not at all: on a file system through another name, on an object store because a put is one.
+* Nothing is remembered of what a folder held: other processes write there too.
+* Who cannot get in is told at the first touch: which bucket, as whom, and what to do. A bucket that is missing would else look empty.
+
+Credentials are the standard variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...) of this process's environment, which s3fs, delta-rs and
+MLflow all read; who put them there is no matter of this module (``include.dag_kit.storage`` does, in a task).
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from upath import UPath
+
+from include.settings import get_settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEME = "s3://"
+IDENTITY = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE")
+# Else fsspec goes on telling what a folder held when this process first looked. Tries: those of botocore, for a server that is busy.
+OPTIONS: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}}
+AT_ONCE = 64  # files whose content is fetched side by side, and held in memory
+
+
+class StorageUnavailable(RuntimeError):
+    """The object store cannot be used; the message says which bucket, as whom, and what to do."""
+
+
+def is_object_store(uri: str) -> bool:
+    return uri.startswith(SCHEME)
+
+
+def path(uri: str | os.PathLike | UPath) -> UPath:
+    """A path in the store.
+
+    Raises:
+        StorageUnavailable: its bucket cannot be read.
+    """
+    text = str(uri)
+    if not is_object_store(text):
+        return UPath(text)
+    complete(os.environ)
+    _require(urlsplit(text).netloc, hash(tuple(os.environ.get(name) for name in IDENTITY)))
+    return UPath(text, **OPTIONS)
+
+
+def write(target: UPath, content: bytes | str) -> UPath:
+    """Write a file whole or not at all; whoever looks meanwhile sees the old one, or none. Makes its folder."""
+    data = content.encode() if isinstance(content, str) else content
+    if is_object_store(str(target)):
+        target.fs.pipe_file(target.path, data)  # not open(): closing that puts there what was written before something went wrong
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def write_parquet(target: UPath, rows: "pa.Table") -> bytes:
+    """Write a table as one parquet file, whole or not at all; gives the bytes."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer)
+    content = buffer.getvalue()
+    write(target, content)
+    return content
+
+
+def read_parquet(source: UPath) -> "pa.Table":
+    """Raises FileNotFoundError if there is none."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(source.read_bytes()))
+
+
+def files(folder: UPath) -> list[UPath]:
+    """The files of a folder (not those below it), by name; none if there is no such folder. One request, not one a file."""
+    if not is_object_store(str(folder)):
+        return sorted((p for p in folder.iterdir() if p.is_file()), key=lambda p: p.name) if folder.exists() else []
+    try:
+        found = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return []
+    names = (entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
+    return [folder / name for name in sorted(names) if name]  # without one: the folder's own mark, which some tools put there
+
+
+def read_all(paths: Iterable[UPath]) -> Iterator[tuple[UPath, bytes]]:
+    """Files with their content; from an object store many at once."""
+    waiting = list(paths)
+    while waiting:
+        now, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+        if is_object_store(str(now[0])):
+            content = now[0].fs.cat([p.path for p in now])
+            yield from ((p, content[p.path]) for p in now)
+        else:
+            yield from ((p, p.read_bytes()) for p in now)
+
+
+def read_below(folder: UPath, names: Iterable[str]) -> bytes | None:
+    """A file below a folder; None if there is none, or if a link leads out of the folder. The names must not be ``.`` or ``..``."""
+    file = folder.joinpath(*names)
+    if is_object_store(str(folder)):
+        try:
+            return file.fs.cat_file(file.path)
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+        return None
+    return file.read_bytes()
+
+
+def remove(folder: UPath) -> None:
+    """A folder with everything in it; safe to repeat."""
+    with suppress(FileNotFoundError):
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def delta_options(uri: str) -> dict[str, str] | None:
+    """Storage options of a Delta table. A commit is a put that only succeeds where nothing is yet: two writers cannot both make a version."""
+    return {"aws_conditional_put": "etag"} if is_object_store(uri) else None
+
+
+def complete(variables: MutableMapping[str, str]) -> None:
+    """Add what follows from the standard variables that are there: the libraries differ in which of them they read."""
+    region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
+    variables.update({"AWS_REGION": region, "AWS_DEFAULT_REGION": region, "AWS_CONDITIONAL_PUT": "etag"})
+    endpoint = variables.get("AWS_ENDPOINT_URL") or ""
+    if endpoint:
+        variables["MLFLOW_S3_ENDPOINT_URL"] = endpoint
+    if endpoint.startswith("http://"):
+        variables["AWS_ALLOW_HTTP"] = "true"
+    else:
+        variables.pop("AWS_ALLOW_HTTP", None)
+
+
+@cache
+def _require(bucket: str, _identity: int) -> None:
+    """Look into the bucket: once in a process, again after a failure, and as somebody else."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # one that was made before has the credentials of then
+    try:
+        UPath(f"{SCHEME}{bucket}", **OPTIONS).fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+    except Exception as error:  # botocore's, aiohttp's and s3fs' own
+        raise StorageUnavailable(_explain(error, bucket)) from error
+
+
+def _explain(error: Exception, bucket: str) -> str:
+    endpoint, key = os.environ.get("AWS_ENDPOINT_URL") or "AWS", os.environ.get("AWS_ACCESS_KEY_ID") or "none"
+    connection = get_settings().storage_connection
+    origin = f"Airflow connection '{connection}' in tasks, elsewhere the variables AWS_*" if connection else "the variables AWS_*"
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    code = str(answer.get("Error", {}).get("Code", ""))
+    if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+        what, fix = "there are no credentials", f"give {origin} login and password" if connection else "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif isinstance(error, PermissionError) or code == "InvalidAccessKeyId" or code.endswith("UserNotFound"):
+        what, fix = "the credentials are refused", f"mend key and secret in {origin}, or what they may do with this bucket"
+    elif isinstance(error, FileNotFoundError):
+        what, fix = "there is no such bucket", "make the bucket, or mend AIRLOOP_DATA_ROOT"
+    elif code:
+        what, fix = "it answers with an error", "see what it says, and its own log"
+    else:
+        what, fix = "the endpoint does not answer", f"start it, or mend the endpoint in {origin} (extra endpoint_url of a connection, AWS_ENDPOINT_URL)"
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"bucket '{bucket}' at {endpoint} ({origin}, access key {key}): {what} ({said}). To do: {fix}; docs/runbooks/storage.md"

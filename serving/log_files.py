@@ -1,0 +1,59 @@
+"""Where the prediction log's files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEME = "s3://"
+
+
+class LogFiles(Protocol):
+    def write(self, project: str, name: str, table: pa.Table) -> None:
+        """Write ``<root>/<project>/prediction_log/<name>``; raises OSError if that cannot be done now."""
+
+
+def log_files(root: str | Path, *, endpoint: str | None = None, region: str | None = None) -> LogFiles:
+    """Of a folder, or of ``s3://bucket/prefix``; credentials are the standard ones (AWS_ACCESS_KEY_ID, ..., or the machine's role)."""
+    return BucketFiles(str(root), endpoint, region) if str(root).startswith(SCHEME) else FolderFiles(Path(root))
+
+
+class FolderFiles:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(self, project: str, name: str, table: pa.Table) -> None:
+        folder = self.root / project / "prediction_log"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
+        try:
+            pq.write_table(table, partial)
+            partial.rename(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class BucketFiles:
+    """Arrow's own S3 client, which comes with pyarrow; made at the first write."""
+
+    def __init__(self, root: str, endpoint: str | None, region: str | None) -> None:
+        self.root, self._endpoint, self._region = root.removeprefix(SCHEME).rstrip("/"), endpoint, region
+        self._filesystem: Any = None
+
+    def write(self, project: str, name: str, table: pa.Table) -> None:
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)  # in memory first: what fails here leaves nothing there
+        with self._open().open_output_stream(f"{self.root}/{project}/prediction_log/{name}") as stream:
+            stream.write(content.getvalue())
+
+    def _open(self):
+        if self._filesystem is None:
+            from pyarrow import fs
+
+            self._filesystem = fs.S3FileSystem(
+                endpoint_override=self._endpoint, region=self._region, connect_timeout=5, request_timeout=20,
+                allow_delayed_open=True,  # one request a file, not three
+                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),  # who writes the log tries again anyway
+            )  # fmt: skip
+        return self._filesystem

@@ -1,0 +1,341 @@
+"""One cluster, one namespace and one real stack for the tests of this folder.
+
+The cluster is the one that ``KUBECONFIG`` names, any one whose nodes are this machine (pods read this checkout and its Python, and write into a folder
+of the test, by hostPath). ``AIRLOOP_TEST_IMAGE`` is an image of empty folders there; ``AIRLOOP_TEST_K8S_PART`` a program that pauses and resumes parts of
+the cluster (``PROGRAM pause kubelet``), without which the tests that need it are skipped. ``AIRLOOP_TEST_REPEATS``: how often each failure is made.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import psutil
+import pytest
+
+from include.settings import REPOSITORY, Settings, get_settings
+from include.stack.api import AirflowApi
+from include.stack.processes import ProcessBook
+
+REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
+HERE = Path(__file__).parent
+WELL = "airloop-test-well"
+
+
+def new_request() -> str:
+    return f"r{token_hex(5)}"
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "that") -> Any:
+    """Waits until the condition gives something true, and gives that."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A namespace of the cluster, and a client."""
+
+    api: Any
+    namespace: str
+    image: str
+
+    def pods(self, request: str | None = None) -> list[Any]:
+        """Those of a request (or all), oldest first."""
+        selector = f"airloop/request={request}" if request else None
+        found = self.api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return sorted(found, key=lambda pod: pod.metadata.creation_timestamp)
+
+    def running(self, request: str) -> Any:
+        """The request's one pod, if it runs."""
+        return next((p for p in self.pods(request) if p.status.phase == "Running" and p.status.container_statuses[0].state.running), None)
+
+    def evict(self, pod: Any) -> None:
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
+        self.api.create_namespaced_pod_eviction(pod.metadata.name, self.namespace, body)
+
+    @property
+    def node(self) -> Any:
+        """The one on which pods run."""
+        return next(node for node in self.api.list_node().items if node.metadata.name != WELL)
+
+    def node_ready(self) -> bool:
+        return next(c.status for c in self.node.status.conditions if c.type == "Ready") == "True"
+
+
+@dataclass
+class Runs:
+    """Starts DAG runs of one step and tells what came of them."""
+
+    api: AirflowApi
+    cluster: Cluster
+    settings: Settings
+    started: dict[str, tuple[str, str]] = field(default_factory=dict)  # request -> (dag, run)
+
+    def start(self, compute: str, behave: str, request: str | None = None) -> str:
+        """Gives the request's id."""
+        request = request or new_request()
+        dag = f"pods__{compute}"
+        self.started[request] = dag, self.api.trigger(dag, {"request": request, "behave": behave})
+        return request
+
+    def end(self, request: str, seconds: float = 180.0) -> str:
+        """Waits for the run's end; gives its state."""
+        return self.api.wait(*self.started[request], timeout=seconds, every=0.3)
+
+    def step(self, request: str) -> dict[str, Any]:
+        """The step's task instance."""
+        return next(t for t in self.api.task_instances(*self.started[request]) if t["task_id"] == "fit")
+
+    def tries(self, request: str) -> int:
+        return self.step(request)["try_number"]
+
+    def log(self, request: str, number: int | None = None) -> str:
+        """What one try of the step logged (the last one)."""
+        dag, run = self.started[request]
+        path = f"dags/{dag}/dagRuns/{run.replace('+', '%2B')}/taskInstances/fit/logs/{number or self.tries(request)}"
+        content = self.api.call("GET", path, params={"full_content": True}, headers={"accept": "application/json"})["content"]
+        return "\n".join(line.get("event", "") + json.dumps(line.get("error_detail", "")) if isinstance(line, dict) else str(line) for line in content)
+
+    def manifest(self, request: str) -> Path:
+        return Path(self.settings.store) / "flights" / "training" / request / "fit.json"
+
+    def cancel(self, request: str, way: str = "run") -> None:
+        """As a person does in the UI: marks the run, or its step, as failed."""
+        dag, run = self.started[request]
+        path = f"dags/{dag}/dagRuns/{run.replace('+', '%2B')}"
+        if way == "run":
+            self.api.call("PATCH", path, json={"state": "failed"})
+        else:
+            self.api.call("PATCH", f"{path}/taskInstances/fit", json={"new_state": "failed"})
+
+    def clear(self, request: str) -> None:
+        self.api.clear(*self.started[request], task_ids=["fit"])
+
+    def kill(self, component: str) -> None:
+        """Kills a part of Airflow and all that it started with -9, as a machine's end does."""
+        book = ProcessBook(self.settings.home, REPOSITORY)
+        for process in book.members(book.records()[component]):
+            process.kill()
+
+    def counted(self, request: str) -> int:
+        """What the counting step has kept in its checkpoint."""
+        kept = self.manifest(request).with_suffix(".checkpoint") / "count"
+        return int(kept.read_text() or 0) if kept.exists() else 0
+
+    def begins(self, request: str) -> list[int]:
+        """Where each try of the counting step began."""
+        logs = (self.log(request, number) for number in range(1, self.tries(request) + 1))
+        return [int(found) for log in logs for found in re.findall(r"begins at (\d+)", log)]
+
+    def lived(self, request: str) -> list[str]:
+        """The names of the pods that the step ever had."""
+        return sorted(file.name for file in self.manifest(request).with_suffix(".lives").glob("[!.]*"))
+
+    def lives(self, request: str) -> list[tuple[float, float]]:
+        """(first, last) sign of life of each process that the step ever was, by its own clock."""
+        folder = self.manifest(request).with_suffix(".lives")
+        spans = (file.read_text().split() for file in folder.glob("[!.]*"))
+        return sorted((float(first), float(last)) for first, last in spans)
+
+    def never_two(self, request: str) -> None:
+        lives = self.lives(request)
+        assert all(before[1] <= after[0] for before, after in zip(lives, lives[1:], strict=False)), f"two pods of one step ran at once: {lives}"
+
+
+class NoCluster(Exception):
+    """There is none to test on; the message says what is missing."""
+
+
+@contextmanager
+def a_cluster() -> Iterator[Cluster]:
+    """A namespace of its own in the cluster that KUBECONFIG names."""
+    if not os.environ.get("KUBECONFIG"):
+        raise NoCluster("no cluster: KUBECONFIG names none")
+    image = os.environ.get("AIRLOOP_TEST_IMAGE")
+    if not image:
+        raise NoCluster("AIRLOOP_TEST_IMAGE names no image of empty folders in that cluster")
+    from kubernetes import client, config
+
+    config.load_kube_config()
+    api, name = client.CoreV1Api(), f"airloop-test-{token_hex(3)}"
+    api.create_namespace({"metadata": {"name": name}})
+    try:
+        yield Cluster(api, name, image)
+    finally:
+        api.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(a_cluster())
+        except NoCluster as missing:
+            pytest.skip(str(missing))
+        yield found
+
+
+@pytest.fixture
+def k8s_part(cluster):
+    """Runs the program that takes parts of the cluster away; waits until an earlier test's are back."""
+    program = os.environ.get("AIRLOOP_TEST_K8S_PART")
+    if not program:
+        pytest.skip("AIRLOOP_TEST_K8S_PART names no program that pauses parts of the cluster")
+    until(lambda: cluster.node_ready() and not cluster.node.spec.taints, 120, "the node to be well again")
+    return lambda *arguments: subprocess.run([program, *arguments], check=True, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def a_node_that_is_well(cluster):
+    """A node object beside the real one, ready as long as the tests run, which takes no pods: of a cluster none of whose nodes answers, Kubernetes takes
+    the network to be the trouble, and gives up no pod ("master disruption mode").
+    """
+    from kubernetes import client
+
+    leases, api = client.CoordinationV1Api(), cluster.api
+    api.create_node({"metadata": {"name": WELL}, "spec": {"unschedulable": True}})
+    ended = threading.Event()
+
+    def say_so() -> None:
+        while not ended.wait(5):
+            leases.patch_namespaced_lease(WELL, "kube-node-lease", {"spec": {"renewTime": _now()}})
+
+    thread = threading.Thread(target=say_so, daemon=True)
+    try:
+        lease = {"metadata": {"name": WELL}, "spec": {"holderIdentity": WELL, "leaseDurationSeconds": 40, "renewTime": _now()}}
+        leases.create_namespaced_lease("kube-node-lease", lease)
+        condition = {"type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": _now(), "lastTransitionTime": _now()}
+        api.patch_node_status(WELL, {"status": {"conditions": [condition]}})
+        thread.start()
+        yield
+    finally:
+        ended.set()
+        api.delete_node(WELL)
+        leases.delete_namespaced_lease(WELL, "kube-node-lease")
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+@pytest.fixture(scope="session")
+def stack_settings(cluster, tmp_path_factory):
+    return settings_of(cluster, tmp_path_factory.mktemp("cluster"))
+
+
+def settings_of(cluster: Cluster, root: Path, *, code: Path = REPOSITORY, dag_files: Path = HERE / "dags", project: str = "flights") -> Settings:
+    """Settings of a stack of its own in that folder, whose training steps are pods that run this code."""
+    root.chmod(0o755)
+    for parent in root.parents:  # pods are nobody on this machine, and shall find their folder
+        if parent.stat().st_uid == os.getuid() and parent != Path(parent.anchor):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    dags = root / "dags"
+    shutil.copytree(dag_files, dags, ignore=shutil.ignore_patterns("__pycache__"))
+    if project == "flights":
+        shutil.copy(REPOSITORY / "dags" / "train.py", dags)
+    template = root / "pod.yaml"
+    template.write_text(json.dumps(pod_template(root, code)))
+    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
+    return Settings(
+        home=root / "home", dags_folder=dags, parallelism=4, projects=project, compute="kubernetes", kubernetes_namespace=cluster.namespace,
+        training_image=cluster.image, pod_template=template, host=address_for_pods(cluster),
+        pools="cpu=2,small=16,patient=16,impatient=16,badly_named=16,unknown_image=16,gpu_test=2,gpu_many=16,gpu_nowhere=16", **ports,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def airloop(stack_settings):
+    """Runs the `airloop` command with those settings, as a person would."""
+    return lambda *arguments: airloop_command(stack_settings, *arguments)
+
+
+def airloop_command(settings: Settings, *arguments: str, code: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(code)}
+    # What this Airflow writes, pods that are nobody must be able to go on with: hence the umask.
+    return subprocess.run(
+        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=400,
+        check=False, umask=0,
+    )  # fmt: skip
+
+
+@contextmanager
+def a_stack(
+    cluster: Cluster, settings: Settings, *, code: Path = REPOSITORY, dags: Sequence[str] = ("pods__small", "pods__gpu_many", "flights__train")
+) -> Iterator[Runs]:
+    """A stack that is up, with these DAGs in it among others, and is taken down at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**settings.environment(), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+            patch.setenv(name, value)
+        get_settings.cache_clear()
+        try:
+            up = airloop_command(settings, "up", code=code)
+            assert up.returncode == 0, up.stdout + up.stderr
+            api = AirflowApi.of(settings)
+            api.wait_for_dags(list(dags), timeout=120)
+            yield Runs(api, cluster, settings)
+        finally:
+            airloop_command(settings, "down", code=code)
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def runs(stack_settings, cluster):
+    with a_stack(cluster, stack_settings) as started:
+        yield started
+
+
+def pod_template(shared: Path | None = None, code: Path = REPOSITORY) -> dict[str, Any]:
+    """Pods that run this very checkout: the machine's /usr, Python and code, read-only, and the test's folder if there is one."""
+    python = Path(sys.executable)
+    folders = {"usr": Path("/usr"), "venv": Path(sys.prefix), "python": Path(sys.base_prefix), "code": code}
+    folders |= {f"links{n}": folder for n, folder in enumerate({link.parent for link in links(python)} - set(folders.values()))}
+    mounts = [{"name": name, "mountPath": str(path), "readOnly": True} for name, path in folders.items() if not path.is_relative_to("/usr") or name == "usr"]
+    volumes = [{"name": m["name"], "hostPath": {"path": m["mountPath"], "type": "Directory"}} for m in mounts]
+    environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
+    if shared:
+        mounts.append({"name": "shared", "mountPath": str(shared)})
+        volumes.append({"name": "shared", "hostPath": {"path": str(shared), "type": "Directory"}})
+    container = {
+        "name": "base", "image": "replaced", "workingDir": str(code), "env": [{"name": k, "value": v} for k, v in environment.items()],
+        "volumeMounts": mounts,
+    }  # fmt: skip
+    spec = {"containers": [container], "volumes": volumes}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "template"}, "spec": spec}
+
+
+def links(path: Path) -> list[Path]:
+    """The chain of links from a path to its file."""
+    chain = []
+    while path.is_symlink():
+        path = path.parent / path.readlink()
+        chain.append(path)
+    return chain
+
+
+def address_for_pods(cluster: Cluster) -> str:
+    """An address of this machine at which pods reach it."""
+    addresses = {a.address for a in cluster.node.status.addresses}
+    ours = {address.address for addresses_ in psutil.net_if_addrs().values() for address in addresses_ if address.family == socket.AF_INET}
+    return next(iter(addresses & ours), "127.0.0.1")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

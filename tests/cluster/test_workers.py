@@ -1,0 +1,227 @@
+"""A fit of several workers on a real cluster: an indexed Job of pods in which torch really fits, driven by a real Airflow.
+
+The stack runs a copy of this checkout with one more project, whose candidates differ in the number of their workers.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from include.dag_kit.pod_group_ends import INDEX
+from include.projects.flights import project as flights
+from include.settings import REPOSITORY
+from tests.cluster.conftest import HERE, Cluster, Runs, a_stack, new_request, settings_of, until
+from tests.unit.training import made_up
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+EPOCHS = 150
+TINY = f"""
+from datetime import timedelta
+
+from include.projects.base import Candidate
+from include.projects.compute import ComputeClass
+from include.projects.flights import project as flights
+
+parameters = {{"hidden": 16, "epochs": {EPOCHS}, "batch_size": 250, "dropout": 0.2}}
+networks = [Candidate(name=f"network_{{n}}", trainer="torch_mlp", workers=n, parameters=parameters) for n in (1, 2)]
+broken = Candidate(name="broken", trainer="torch_mlp", workers=2, parameters=parameters | {{"hidden": -1}})
+room = ComputeClass(
+    cpu=0.25, memory="1Gi", memory_max="1Gi", ephemeral_storage="256Mi", timeout=timedelta(minutes=5),
+    schedule_timeout=timedelta(minutes=1), start_timeout=timedelta(minutes=1), node_lost_after=timedelta(minutes=5),
+)
+project = flights.model_copy(update={{"name": "tiny", "candidates": (*networks, broken), "compute": {{"cpu": room}}}})
+"""
+CODE = ("config", "feature_repo", "include", "plugins", "serving")
+
+
+class Fits(Runs):
+    """As ``Runs``, of fits of the project tiny."""
+
+    training_set = ""
+
+    def fit(self, candidate: str) -> str:
+        request = new_request()
+        given = {"request": request, "candidate": candidate, "training_set": self.training_set}
+        self.started[request] = "workers__fit", self.api.trigger("workers__fit", given)
+        return request
+
+    def manifest(self, request: str) -> Path:
+        return next((Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*[0-9].json"))
+
+    def made(self, request: str) -> dict[str, Any]:
+        return json.loads(self.manifest(request).read_text())
+
+    def at_work(self, request: str) -> bool:
+        """Some epochs are done and kept."""
+        return any((Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*.checkpoint/state.pt"))
+
+    def costs(self, request: str) -> dict[str, Any]:
+        return json.loads(self.manifest(request).with_suffix(".pods.json").read_text())
+
+    def graph(self, request: str) -> bytes:
+        return (Path(self.made(request)["bundle"]) / "model.onnx").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def fits(cluster, tmp_path_factory) -> Iterator[Fits]:
+    root = tmp_path_factory.mktemp("workers")
+    code = root / "code"
+    for name in CODE:
+        shutil.copytree(REPOSITORY / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "include" / "projects" / "tiny").mkdir()
+    (code / "include" / "projects" / "tiny" / "__init__.py").write_text(TINY)
+    settings = settings_of(cluster, root, code=code, dag_files=HERE / "worker_dags", project="tiny")
+    with a_stack(cluster, settings, code=code, dags=["workers__fit"]) as runs:
+        found = Fits(runs.api, cluster, settings)
+        mask = os.umask(0)  # pods are nobody, and write beside it
+        try:
+            rows = made_up.examples(flights, days=30, a_day=119)
+            found.training_set = made_up.write(flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows)
+        finally:
+            os.umask(mask)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(fits):
+    """The request of an undisturbed fit, by candidate."""
+    requests = {}
+    for candidate in ("network_1", "network_2"):
+        requests[candidate] = fits.fit(candidate)
+        assert fits.end(requests[candidate], 300) == "success", fits.log(requests[candidate])
+    return requests
+
+
+def index(pod) -> int:
+    return int(pod.metadata.annotations[INDEX])
+
+
+def jobs(cluster: Cluster, request: str) -> list[Any]:
+    from kubernetes import client
+
+    return client.BatchV1Api().list_namespaced_job(cluster.namespace, label_selector=f"airloop/request={request}").items
+
+
+def services(cluster: Cluster, request: str) -> list[Any]:
+    return cluster.api.list_namespaced_service(cluster.namespace, label_selector=f"airloop/request={request}").items
+
+
+def running(cluster: Cluster, request: str) -> dict[int, Any]:
+    """Place -> pod, once both run."""
+    found = {index(pod): pod for pod in cluster.pods(request) if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp}
+    return found if len(found) == 2 else {}
+
+
+@contextmanager
+def watched(cluster: Cluster, request: str):
+    """Looks at the request's pods again and again: how many of one place there were at once, which pods, which Jobs."""
+    seen = SimpleNamespace(most=0, pods={}, jobs=set(), stop=threading.Event())
+
+    def look() -> None:
+        while not seen.stop.wait(0.1):
+            pods = cluster.pods(request)
+            alive = Counter(index(pod) for pod in pods if pod.status.phase not in ("Succeeded", "Failed"))
+            seen.most = max([seen.most, *alive.values()])
+            seen.pods |= {pod.metadata.name: index(pod) for pod in pods}
+            seen.jobs |= {pod.metadata.labels["batch.kubernetes.io/job-name"] for pod in pods}
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        seen.stop.set()
+        thread.join()
+
+
+def test_two_pods_learn_what_one_learns(fits, cluster, whole):
+    one, two = (fits.made(whole[name]) for name in ("network_1", "network_2"))
+    assert (one["workers"], two["workers"]) == (1, 2)
+    losses, others = one["history"]["training_loss"], two["history"]["training_loss"]
+    assert len(losses) == EPOCHS and losses[-1] < 0.8 * losses[0]
+    assert np.allclose(losses, others, rtol=1e-5, atol=0), np.max(np.abs(np.divide(losses, others) - 1))
+    assert fits.graph(whole["network_1"]) != fits.graph(whole["network_2"])  # were they the same bit for bit, it would have been one worker both times
+    log = fits.log(whole["network_2"])
+    assert log.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "resuming" not in log
+    costs = fits.costs(whole["network_2"])
+    assert len(costs) == 2 and {cost["ended"] for cost in costs.values()} == {"succeeded"} and all(cost["running_s"] > 0 for cost in costs.values())
+    until(lambda: not (cluster.pods(whole["network_2"]) or jobs(cluster, whole["network_2"]) or services(cluster, whole["network_2"])), 60, "all to go")
+
+
+def test_its_pods_are_as_safe_as_a_single_one_and_find_each_other_by_name(fits, cluster):
+    request = fits.fit("network_2")
+    pods = until(lambda: running(cluster, request), 180, "both workers")
+    (job,) = jobs(cluster, request)
+    assert len(job.metadata.name) <= 58 and [s.metadata.name for s in services(cluster, request)] == [job.metadata.name]
+    for place, pod in pods.items():
+        assert pod.metadata.name.startswith(f"{job.metadata.name}-{place}-") and pod.spec.hostname == f"{job.metadata.name}-{place}"
+        container = pod.spec.containers[0]
+        assert pod.spec.security_context.run_as_non_root and container.security_context.read_only_root_filesystem
+        assert pod.spec.automount_service_account_token is False and container.resources.limits["memory"] == "1Gi"
+        labels = {name.removeprefix("airloop/"): value for name, value in pod.metadata.labels.items()}
+        assert (labels["project"], labels["request"], labels["step"], labels["number"]) == ("tiny", request, "fit-network_2", "1")
+    assert fits.end(request) == "success", fits.log(request)
+
+
+@pytest.mark.parametrize("place", [1, 0])
+def test_an_evicted_worker_comes_again_and_all_go_on_from_the_checkpoint(fits, cluster, whole, place):
+    request = fits.fit("network_2")
+    with watched(cluster, request) as seen:
+        pods = until(lambda: running(cluster, request), 180, "both workers")
+        until(lambda: fits.at_work(request), 180, "some work")
+        began = time.monotonic()
+        cluster.evict(pods[place])
+        assert fits.end(request, 400) == "success", fits.log(request)
+        print(f"healed and ended {time.monotonic() - began:.1f} s after the eviction of worker {place}; pods {seen.pods}")
+    log = fits.log(request)
+    assert fits.tries(request) == 1 and len(seen.jobs) == 1, "another Job was made"
+    assert seen.most == 1, "two pods of one place were there at once"
+    assert Counter(seen.pods.values())[place] >= 2
+    assert "resuming from epoch" in log and "resuming from epoch 1/" not in log
+    assert fits.graph(request) == fits.graph(whole["network_2"]) and fits.made(request)["history"] == fits.made(whole["network_2"])["history"]
+    costs = fits.costs(request)
+    assert len(costs) == len(seen.pods) and "evicted" in {cost["ended"] for cost in costs.values()}
+
+
+@pytest.mark.parametrize("way", ["run", "task"])
+def test_a_cancelled_run_leaves_nothing(fits, cluster, way):
+    request = fits.fit("network_2")
+    until(lambda: running(cluster, request), 180, "both workers")
+    until(lambda: fits.step(request)["state"] == "deferred", 30, "its watch")
+    fits.cancel(request, way)
+    until(lambda: not (cluster.pods(request) or jobs(cluster, request) or services(cluster, request)), 60, "all to go")
+    assert fits.end(request) == "failed"
+
+
+def test_a_cleared_step_never_has_two_groups_at_once(fits, cluster, whole):
+    request = fits.fit("network_2")
+    with watched(cluster, request) as seen:
+        until(lambda: running(cluster, request), 180, "both workers")
+        until(lambda: fits.step(request)["state"] == "deferred", 30, "its watch")
+        fits.clear(request)
+        assert fits.end(request, 400) == "success", fits.log(request)
+    assert seen.most == 1 and len(seen.pods) == 4
+    assert fits.graph(request) == fits.graph(whole["network_2"])
+
+
+def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, cluster):
+    request = fits.fit("broken")
+    assert fits.end(request, 400) == "failed"
+    log = fits.log(request)
+    assert "crashed: pod " in log and "ended with exit code 70" in log
+    assert "RuntimeError: Trying to create tensor with negative dimension" in log
+    assert "WorkersFailed: worker " in log.rpartition("Its last lines:")[2]
+    assert fits.tries(request) == len(jobs(cluster, request)) == 3, "failed Jobs are kept"
+    assert all(pod.status.phase == "Failed" for pod in cluster.pods(request))

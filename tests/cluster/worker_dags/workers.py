@@ -1,0 +1,24 @@
+"""One fit of the project ``tiny``, whose candidates have one worker or several; see tests/cluster/test_workers.py.
+
+* **Starts** by tests.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import Param, dag
+
+from include.dag_kit.compute import training_step
+from include.projects import get_project
+
+ARGUMENTS = {name: f"{{{{ params.{name} }}}}" for name in ("request", "candidate", "training_set")}
+
+
+@dag(
+    dag_id="workers__fit", schedule=None, params={name: Param("x", type="string") for name in ARGUMENTS},
+    default_args={"retry_delay": timedelta(seconds=1)}, doc_md=__doc__,
+)  # fmt: skip
+def one_fit():
+    training_step(get_project("tiny"), "fit", task_id="fit", arguments=ARGUMENTS)
+
+
+one_fit()

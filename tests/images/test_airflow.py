@@ -1,0 +1,45 @@
+"""The Airflow image parses every DAG, has what the tasks import, and no torch."""
+
+import pytest
+
+from tests.images.test_training import ABSENT, WRITES
+
+pytestmark = [pytest.mark.stack, pytest.mark.images]
+
+PARSE = """
+import subprocess, sys
+subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag("/app/dags")
+print(sorted(bag.dags))
+raise SystemExit(str(bag.import_errors) if bag.import_errors or len(bag.dags) < 6 else 0)
+"""
+IMPORTS = """
+import importlib, pkgutil, sys
+import feature_repo, include
+lacking = []
+for package in (feature_repo, include):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            lacking.append((found.name, error.name))
+print(lacking)
+wrong = [one for one in lacking if not one[0].startswith("include.training.") or one[1] not in ("torch", "onnx", "skl2onnx")]
+raise SystemExit(str(wrong) if wrong else 0)
+"""
+
+
+def test_nobody_runs_it_and_it_has_no_torch(engine, airflow_image, size):
+    inside = ("--entrypoint", "python")
+    assert engine.run(airflow_image, "-c", WRITES, options=inside).stdout.split() == ["10001", "10001", "/app"]
+    engine.run(airflow_image, "-c", ABSENT % (["torch", "onnx", "skl2onnx", "serving", "pytest"],), options=inside)
+    assert "3.3.2" in engine.run(airflow_image).stdout
+    size(airflow_image, 2500)
+
+
+def test_it_parses_every_dag_and_has_what_the_tasks_import(engine, airflow_image):
+    inside = ("--entrypoint", "python")
+    said = engine.run(airflow_image, "-c", PARSE, options=inside).stdout
+    assert "flights__train" in said
+    print(engine.run(airflow_image, "-c", IMPORTS, options=inside).stdout)

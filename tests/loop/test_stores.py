@@ -1,0 +1,251 @@
+"""The whole loop through a real stack, once on files with processes and once on S3, with pods where there is a cluster: the same tables, decisions
+and metrics; and the secret is nowhere to be found.
+
+On S3 everything lies there: landing zone, tables, manifests, training sets, reports, MLflow's artifacts, the tasks' logs, serving's log. Airflow's
+processes have a connection and no credentials of their own, so whatever a task writes it writes with what it was handed.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from include import ledger
+from include.data import layout, storage, tables
+from include.demo.replay import Replay, Step
+from include.projects import get_project
+from include.settings import REPOSITORY, Settings
+from include.stack.api import AirflowApi
+from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
+from tests.integration.s3.conftest import ACCESS_KEY, SECRET_KEY, forget
+
+FLIGHTS = get_project("flights")
+# Of four weeks no candidate beats the baseline: the gate would refuse, and nothing would be deployed, scored or served.
+BEGIN, FIRST, SECOND = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
+STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
+PROBE = '''
+from airflow.sdk import dag, task
+
+from include.dag_kit.defaults import default_args
+from include.projects import get_project
+
+
+@dag(dag_id="flights__probe", schedule=None, default_args=default_args(get_project("flights")) | {"retries": 0}, doc_md="test")
+def probe():
+    @task
+    def tell() -> list:
+        """What a careless task does: prints and logs all that it has."""
+        import logging
+        import os
+
+        print("printed", dict(os.environ))
+        logging.getLogger(__name__).warning("logged %s", os.environ["AWS_SECRET_ACCESS_KEY"])
+        return sorted(name for name in os.environ if name.startswith("AWS_"))
+
+    @task
+    def mapped(number: int) -> str:
+        import os
+
+        return os.environ["AWS_ACCESS_KEY_ID"]
+
+    tell()
+    mapped.expand(number=[1, 2])
+
+
+probe()
+'''
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+ENDED: dict[str, dict] = {}  # store -> how the loop ended there
+
+
+class Silent:
+    step = stage = said = staticmethod(lambda _: None)
+
+
+@pytest.fixture(params=["files", "s3"])
+def stack(request, s3, some_cluster, tmp_path, monkeypatch):
+    """A stack of its own, up, on the store of that kind, and this process living in its home."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_CONN_", "MLFLOW_S3_"))]:
+        monkeypatch.delenv(name)
+    shutil.copytree(REPOSITORY / "dags", tmp_path / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "dags" / "probe.py").write_text(PROBE)
+    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
+    settings = Settings(home=tmp_path / "home", dags_folder=tmp_path / "dags", projects="flights", parallelism=3, **ports)
+    given = {}
+    if request.param == "s3":
+        bucket = s3.make_bucket()
+        settings = settings.model_copy(
+            update={"data_root": f"s3://{bucket}/data", "storage_connection": "airloop_store", "remote_logs": f"s3://{bucket}/task-logs"}
+        )
+        given = s3.variables
+        if some_cluster:
+            settings = settings.model_copy(update=on_pods(some_cluster, given, tmp_path))
+    for name, value in {**settings.environment(), **given, "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+        monkeypatch.setenv(name, value)
+    forget_all()
+
+    def airloop(command):
+        return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+
+    up = airloop("up")
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        api = AirflowApi.of(settings)
+        api.wait_for_dags([f"flights__{stage}" for stage in (*STAGES, "probe")], timeout=120)
+        yield request.param, settings, api
+    finally:
+        airloop("down")
+        monkeypatch.undo()
+        forget_all()
+
+
+def on_pods(cluster: Cluster, credentials: dict[str, str], folder: Path) -> dict:
+    """The settings by which training steps are pods that reach MLflow and S3 on this machine, with a secret of that cluster."""
+    secret = {"metadata": {"name": "airloop-storage"}, "stringData": credentials}
+    cluster.api.create_namespaced_secret(cluster.namespace, secret)
+    template = folder / "pod.json"
+    template.write_text(json.dumps(pod_template()))
+    return {
+        "compute": "kubernetes", "kubernetes_namespace": cluster.namespace, "training_image": cluster.image, "pod_template": template,
+        "storage_secret": "airloop-storage", "host": address_for_pods(cluster),
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def forget_all():
+    forget()
+    if (store := sys.modules.get("include.features.store")) is not None:
+        store.feature_store.cache_clear()
+
+
+def test_the_loop_closes(stack, s3):
+    kind, settings, api = stack
+    records = Replay(FLIGHTS, api, Silent()).run(
+        [Step("history", BEGIN, FIRST, first_model=True), Step("three days", FIRST, SECOND, bad_files=("missing_column",))]
+    )
+    assert records[0].trainings[0]["state"] == "deployed", ledger.decisions("flights", "gate")
+    assert records[0].serving_asked >= 10 and records[0].serving_agreed == records[0].serving_asked
+    assert records[1].monitor["labels"] > 1000
+    ENDED[kind] = ended(records)
+    if settings.compute == "kubernetes":
+        pods = pods_of_steps()
+        assert pods.keys() >= {"fit-baseline_rule", "fit-hist_gradient_boosting", "fit-torch_mlp", "evaluate", "refit"}
+        assert all(ended == ["succeeded"] for ended in pods.values()), pods
+    if kind == "s3":
+        on_s3(settings, api)
+        nothing_leaked(settings, api, s3)
+
+
+def ended(records) -> dict:
+    """What must be the same wherever the data lies."""
+    uris = [layout.table(FLIGHTS, name) for name in (*(s.name for s in FLIGHTS.sources), "quarantine")]
+    uris += [*(layout.feature_table(FLIGHTS, view) for view in FLIGHTS.feature_views), layout.predictions(FLIGHTS)]
+    predicted = tables.open_table(layout.predictions(FLIGHTS)).to_pandas().sort_values("prediction_id")
+    requests = ledger.requests("flights")
+    sets = [path for request in requests for path in storage.files(layout.training(FLIGHTS, request.id)) if re.fullmatch(r"training_set-\w+\.json", path.name)]
+    return {
+        "tables": {uri.rpartition("/")[2]: (tables.table_version(uri), tables.open_table(uri).count()) for uri in uris},
+        "training sets": {path.name: json.loads(path.read_text()) for path in sets},
+        "gate": [(d["verdict"], d["reasons"], d["cutoff"]) for d in ledger.decisions("flights", "gate")],
+        "deploy": [(d["verdict"], d["cutoff"]) for d in ledger.decisions("flights", "deploy")],
+        "figures": [{who: t[who] for who in ("challenger", "champion", "baseline", "judged_rows", "candidate")} for r in records for t in r.trainings],
+        "monitor": [{k: v for k, v in r.monitor.items() if k not in {"request"}} for r in records],
+        "files": sorted((f["source"], f["file"], f["status"], f["sha256"]) for f in ledger.file_records("flights")),
+        "refused": [path.name for source in FLIGHTS.sources for path in storage.files(layout.refused(FLIGHTS, source))],
+        "predictions": dict(zip(predicted["prediction_id"], predicted["prediction"], strict=True)),
+    }
+
+
+def pods_of_steps() -> dict[str, list[str]]:
+    """Training step -> how its pods ended."""
+    kept = [path for request in ledger.requests("flights") for path in storage.files(layout.training(FLIGHTS, request.id)) if path.name.endswith(".pods.json")]
+    return {path.name.removesuffix(".pods.json"): [pod["ended"] for pod in json.loads(path.read_text()).values()] for path in kept}
+
+
+def on_s3(settings: Settings, api: AirflowApi) -> None:
+    """Everything lies there, and what people look at comes from there."""
+    assert not Path(settings.home / "store").exists()
+    root = layout.project_root(FLIGHTS)
+    assert [
+        kind for kind in ("landing", "refused", "tables", "features", "predictions", "training", "reports", "prediction_log") if not (root / kind).exists()
+    ] == []
+    artifacts = [p for p in root.fs.find(storage.path(f"{settings.store}/_mlflow").path) if p.endswith("model.onnx")]
+    assert artifacts and not (settings.home / "mlflow" / "artifacts").exists()
+
+    run = next(r for r in api.runs("flights__ingest") if r["state"] in {"success", "failed"})
+    browser = httpx.Client(cookies={"_token": api.token}, trust_env=False)
+    page = browser.get(f"{settings.airflow_url}/airloop/report/flights__ingest/{quote(run['dag_run_id'])}/ingest_schedule/")
+    assert page.status_code == 200 and "flights: schedule" in page.text
+    assert browser.get(f"{settings.airflow_url}/airloop/report/flights__ingest/{quote(run['dag_run_id'])}/..%2fingest_schedule/index.html").status_code == 404
+
+    logs = [p for p in root.fs.find(storage.path(settings.remote_logs).path) if "dag_id=flights__ingest" in p]
+    assert logs
+    shutil.rmtree(settings.home / "airflow" / "logs" / "dag_id=flights__ingest")  # another machine's, say
+    text = json.dumps(api.call("GET", f"dags/flights__ingest/dagRuns/{quote(run['dag_run_id'])}/taskInstances/ingest_schedule/logs/1"))
+    assert "s3://" in text and "missing_column" in text, text[:2000]
+
+
+def nothing_leaked(settings: Settings, api: AirflowApi, s3) -> None:
+    """The secret is in no log, no database (so in no XCom, no rendered template, no MLflow run), no file of the store, and on no command line."""
+    run_id = api.trigger("flights__probe")
+    assert api.wait("flights__probe", run_id, timeout=120) == "success"
+    told = api.call("GET", f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances/tell/xcomEntries/return_value")["value"]
+    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP", "AWS_CONDITIONAL_PUT"} <= set(
+        json.loads(json.dumps(told))
+    )
+    mapped = api.call("GET", f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances/mapped/xcomEntries/return_value", params={"map_index": 1})["value"]
+    assert mapped == ACCESS_KEY
+
+    everything, logs = [settings.home, s3.folder], s3.folder / storage.path(settings.remote_logs).path
+    until(lambda: holding("printed", logs), 60, "the log of a task that has ended, which is uploaded after that")
+    assert holding(ACCESS_KEY, *everything), "this way of looking finds nothing"  # it is no secret, and stands in the XCom above
+    assert holding(SECRET_KEY, *everything) == []
+    assert [process for process in Path("/proc").glob("[0-9]*") if SECRET_KEY.encode() in _read(process / "cmdline")] == []
+
+
+def holding(text: str, *folders: Path) -> list[str]:
+    return [str(file) for folder in folders for file in folder.rglob("*") if file.is_file() and text.encode() in _read(file)]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_it_ends_on_s3_as_on_files():
+    if ENDED.keys() != {"files", "s3"}:
+        pytest.skip("the loop was not run on both stores; run this file whole")
+    files, on_s3 = ENDED["files"], ENDED["s3"]
+    assert files["tables"]["schedule"][1] > 20_000 and files["gate"] and len(files["predictions"]) > 1000  # nothing is compared with nothing
+    for what in ("tables", "training sets", "deploy", "files", "refused"):
+        assert on_s3[what] == files[what], what
+    assert [(verdict, cutoff) for verdict, _, cutoff in on_s3["gate"]] == [(verdict, cutoff) for verdict, _, cutoff in files["gate"]]
+    assert numbers(on_s3["figures"]) == pytest.approx(numbers(files["figures"]), abs=1e-6, nan_ok=True)
+    assert numbers(on_s3["monitor"]) == pytest.approx(numbers(files["monitor"]), abs=1e-6, nan_ok=True)
+    assert on_s3["predictions"] == pytest.approx(files["predictions"], abs=1e-6)
+
+
+def numbers(content, name: str = "") -> dict[str, object]:
+    """Nested figures as one flat dictionary."""
+    if isinstance(content, dict):
+        return {k: v for key, value in content.items() for k, v in numbers(value, f"{name}.{key}").items()}
+    if isinstance(content, list):
+        return {k: v for i, value in enumerate(content) for k, v in numbers(value, f"{name}[{i}]").items()}
+    return {name: content}

@@ -1,0 +1,56 @@
+"""A training step as a child process of its task."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from include.dag_kit.compute import TrainingStep, command_line, training_step
+from include.projects import get_project
+from include.projects.compute import ComputeClass
+
+FLIGHTS = get_project("flights")
+
+
+@pytest.mark.parametrize("warm", ["", "yes"])
+def test_a_step_that_runs_longer_than_its_class_allows_is_killed_and_says_so(monkeypatch, warm):
+    monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", warm)
+    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={}, compute="gpu_a", compute_class={"timeout": "PT1S"})
+    began = time.monotonic()
+    with pytest.raises(AirflowException, match="longer than the 0:00:01 of compute class gpu_a: killed"):
+        step._run("timeit", ["-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"])
+    assert time.monotonic() - began < 30
+
+
+def test_a_step_takes_as_many_slots_of_its_class_s_pool_as_gpus():
+    project = FLIGHTS.model_copy(update={"compute": {"gpu_a": ComputeClass(gpus=2)}})
+    step = training_step(project, "fit", compute="gpu_a", arguments={})
+    assert (step.task_id, step.pool, step.pool_slots) == ("fit_gpu_a", "gpu_a", 2)
+    baseline = training_step(project, "fit", arguments={})
+    assert (baseline.task_id, baseline.pool, baseline.pool_slots) == ("fit", "cpu", 1)
+
+
+def test_a_step_has_a_try_for_each_memory_size_of_its_class_and_more_for_what_comes_from_outside():
+    project = FLIGHTS.model_copy(update={"compute": {"wide": ComputeClass(memory="1Gi", memory_max="32Gi")}})
+    assert training_step(project, "fit", compute="wide", arguments={}).retries == 5 + 4
+    assert training_step(project, "fit", arguments={}).retries == 2 + 4
+
+
+def test_the_line_has_the_references_of_all_mapped_steps_and_none_of_a_skipped_one():
+    assert command_line({"request": "abc", "fits": [["a", "b"], [], None, ["c"]], "champion": None}) == ["--request", "abc", "--fits", "a", "b", "c"]
+
+
+def test_a_class_that_the_project_has_not_is_named_with_those_it_has():
+    with pytest.raises(ValueError, match="'flights' has no compute class 'gpu_x'; it has cpu"):
+        training_step(FLIGHTS, "fit", compute="gpu_x", arguments={})
+
+
+@pytest.mark.parametrize(("tries", "error"), [(2, AirflowException), (3, AirflowFailException)])
+def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tries, error):
+    monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", "")
+    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "r"}, module="no_such_module", retries=6)
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="fit", try_number=10 + tries, max_tries=16)  # cleared after ten tries
+    with pytest.raises(AirflowException, match="No module named no_such_module") as caught:
+        step.execute({"ti": ti})
+    assert caught.type is error
