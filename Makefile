@@ -94,7 +94,7 @@ lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the 
 	$(UV) pip compile --quiet --group dev --python $(BIN)/python --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
 	  --output-file requirements.txt pyproject.toml
 	@# Neither which build of torch nor what only its CUDA build needs: each machine takes the build that it is offered.
-	sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton)/d' requirements.txt
+	sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton==)/d' requirements.txt
 	@sed -i '1i # All versions, for Python 3.11 on Linux. Made by `make lock` from pyproject.toml; installed by `make setup`.' requirements.txt
 	@$(MAKE) images-lock
 
@@ -106,7 +106,7 @@ images-lock: setup  ## the images' locks from their requirements.in, with the ve
 	  lock=deploy/images/$$image/requirements.txt; \
 	  $(UV) pip compile --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url --python $(BIN)/python \
 	    --constraint requirements.txt --output-file $$lock $${lock%.txt}.in; \
-	  sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton)/d' $$lock; \
+	  sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton==)/d' $$lock; \
 	  sed -i '1i # All versions of this image. Made by `make images-lock` from requirements.in beside it; the versions are those of the whole.' $$lock; \
 	done
 images:  ## build the images from their Dockerfiles: make images [ENGINE=podman] [TORCH=cu130]
