@@ -91,7 +91,8 @@ docs: setup  ## docs/DAGs.md from the DAGs themselves
 
 .PHONY: lock
 lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit
-	$(UV) pip compile --quiet --group dev --python $(BIN)/python --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
+	@# For all of 3.11 (--python-version), whichever it runs on: Debian 12's Python is 3.11.2.
+	$(UV) pip compile --quiet --group dev --python $(BIN)/python --python-version 3.11.0 --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
 	  --output-file requirements.txt pyproject.toml
 	@# Neither which build of torch nor what only its CUDA build needs: each machine takes the build that it is offered.
 	sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton==)/d' requirements.txt
@@ -104,7 +105,7 @@ ENGINE ?= docker
 images-lock: setup  ## the images' locks from their requirements.in, with the versions of requirements.txt
 	@for image in $(IMAGES); do \
 	  lock=deploy/images/$$image/requirements.txt; \
-	  $(UV) pip compile --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url --python $(BIN)/python \
+	  $(UV) pip compile --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url --python $(BIN)/python --python-version 3.11.0 \
 	    --constraint requirements.txt --output-file $$lock $${lock%.txt}.in; \
 	  sed -i -E -e 's/^(torch==[0-9.]+)\+.*/\1/' -e '/^(nvidia-|cuda-|triton==)/d' $$lock; \
 	  sed -i '1i # All versions of this image. Made by `make images-lock` from requirements.in beside it; the versions are those of the whole.' $$lock; \

@@ -66,7 +66,8 @@ def wanted(root: Path, image: str) -> set[str]:
 @cache
 def _requirements(name: str, extra: str) -> list[tuple[str, str]]:
     needed = map(Requirement, distribution(name).requires or ())
-    applies = (r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra}))
+    every_3_11 = {"extra": extra, "python_full_version": "3.11.0"}  # the locks are for all of 3.11, Debian 12's 3.11.2 among them
+    applies = (r for r in needed if r.marker is None or r.marker.evaluate(every_3_11))
     return [(canonicalize_name(r.name), e) for r in applies for e in ("", *r.extras)]
 
 
