@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from include.data import layout, storage
-from include.ledger import iso, moment
 from include.projects.base import Candidate, Project
+from include.times import iso, moment
 from include.training import candidates, judging, metrics, trainers
 from include.training import manifest as manifests
 from include.training.bundle import Bundle, make_bundle

@@ -18,7 +18,14 @@ FALLBACK = timedelta(days=28)  # of data, where a project's feed does not say wh
 # What a step's result depends on, beside what the steps before it depend on. {p} is the project.
 MADE_OF = {
     FEED: ("include/settings.py", "include/projects/base.py", "include/projects/{p}/*.py", "include/data/layout.py"),
-    "ingest": ("include/assets.py", "include/ledger.py", "include/dag_kit/*.py", "include/data/*.py", "include/projects/{p}/expectations.py"),
+    "ingest": (
+        "include/assets.py",
+        "include/times.py",
+        "include/ledger/**/*.py",
+        "include/dag_kit/*.py",
+        "include/data/*.py",
+        "include/projects/{p}/expectations.py",
+    ),
     "build_features": (
         "include/features/*.py",
         "feature_repo/shared.py",

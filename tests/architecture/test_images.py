@@ -232,8 +232,8 @@ def test_a_missing_import_is_seen(file, line, fault, copy):
 
 
 def test_a_file_that_is_not_copied_is_seen(copy):
-    edit(copy / "deploy/images/training/Dockerfile", "include/ledger.py ", "")
-    assert "include.training.steps imports include.ledger, which is not copied" in missing(copy, "training")
+    edit(copy / "deploy/images/training/Dockerfile", "include/times.py ", "")
+    assert "include.training.steps imports include.times, which is not copied" in missing(copy, "training")
 
 
 def test_torch_outside_the_training_steps_is_seen(copy):

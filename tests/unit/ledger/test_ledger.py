@@ -1,21 +1,13 @@
-"""The ledger decides: requests, claims and episodes hold whatever Airflow's events do."""
+"""The ledger decides: requests, claims and episodes hold whatever Airflow's events do; on SQLite as on Postgres."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from include import ledger
-from include.settings import get_settings
 
 CUTOFF = "2013-05-01T10:00:00Z"
-
-
-@pytest.fixture(autouse=True)
-def own_ledger(tmp_path, monkeypatch):
-    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_ledger")
 
 
 def ask(**changes):
@@ -46,6 +38,57 @@ def test_a_run_that_is_tried_again_gets_its_own_request_back():
     first = ledger.claim_request("flights", "run")
     assert ledger.claim_request("flights", "run").id == first.id
     assert [r.state for r in ledger.requests("flights")].count("claimed") == 1
+
+
+def test_a_run_that_is_tried_twice_at_once_claims_one_request():
+    for episode in "abcd":
+        ask(episode=episode)
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: ledger.claim_request("flights", "run").id, range(8)))
+    assert len(set(claims)) == 1
+    assert [r.state for r in ledger.requests("flights")].count("claimed") == 1
+
+
+def test_a_run_can_claim_one_request_only():
+    ask()
+    wanted = ask(episode="e2")
+    assert ledger.claim_request("flights", "run", only="none of them") is None
+    assert ledger.claim_request("flights", "run", only=wanted.id).id == wanted.id
+
+
+def test_a_request_that_is_given_back_is_open_for_another_run():
+    request = ask()
+    ledger.claim_request("flights", "first")
+    assert ledger.holds_request(request.id, "first")
+    assert not ledger.release_request(request.id, "second")
+    assert ledger.release_request(request.id, "first") and not ledger.release_request(request.id, "first")
+    assert not ledger.holds_request(request.id, "first")
+    assert ledger.claim_request("flights", "second").id == request.id
+
+
+def test_an_ended_request_is_not_given_back():
+    request = ask()
+    ledger.claim_request("flights", "run")
+    ledger.settle_request(request.id, "passed")
+    assert not ledger.release_request(request.id, "run") and ledger.get_request(request.id).state == "passed"
+
+
+def test_what_train_and_deploy_write_at_once_is_all_there():
+    request = ask()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: ledger.settle_request(request.id, "passed", **{f"fact{n}": n}), range(8)))
+    assert ledger.get_request(request.id).outcome == {f"fact{n}": n for n in range(8)}
+
+
+def test_people_write_as_much_as_they_like():
+    request = ask(episode=None, reason="because " * 100, asked_by="manual__" + "x" * 240)
+    assert ledger.get_request(request.id).reason == "because " * 100
+
+
+def test_a_figure_that_is_no_number_is_none():
+    request = ask()
+    ledger.settle_request(request.id, "refused", metric=float("nan"), reasons=[{"value": float("inf")}, 1.5])
+    assert ledger.get_request(request.id).outcome == {"metric": None, "reasons": [{"value": None}, 1.5]}
 
 
 def test_one_project_does_not_claim_the_request_of_another():
