@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from starlette.exceptions import HTTPException
 
 from serving import predict as data_plane
+from serving.access import Access
+from serving.front import CALLER, Front
 from serving.lookup import FeatureLookup
 from serving.prediction_log import PredictionLog
 from serving.problems import Problem, invalid
@@ -86,9 +88,10 @@ def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> Front:
     """The application; its threads start and end with its lifespan."""
     settings = settings or Settings()
+    access = Access(settings.keys_file, workers=settings.workers)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -128,7 +131,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @app.get("/ready", tags=["health"], responses=_answers(503))
     def ready(request: Request) -> JSONResponse:
         """Whether every model that is to be served answers, look-up included; with the details of each part."""
-        return _ready(request.app, settings)
+        return _ready(request.app, with_details=request.scope[CALLER] is not None, access=access)
 
     @app.get("/models", tags=["models"])
     def models(request: Request) -> list[ModelDocument]:
@@ -157,10 +160,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ]
         return PredictResponse(model=name, model_version=served.version, predictions=documents)
 
-    return app
+    return Front(app, access)
 
 
-def _ready(app: FastAPI, settings: Settings) -> JSONResponse:
+def _ready(app: FastAPI, *, with_details: bool, access: Access) -> JSONResponse:
     registry, lookup = app.state.registry, app.state.lookup
     models = [registry.document(name) for name in sorted(registry.models)]
     waiting = [f"model '{document['name']}' is not loaded" for document in models if document["version"] is None]
@@ -169,7 +172,11 @@ def _ready(app: FastAPI, settings: Settings) -> JSONResponse:
     needs_features = [m for m in registry.models.values() if m.served and m.served.bundle.contract.view_features]
     if needs_features and lookup.state != "ready":
         waiting.append("feature look-up is not ready")
-    details = {"models": models, "registry": registry.status(), "lookup": lookup.status(), "prediction_log": app.state.prediction_log.stats()}
+    details: dict[str, Any] = {"models": models, "registry": registry.status(), "lookup": lookup.status(), "prediction_log": app.state.prediction_log.stats()}
+    if access.file is not None:
+        details["keys"] = {"error": access.error}
+    if not with_details:  # whoever has no key learns that much: whether to send requests here
+        waiting, details = ["something is being loaded"] * bool(waiting), {}
     if not waiting:
         return JSONResponse({"status": "ready", **details})
     problem = Problem(503, "not-ready", "The service is not ready", "; ".join(waiting)).document()
@@ -178,8 +185,7 @@ def _ready(app: FastAPI, settings: Settings) -> JSONResponse:
 
 def _on_problem(_request: Request, problem: Exception) -> JSONResponse:
     assert isinstance(problem, Problem)
-    headers = {"Retry-After": "1"} if problem.status == 503 else None
-    return JSONResponse(problem.document(), status_code=problem.status, media_type="application/problem+json", headers=headers)
+    return JSONResponse(problem.document(), status_code=problem.status, media_type="application/problem+json", headers=problem.headers)
 
 
 def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,6 @@
 """What went wrong with a request, as a problem document (RFC 9457) that names the field."""
 
+import math
 from typing import Any
 
 
@@ -9,11 +10,19 @@ class Problem(Exception):
     Attributes:
         kind: short name of the kind of problem; its ``type`` is ``urn:airloop:<kind>``.
         field: the part of the request that is meant, as ``instances[3].origin``; None: no part of it.
+        retry_after: seconds after which asking again may help; None: it does not help (1, where the service is at fault).
     """
 
-    def __init__(self, status: int, kind: str, title: str, detail: str, *, field: str | None = None) -> None:
+    def __init__(self, status: int, kind: str, title: str, detail: str, *, field: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.status, self.kind, self.title, self.detail, self.field = status, kind, title, detail, field
+        self.retry_after = 1.0 if retry_after is None and status == 503 else retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is told in headers (RFC 9110)."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(math.ceil(self.retry_after))}
+        return headers | {"WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
     def document(self) -> dict[str, Any]:
         document = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}

@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -12,6 +13,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SERVING_", frozen=True, extra="ignore")
 
+    profile: Literal["embedded", "compose", "kubernetes"] = Field("embedded", description="Outside embedded the service does not start without keys.")
+    keys_file: Path | None = Field(None, description="JSON of hashed API keys with their roles (python -m serving.keys); none: loopback callers only.")
+    workers: int = Field(1, ge=1, validation_alias=AliasChoices("SERVING_WORKERS", "WEB_CONCURRENCY"), description="Processes that share the port.")
     models: str = Field("", description="Comma-separated registered models; empty: every one that has a champion.")
     mlflow_uri: str = Field("http://127.0.0.1:5000", description="MLflow's tracking server and model registry.")
     feature_repo: Path = Field(Path(__file__).parent, description="Folder of the feature_store.yaml whose online store is read.")
@@ -36,6 +40,12 @@ class Settings(BaseSettings):
         if "://" in text or ":/" in text:  # Path makes one slash of two
             raise ValueError(f"'{value}' is neither a folder nor s3://bucket/prefix: the prediction log cannot be written there")
         return Path(value)
+
+    @model_validator(mode="after")
+    def _closed_outside_embedded(self):
+        if self.profile != "embedded" and self.keys_file is None:
+            raise ValueError(f"SERVING_KEYS_FILE is not set: in the profile {self.profile} the service is not open. Make keys: python -m serving.keys create")
+        return self
 
     @property
     def model_names(self) -> tuple[str, ...]:

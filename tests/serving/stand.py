@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "shops"
+LOCAL = ("127.0.0.1", 50000)  # a caller on this machine
 NUMERIC = ["hour", "sales_7d", "late_rate", "temp", "orders"]
 CATEGORICAL = ["shop"]
 CONTRACT = {

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import PredictRequest, create_app
 from serving.settings import Settings
-from tests.serving.stand import NAME, REPOSITORY, expected, logged, wait_for
+from tests.serving.stand import LOCAL, NAME, REPOSITORY, expected, logged, wait_for
 
 ASKED = {"shop": "a", "customer": 7, "hour": 9}
 FOUND = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
@@ -25,7 +25,7 @@ def settings(registry, features, tmp_path):
 @pytest.fixture
 def client(registry, settings):
     registry.add(bias=1)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as started:
+    with TestClient(create_app(settings), raise_server_exceptions=False, client=LOCAL) as started:
         wait_for(lambda: started.get("/ready").status_code == 200, 90, lambda: started.get("/ready").text)
         yield started
 
@@ -151,7 +151,7 @@ def test_ready_tells_of_each_part(client):
 
 def test_it_is_not_ready_while_a_named_model_is_not_loaded(registry, settings):
     registry.add()
-    with TestClient(create_app(settings.model_copy(update={"models": f"{NAME}, others"}))) as client:
+    with TestClient(create_app(settings.model_copy(update={"models": f"{NAME}, others"})), client=LOCAL) as client:
         wait_for(lambda: client.get(f"/models/{NAME}").json()["version"] == "1")
         answer = client.get("/ready")
         assert (answer.status_code, answer.headers["content-type"], answer.headers["retry-after"]) == (503, "application/problem+json", "1")
@@ -162,7 +162,7 @@ def test_it_is_not_ready_while_a_named_model_is_not_loaded(registry, settings):
 
 def test_nothing_to_serve_is_ready(settings):
     """A fresh stack has no champion; it is not ill for that."""
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), client=LOCAL) as client:
         wait_for(lambda: client.get("/ready").status_code == 200)
         assert client.get("/models").json() == []
 

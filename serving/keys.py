@@ -1,0 +1,161 @@
+"""API keys: who may ask what, and how often. The service keeps hashes only; a key is shown once, when it is made.
+
+    python -m serving.keys create --name checkout --role predict --rate 200 keys.json     prints the key
+    python -m serving.keys list keys.json
+
+A file of keys is JSON: ``{"keys": [{"name": "checkout", "sha256": "<hex of SHA-256 of the key>", "roles": ["predict"], "rate": 200}]}``.
+Keys have 256 random bits, so a plain hash is enough: there is nothing to guess.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Role = Literal["predict", "feedback", "metrics", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class KeysError(ValueError):
+    """The file of keys cannot be used. The message names the file and the place, and holds nothing of the file's content."""
+
+
+class Key(BaseModel):
+    """One caller. ``admin`` may do everything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    rate: float | None = Field(None, gt=0, description="Requests a second in the long run; None: no limit.")
+    burst: int | None = Field(None, ge=1, description="Requests at once; default: twice the rate.")
+    expires: datetime | None = Field(None, description="From then on it opens nothing.")
+
+    @model_validator(mode="after")
+    def _expiry_has_a_zone(self):
+        if self.expires is not None and self.expires.tzinfo is None:
+            raise ValueError("expires needs a time zone, as in 2027-01-01T00:00:00Z")
+        return self
+
+    def may(self, role: Role | None) -> bool:
+        """Whether the key opens what asks for a role (None: for any key)."""
+        return role is None or role in self.roles or "admin" in self.roles
+
+
+class Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    keys: tuple[Key, ...]
+
+    @model_validator(mode="after")
+    def _each_once(self):
+        for part in ("name", "sha256"):
+            values = [getattr(key, part) for key in self.keys]
+            if twice := {key.name for key in self.keys if values.count(getattr(key, part)) > 1}:
+                raise ValueError(f"{part} is there twice: {', '.join(sorted(twice))}")
+        return self
+
+
+class Bucket:
+    """A token bucket: ``rate`` a second, ``burst`` at once.
+
+    Source: Turner, "New directions in communications (or which way to the information age?)", IEEE Communications 24 (1986).
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate, self.burst = rate, burst
+        self._tokens, self._at = float(burst), time.monotonic()
+
+    def take(self) -> float:
+        """Take one; gives 0, or the seconds until there is one."""
+        now = time.monotonic()
+        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
+        self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self.rate
+
+
+def digest(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+def read(file: Path) -> Keys:
+    """The keys of a file.
+
+    Raises:
+        KeysError: it cannot be read, or is not what it should be.
+    """
+    try:
+        return Keys.model_validate(json.loads(file.read_bytes()))
+    except OSError as error:
+        raise KeysError(f"{file}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise KeysError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
+    except ValueError:  # its words could quote the file
+        raise KeysError(f"{file} is not JSON") from None
+
+
+def create(file: Path, name: str, roles: list[Role], *, rate: float | None = None, burst: int | None = None, expires: datetime | None = None) -> str:
+    """Make a key, add its hash to a file (made if need be, for its owner only), and give the key.
+
+    Raises:
+        KeysError: the file cannot be used, or has a key of that name.
+    """
+    known = read(file).keys if file.exists() else ()
+    if name in {key.name for key in known}:
+        raise KeysError(f"{file} has a key '{name}' already: take another name, or remove that one from the file")
+    key = f"airloop_{secrets.token_urlsafe(32)}"
+    try:
+        keys = Keys(keys=(*known, Key(name=name, sha256=digest(key.encode()), roles=tuple(roles), rate=rate, burst=burst, expires=expires)))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise KeysError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(keys.model_dump(mode="json", exclude_none=True), indent=1) + "\n")
+    draft.replace(file)
+    return key
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.keys", description="API keys of the serving API; the file holds hashes only.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("create", help="make a key, add its hash to the file and print the key, once")
+    making.add_argument("--name", required=True, help="who calls: it stands in logs and metrics")
+    making.add_argument("--role", required=True, action="append", choices=ROLES, help="may be given several times")
+    making.add_argument("--rate", type=float, help="requests a second in the long run; default: no limit")
+    making.add_argument("--burst", type=int, help="requests at once; default: twice the rate")
+    making.add_argument("--expires", type=datetime.fromisoformat, help="as 2027-01-01T00:00:00Z")
+    listing = commands.add_parser("list", help="names, roles and limits")
+    for command in (making, listing):
+        command.add_argument("file", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "create":
+            print(create(given.file, given.name, given.role, rate=given.rate, burst=given.burst, expires=given.expires))
+            return 0
+        for key in read(given.file).keys:
+            until = f", until {key.expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if key.expires else ""
+            print(f"{key.name}: {', '.join(key.roles)}; {f'{key.rate:g} requests a second' if key.rate else 'no limit'}{until}")
+    except KeysError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
