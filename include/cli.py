@@ -189,9 +189,12 @@ def new_project(
 
 
 def _settings():
-    from include.settings import get_settings
+    from include.settings import SettingsError, get_settings
 
-    return get_settings()
+    try:
+        return get_settings()
+    except SettingsError as error:
+        _fail(str(error))
 
 
 def _terminal():

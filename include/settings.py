@@ -1,31 +1,82 @@
 """Airloop's settings: the only place that reads the environment.
 
-Every field is set by an environment variable of the same name with the prefix ``AIRLOOP_`` (``AIRLOOP_HOME``, ...).
-The defaults are the *embedded* profile: one machine, SQLite and local files, servers on loopback.
+Every field is set by an environment variable of the same name with the prefix ``AIRLOOP_`` (``AIRLOOP_HOME``, ...), or by a file of that name in
+``AIRLOOP_SECRETS_DIR``, or by a line of the settings file: ``.env`` in the repository, or what ``AIRLOOP_ENV_FILE`` names (empty: none). The first
+of these that has a value wins. The defaults are the *embedded* profile: one machine, SQLite and local files, servers on loopback.
 """
 
+import json
 import os
 import re
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ValidationInfo, computed_field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, computed_field, field_validator, model_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PLACEHOLDER = "CHANGE_ME"  # what stands in the .env.<profile>.example files where a secret belongs
+# Also what people and images use where they mean to choose a password later.
+WEAK = {"airflow", "admin", "airloop", "changeme", "default", "minioadmin", "password", "postgres", "redis", "secret"}
+# Who of us cannot start without what, outside embedded. Whoever runs one part alone is given its secrets alone.
+NEEDED = {
+    "airflow": (
+        "airflow_database_url", "ledger_url", "feast_registry_url", "online_store_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key",
+        "airflow_admin_password", "mlflow_username", "mlflow_password", "serving_api_key",
+    ),
+    "mlflow": ("mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key"),
+    "serving": ("feast_registry_url", "online_store_url", "mlflow_username", "mlflow_password", "serving_api_key"),
+}  # fmt: skip
+Part = Literal["airflow", "mlflow", "serving"]
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong; the message names it and says what to do, and holds no secret."""
 
 
 class Settings(BaseSettings):
     """What differs between machines; nothing here differs between projects."""
 
-    model_config = SettingsConfigDict(env_prefix="AIRLOOP_", frozen=True, extra="forbid")
+    # An empty variable is none at all; an error does not show what was given, which may be a secret.
+    model_config = SettingsConfigDict(
+        env_prefix="AIRLOOP_", frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True, dotenv_filtering="match_prefix"
+    )
+
+    profile: Literal["embedded", "compose", "kubernetes"] = Field(
+        "embedded", description="embedded: one machine, no secrets to choose. compose, kubernetes: real stores, and no start without real secrets."
+    )
+    secrets_dir: Path | None = Field(None, description="Folder of files, one a secret, named like its variable: Docker's /run/secrets, a Kubernetes volume.")
 
     home: Path = Field(REPOSITORY / "data", description="Where this machine keeps state: databases, logs, process ids.")
     data_root: str | None = Field(None, description="Root of the projects' data: a path, or s3://bucket/prefix; default: <home>/store.")
-    ledger_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in <home>.")
-    studies_url: str | None = Field(None, description="SQLAlchemy URL of the searches' studies; default: beside the ledger, see ``studies``.")
+
+    # The stores. Outside embedded: postgresql://user:password@host:5432/database, each with a user of its own, made by `airloop databases`.
+    airflow_database_url: SecretStr | None = Field(None, description="URL of Airflow's metadata; default: SQLite in <home>.")
+    mlflow_database_url: SecretStr | None = Field(None, description="URL of MLflow's backend; default: SQLite in <home>. Only MLflow's server needs it.")
+    feast_registry_url: SecretStr | None = Field(None, description="URL of Feast's registry; default: SQLite in <home>.")
+    ledger_url: SecretStr | None = Field(None, description="URL of the ledger; default: SQLite in <home>.")
+    studies_url: SecretStr | None = Field(None, description="URL of the searches' studies; default: a file in <home>, or with a ledger elsewhere: there.")
+    online_store_url: SecretStr | None = Field(None, description="Feast's online store: redis://:password@host:6379/0, or rediss://; default: SQLite.")
+    database_admin_url: SecretStr | None = Field(None, description="URL of a Postgres superuser, for `airloop databases` alone; no service needs it.")
+
+    # Where the servers are for who calls them, when they are not this stack's own on this machine, and as whom they are called.
+    airflow_uri: str | None = Field(None, description="Airflow's address, when it is not http://<host>:<airflow_port>.")
+    mlflow_uri: str | None = Field(None, description="MLflow's address, when it is not http://<host>:<mlflow_port>. Then `airloop up` starts none.")
+    serving_uri: str | None = Field(None, description="Serving's address, when it is not http://<host>:<serving_port>. Then `airloop up` starts none.")
+    auth_manager: Literal["simple", "fab"] | None = Field(None, description="Airflow's users: simple (one developer) or fab (roles); default: by the profile.")
+    airflow_admin_password: SecretStr | None = Field(None, description="Password of Airflow's user admin; embedded: made at the first start.")
+    airflow_fernet_key: SecretStr | None = Field(None, description="Encrypts what Airflow stores: 32 random bytes in URL-safe base64; embedded: made.")
+    airflow_jwt_secret: SecretStr | None = Field(None, description="Signs Airflow's tokens; the same for all its processes; embedded: made.")
+    airflow_api_secret_key: SecretStr | None = Field(None, description="Signs the API server's cookies; the same for all its copies; embedded: made.")
+    mlflow_username: str | None = Field(None, description="As whom tasks and serving log in to MLflow; none: it asks nobody.")
+    mlflow_password: SecretStr | None = Field(None, description="... and with which password.")
+    mlflow_admin_password: SecretStr | None = Field(None, description="Password of MLflow's user admin, who makes the others; for MLflow's server alone.")
+    mlflow_flask_secret_key: SecretStr | None = Field(None, description="Signs MLflow's own cookies and forms; for MLflow's server alone.")
+    serving_api_key: SecretStr | None = Field(None, description="With which the house's own tasks call serving; none: it asks nobody.")
+
     compute: Literal["process", "kubernetes"] = Field("process", description="Where training steps run: child processes of the task, or pods.")
     training_threads: int = Field(min(os.cpu_count() or 1, 8), ge=1, description="OpenMP threads of one training step; its models are the same with any.")
     checkpoint_steps: int = Field(500, ge=1, description="A fit of many steps keeps a checkpoint each so many, and at the end of each epoch.")
@@ -60,6 +111,15 @@ class Settings(BaseSettings):
     dags_folder: Path = Field(REPOSITORY / "dags", description="Folder of the DAG files.")
     sample_days: float | None = Field(None, gt=0, description="Set by `airloop try`: the days that its sample spans; see Project.on_sample.")
 
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
+        """The environment, then files of secrets, then the settings file."""
+        file = DotEnvSettingsSource(settings_cls, env_file=settings_file())
+        folder = env_settings().get("secrets_dir") or file().get("secrets_dir")
+        if folder and not Path(folder).is_dir():
+            raise SettingsError(f"AIRLOOP_SECRETS_DIR is '{folder}', which is no folder")
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder), file
+
     @field_validator("data_root", "remote_logs")
     @classmethod
     def _root(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -77,20 +137,43 @@ class Settings(BaseSettings):
             raise ValueError("AIRLOOP_REMOTE_LOGS needs AIRLOOP_STORAGE_CONNECTION: Airflow gets at its logs through a connection only")
         return self
 
+    @model_validator(mode="after")
+    def _real_secrets(self):
+        """Outside embedded whatever secret is given is a real one, and every store a real one too. Which must be given: ``require``."""
+        if self.profile == "embedded":
+            return self
+        wrong = [f"AIRLOOP_{name.upper()} {fault}" for name in secret_fields() if (value := getattr(self, name)) and (fault := _fault(name, value))]
+        if self.auth_manager == "simple":
+            wrong.append("AIRLOOP_AUTH_MANAGER is 'simple', which is for one developer's machine; take it away")
+        if wrong:
+            raise ValueError("\n".join((*wrong, _FIX)))
+        return self
+
+    def require(self, *parts: Part) -> None:
+        """Make sure that these parts have all their secrets; without a word of which part: all of them.
+
+        Raises:
+            SettingsError: names every missing one.
+        """
+        needed = dict.fromkeys(name for part in parts or NEEDED for name in NEEDED[part])
+        missing = [f"AIRLOOP_{name.upper()}" for name in needed if not getattr(self, name)]
+        if missing and self.profile != "embedded":
+            raise SettingsError(f"AIRLOOP_PROFILE is {self.profile}, and it has no {', '.join(missing)}. {_FIX}")
+
     @computed_field
     @property
     def airflow_url(self) -> str:
-        return f"http://{self.host}:{self.airflow_port}"
+        return (self.airflow_uri or f"http://{self.host}:{self.airflow_port}").rstrip("/")
 
     @computed_field
     @property
     def mlflow_url(self) -> str:
-        return f"http://{self.host}:{self.mlflow_port}"
+        return (self.mlflow_uri or f"http://{self.host}:{self.mlflow_port}").rstrip("/")
 
     @computed_field
     @property
     def serving_url(self) -> str:
-        return f"http://{self.host}:{self.serving_port}"
+        return (self.serving_uri or f"http://{self.host}:{self.serving_port}").rstrip("/")
 
     @computed_field
     @property
@@ -98,37 +181,158 @@ class Settings(BaseSettings):
         """Root under which each project has a folder."""
         return self.data_root or str(self.home / "store")
 
-    @computed_field
+    @property
+    def users(self) -> Literal["simple", "fab"]:
+        """Airflow's auth manager."""
+        return self.auth_manager or ("simple" if self.profile == "embedded" else "fab")
+
+    # With a password in them, so no computed fields: those are shown by repr().
+    @property
+    def airflow_database(self) -> str:
+        # psycopg2, since that is the driver that Airflow's own migrations and locks are tried with.
+        return self._store_url("airflow_database_url", "airflow/airflow.db?timeout=30").replace("postgresql://", "postgresql+psycopg2://", 1)
+
+    @property
+    def mlflow_database(self) -> str:
+        return self._store_url("mlflow_database_url", "mlflow/mlflow.db")
+
+    @property
+    def feast_registry(self) -> str:
+        # psycopg 3, as Feast wants it (it would warn about the bare word).
+        return self._store_url("feast_registry_url", "feast/registry.db").replace("postgresql://", "postgresql+psycopg://", 1)
+
     @property
     def ledger(self) -> str:
-        return self.ledger_url or f"sqlite:///{self.home / 'ledger.db'}"
+        return self._store_url("ledger_url", "ledger.db")
 
-    @computed_field
     @property
     def studies(self) -> str:
         """On SQLite a file of their own; elsewhere the ledger's database, where Optuna's tables have a schema of their own."""
-        return self.studies_url or (f"sqlite:///{self.home / 'studies.db'}" if self.ledger.startswith("sqlite") else self.ledger)
+        if self.studies_url or self.ledger.startswith("sqlite"):
+            return _plain(self.studies_url) or f"sqlite:///{self.home / 'studies.db'}"
+        return self.ledger
+
+    def _store_url(self, name: str, file: str) -> str:
+        """What the field says, else a SQLite file in the home, which is for ``embedded`` alone."""
+        if url := _plain(getattr(self, name)):
+            return url.replace("postgres://", "postgresql://", 1)
+        if self.profile != "embedded":
+            raise SettingsError(f"AIRLOOP_PROFILE is {self.profile}, and it has no AIRLOOP_{name.upper()}. {_FIX}")
+        return f"sqlite:///{self.home / file}"
 
     def environment(self) -> dict[str, str]:
-        """The environment variables from which another process reads these same settings."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {f"AIRLOOP_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+        """The environment variables from which another process reads these same settings; secrets that are files stay files."""
+        values = {name: _plain(getattr(self, name)) for name in type(self).model_fields if not self._is_in_a_file(name)}
+        # It has all of them, so it reads no settings file of its own.
+        return {f"AIRLOOP_{name.upper()}": str(value) for name, value in values.items() if value is not None} | {"AIRLOOP_ENV_FILE": ""}
+
+    def _is_in_a_file(self, name: str) -> bool:
+        if self.secrets_dir is None or name not in secret_fields():
+            return False
+        files = {file.name.lower(): file for file in self.secrets_dir.iterdir()}
+        file = files.get(f"airloop_{name}")
+        return file is not None and file.read_text().strip() == _plain(getattr(self, name))
 
     @property
     def feast_environment(self) -> dict[str, str]:
         """What ``feature_repo/feature_store.yaml`` and the Feast modules expect in the environment."""
         return {
-            "AIRLOOP_FEAST_REGISTRY": f"sqlite:///{self.home / 'feast' / 'registry.db'}",
-            "AIRLOOP_FEAST_ONLINE": str(self.home / "feast" / "online.db"),
+            "AIRLOOP_FEAST_REGISTRY": self.feast_registry,
+            "AIRLOOP_FEAST_ONLINE_STORE": json.dumps(self._online_store()),
             "AIRLOOP_FEAST_SOURCES": self.store,
         }
+
+    def _online_store(self) -> dict[str, str]:
+        """Feast's own configuration of the online store."""
+        if self.online_store_url is None:
+            if self.profile != "embedded":
+                raise SettingsError(f"AIRLOOP_PROFILE is {self.profile}, and it has no AIRLOOP_ONLINE_STORE_URL. {_FIX}")
+            return {"type": "sqlite", "path": str(self.home / "feast" / "online.db")}
+        url = urlsplit(self.online_store_url.get_secret_value())
+        given = {"username": url.username, "password": url.password}
+        # Feast takes what looks like JSON for JSON: a password of digits would become a number.
+        options = [f"{name}={json.dumps(unquote(value))}" for name, value in given.items() if value]
+        options += [f"db={url.path.strip('/') or 0}", *(["ssl=true"] if url.scheme == "rediss" else [])]
+        return {"type": "redis", "connection_string": ",".join((f"{url.hostname}:{url.port or 6379}", *options))}
+
+    @field_validator("online_store_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        url = urlsplit(value.get_secret_value())
+        if url.scheme not in ("redis", "rediss") or not url.hostname or not re.fullmatch(r"/?\d*", url.path):
+            raise ValueError("AIRLOOP_ONLINE_STORE_URL is not written redis://:password@host:6379/0 (or rediss:// for TLS)")
+        if "," in unquote(url.password or "") + unquote(url.username or ""):
+            raise ValueError("AIRLOOP_ONLINE_STORE_URL has a comma in its user or password, which Feast takes for the end of it; choose another password")
+        return value
+
+
+_FIX = "`airloop secrets` makes what is missing in the settings file (docs/runbooks/profiles.md)."
+
+
+@lru_cache
+def secret_fields() -> tuple[str, ...]:
+    """The names of the fields that hold secrets."""
+    return tuple(name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", (field.annotation,)))
+
+
+def settings_file() -> Path | None:
+    """The settings file, if there is one.
+
+    Raises:
+        SettingsError: AIRLOOP_ENV_FILE names one that is not there.
+    """
+    named = os.environ.get("AIRLOOP_ENV_FILE")
+    if named is None:
+        usual = REPOSITORY / ".env"
+        return usual if usual.is_file() else None
+    if named and not Path(named).is_file():
+        raise SettingsError(f"AIRLOOP_ENV_FILE is '{named}', which is not there")
+    return Path(named) if named else None
+
+
+def _plain(value):
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _fault(name: str, value: SecretStr) -> str | None:
+    """What is wrong with a secret, in words that do not tell it."""
+    text = value.get_secret_value()
+    if PLACEHOLDER in text:
+        return f"is the placeholder {PLACEHOLDER}"
+    if not name.endswith("_url"):
+        if text.lower() in WEAK:
+            return "is a word that everybody tries first"
+        if name == "airflow_fernet_key" and not re.fullmatch(r"[A-Za-z0-9_-]{43}=", text):
+            return "is not 32 bytes in URL-safe base64"
+        return "is shorter than 12 characters" if len(text) < 12 else None
+    scheme = "redis" if name == "online_store_url" else "postgresql"
+    url = urlsplit(text)
+    if not re.match(f"{scheme}s?([+]|$)", url.scheme.replace("postgres:", "postgresql:")):
+        return f"begins with '{url.scheme}://'; outside the profile embedded it is {scheme}://..."
+    if not url.password:
+        return "has no password"
+    return "has a password that everybody tries first" if unquote(url.password).lower() in WEAK | {url.username or ""} else None
 
 
 @lru_cache
 def get_settings() -> Settings:
     """The settings of this process, read once."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise SettingsError(_in_words(error)) from None  # pydantic's own words have the fields' names, not the variables'
     return settings.model_copy(update={"home": settings.home.resolve()})
+
+
+def _in_words(error: ValidationError) -> str:
+    lines = []
+    for one in error.errors(include_url=False, include_input=False):
+        name = "".join(f"AIRLOOP_{str(part).upper()}: " for part in one["loc"][:1])
+        said = one["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}no such setting" if one["type"] == "extra_forbidden" else said if said.startswith("AIRLOOP_") else name + said)
+    return "\n".join(lines)
 
 
 @lru_cache

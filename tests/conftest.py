@@ -1,0 +1,5 @@
+"""For all tests: the settings file of whoever runs them has no say."""
+
+import os
+
+os.environ["AIRLOOP_ENV_FILE"] = ""
