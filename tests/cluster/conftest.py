@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +35,12 @@ from include.stack.processes import ProcessBook
 REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
 HERE = Path(__file__).parent
 WELL = "airloop-test-well"
+CODE = ("config", "feature_repo", "include", "plugins", "serving", "tests")
+# Of all classes of the tests: enough for the soak's ten at once.
+POOLS = {
+    "cpu": 2, "gpu_test": 2, "gpu_many": 48,
+    **dict.fromkeys(("small", "patient", "impatient", "anywhere", "badly_named", "unknown_image", "gpu_nowhere", "tight", "hasty", "shaky"), 16),
+}  # fmt: skip
 
 
 def new_request() -> str:
@@ -140,7 +146,7 @@ class Runs:
 
     def kill(self, component: str) -> None:
         """Kills a part of Airflow and all that it started with -9, as a machine's end does."""
-        book = ProcessBook(self.settings.home, REPOSITORY)
+        book = ProcessBook(self.settings.home, self.settings.home.parent / "code")
         for process in book.members(book.records()[component]):
             process.kill()
 
@@ -299,23 +305,25 @@ def stack_settings(cluster, tmp_path_factory):
     return settings_of(cluster, tmp_path_factory.mktemp("cluster"))
 
 
-def settings_of(cluster: Cluster, root: Path, *, code: Path = REPOSITORY, dag_files: Path = HERE / "dags", project: str = "flights") -> Settings:
-    """Settings of a stack of its own in that folder, whose training steps are pods that run this code."""
+def settings_of(cluster: Cluster, root: Path) -> Settings:
+    """Settings of a stack of its own in that folder, whose Airflow and training steps run a copy of this checkout with the project tiny in it."""
     root.chmod(0o755)
     for parent in root.parents:  # pods are nobody on this machine, and shall find their folder
         if parent.stat().st_uid == os.getuid() and parent != Path(parent.anchor):
             parent.chmod(parent.stat().st_mode | 0o055)
+    for name in CODE:
+        shutil.copytree(REPOSITORY / name, root / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HERE / "tiny", root / "code" / "include" / "projects" / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
     dags = root / "dags"
-    shutil.copytree(dag_files, dags, ignore=shutil.ignore_patterns("__pycache__"))
-    if project == "flights":
-        shutil.copy(REPOSITORY / "dags" / "train.py", dags)
+    shutil.copytree(HERE / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "dags" / "train.py", dags)
     template = root / "pod.yaml"
-    template.write_text(json.dumps(pod_template(root, code)))
+    template.write_text(json.dumps(pod_template(root, root / "code")))
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
     return Settings(
-        home=root / "home", dags_folder=dags, parallelism=4, projects=project, compute="kubernetes", kubernetes_namespace=cluster.namespace,
+        home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
         training_image=cluster.image, pod_template=template, host=address_for_pods(cluster),
-        pools="cpu=2,small=16,patient=16,impatient=16,anywhere=16,badly_named=16,unknown_image=16,gpu_test=2,gpu_many=48,gpu_nowhere=16", **ports,
+        pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,
     )  # fmt: skip
 
 
@@ -325,33 +333,32 @@ def airloop(cluster, stack_settings):
     return lambda *arguments: airloop_command(cluster, stack_settings, *arguments)
 
 
-def airloop_command(cluster: Cluster, settings: Settings, *arguments: str, code: Path = REPOSITORY) -> subprocess.CompletedProcess:
+def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> subprocess.CompletedProcess:
+    code = settings.home.parent / "code"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     kept |= {"PYTHONPATH": str(code), "KUBECONFIG": str(cluster.kubeconfig)}
     # What this Airflow writes, pods that are nobody must be able to go on with: hence the umask.
     return subprocess.run(
-        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=400,
+        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=600,
         check=False, umask=0,
     )  # fmt: skip
 
 
 @contextmanager
-def a_stack(
-    cluster: Cluster, settings: Settings, *, code: Path = REPOSITORY, dags: Sequence[str] = ("pods__small", "pods__gpu_many", "flights__train")
-) -> Iterator[Runs]:
-    """A stack that is up, with these DAGs in it among others, and is taken down at the end."""
+def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
+    """A stack that is up, and is taken down at the end."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**settings.environment(), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
             patch.setenv(name, value)
         get_settings.cache_clear()
         try:
-            up = airloop_command(cluster, settings, "up", code=code)
+            up = airloop_command(cluster, settings, "up")
             assert up.returncode == 0, up.stdout + up.stderr
             api = AirflowApi.of(settings)
-            api.wait_for_dags(list(dags), timeout=120)
+            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__fit", "flights__train"], timeout=300)
             yield Runs(api, cluster, settings)
         finally:
-            airloop_command(cluster, settings, "down", code=code)
+            airloop_command(cluster, settings, "down")
     get_settings.cache_clear()
 
 

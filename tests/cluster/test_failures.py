@@ -77,7 +77,8 @@ def test_an_image_that_cannot_be_had_fails_at_once_and_is_named(runs, compute, i
 @pytest.mark.parametrize(
     ("compute", "asked"), [("gpu_many", "nvidia.com/gpu 3 and waited 0:00:05"), ("gpu_nowhere", "on nodes with nvidia.com/gpu.product=H9000")]
 )
-def test_a_pod_that_fits_nowhere_fails_after_its_time_and_says_what_there_is(runs, cluster, compute, asked, nth):
+def test_a_pod_that_fits_nowhere_fails_after_its_time_and_says_what_there_is(runs, cluster, a_node_that_is_well, compute, asked, nth):
+    # The node that is well has never said what it has to give, like one that is only just joining.
     request = runs.nth(compute, "work", nth)
     assert runs.end(request) == "failed"
     log = runs.log(request)
