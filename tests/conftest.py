@@ -1,5 +1,19 @@
-"""For all tests: the settings file of whoever runs them has no say."""
+"""For all tests: the settings file of whoever runs them has no say; and which tests may run side by side, where ``--dist loadgroup`` asks for that: a
+file is one group, and all that uses the cluster is one, since its tests let the cluster's only node hang.
+"""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["AIRLOOP_ENV_FILE"] = ""
+
+HERE = Path(__file__).parent
+ON_THE_CLUSTER = (HERE / "cluster", HERE / "loop" / "test_stores.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        on_the_cluster = any(item.path.is_relative_to(place) for place in ON_THE_CLUSTER)
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_the_cluster else str(item.path)))

@@ -286,7 +286,7 @@ class StepPod(KubernetesPodOperator):
         wanted = ("cpu", "memory", "ephemeral-storage", self.compute_class.gpu_resource)
         return (
             "; ".join(
-                f"{node.metadata.name} ({', '.join(f'{name} {amount}' for name, amount in node.status.allocatable.items() if name in wanted)}"
+                f"{node.metadata.name} ({', '.join(f'{name} {amount}' for name, amount in (node.status.allocatable or {}).items() if name in wanted)}"
                 + "".join(f", taint {t.key}:{t.effect}" for t in node.spec.taints or [])
                 + ")"
                 for node in nodes

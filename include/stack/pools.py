@@ -41,12 +41,12 @@ def pools_of_cluster(nodes: Iterable[dict[str, Any]], classes: dict[str, Compute
     """Pool -> slots: the GPUs of the nodes that a class may go to; for a class without GPU how many of its steps fit by cores and memory.
 
     Args:
-        nodes: as the API's JSON. Those that take no pods now (cordoned) are not counted.
+        nodes: as the API's JSON. Those that take no pods now (cordoned, or only just joining) are not counted.
 
     Raises:
         PoolsError: a class has no node, so that its pool would be of size 0 and its steps would wait for ever; the message says what it looks for.
     """
-    usable = [node for node in nodes if not node["spec"].get("unschedulable")]
+    usable = [node for node in nodes if not node["spec"].get("unschedulable") and node["status"].get("allocatable")]
     slots = {name: sum(_room(node, of) for node in usable if _may_go(node, of)) for name, of in classes.items()}
     for name, count in slots.items():
         needed = slots_of_step(name, classes[name])

@@ -86,7 +86,9 @@ def count(manifest: Path, seconds: str) -> None:
     print(f"begins at {done}", flush=True)
     for number in range(done, int(seconds)):
         time.sleep(1)
-        kept.write_text(str(number + 1))
+        draft = kept.with_suffix(".draft")
+        draft.write_text(str(number + 1))
+        draft.replace(kept)  # a kill leaves the old one or the new one
         print(f"did {number}", flush=True)
 
 

@@ -1,10 +1,12 @@
 """One cluster, one namespace and one real stack for the tests of this folder.
 
 The cluster is the one that ``KUBECONFIG`` names, any one whose nodes are this machine (pods read this checkout and its Python, and write into a folder
-of the test, by hostPath). ``AIRLOOP_TEST_IMAGE`` is an image of empty folders there; ``AIRLOOP_TEST_K8S_PART`` a program that pauses and resumes parts of
-the cluster (``PROGRAM pause kubelet``), without which the tests that need it are skipped. ``AIRLOOP_TEST_REPEATS``: how often each failure is made.
+of the test, by hostPath). Airflow itself gets there as an account that may do exactly what the runbook of train says it must.
+``AIRLOOP_TEST_IMAGE`` is an image of empty folders there; ``AIRLOOP_TEST_K8S_PART`` a program that pauses and resumes parts of the cluster
+(``PROGRAM pause kubelet``), without which the tests that need it are skipped. ``AIRLOOP_TEST_REPEATS``: how often each failure is made.
 """
 
+import base64
 import json
 import os
 import re
@@ -12,10 +14,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,13 +35,19 @@ from include.stack.processes import ProcessBook
 REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
 HERE = Path(__file__).parent
 WELL = "airloop-test-well"
+CODE = ("config", "feature_repo", "include", "plugins", "serving", "tests")
+# Of all classes of the tests: enough for the soak's ten at once.
+POOLS = {
+    "cpu": 2, "gpu_test": 2, "gpu_many": 48,
+    **dict.fromkeys(("small", "patient", "impatient", "anywhere", "badly_named", "unknown_image", "gpu_nowhere", "tight", "hasty", "shaky"), 16),
+}  # fmt: skip
 
 
 def new_request() -> str:
     return f"r{token_hex(5)}"
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "that") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180.0, what: str = "that") -> Any:
     """Waits until the condition gives something true, and gives that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -54,6 +63,7 @@ class Cluster:
     api: Any
     namespace: str
     image: str
+    kubeconfig: Path  # of the account that Airflow has there
 
     def pods(self, request: str | None = None) -> list[Any]:
         """Those of a request (or all), oldest first."""
@@ -86,6 +96,7 @@ class Runs:
     cluster: Cluster
     settings: Settings
     started: dict[str, tuple[str, str]] = field(default_factory=dict)  # request -> (dag, run)
+    side_by_side: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def start(self, compute: str, behave: str, request: str | None = None) -> str:
         """Gives the request's id."""
@@ -94,7 +105,13 @@ class Runs:
         self.started[request] = dag, self.api.trigger(dag, {"request": request, "behave": behave})
         return request
 
-    def end(self, request: str, seconds: float = 180.0) -> str:
+    def nth(self, compute: str, behave: str, nth: int) -> str:
+        """One of as many requests as there are repeats, all started with the first: what only waits can wait side by side."""
+        if (compute, behave) not in self.side_by_side:
+            self.side_by_side[compute, behave] = [self.start(compute, behave) for _ in range(REPEATS)]
+        return self.side_by_side[compute, behave][nth]
+
+    def end(self, request: str, seconds: float = 400.0) -> str:
         """Waits for the run's end; gives its state."""
         return self.api.wait(*self.started[request], timeout=seconds, every=0.3)
 
@@ -129,7 +146,7 @@ class Runs:
 
     def kill(self, component: str) -> None:
         """Kills a part of Airflow and all that it started with -9, as a machine's end does."""
-        book = ProcessBook(self.settings.home, REPOSITORY)
+        book = ProcessBook(self.settings.home, self.settings.home.parent / "code")
         for process in book.members(book.records()[component]):
             process.kill()
 
@@ -176,9 +193,55 @@ def a_cluster() -> Iterator[Cluster]:
     api, name = client.CoreV1Api(), f"airloop-test-{token_hex(3)}"
     api.create_namespace({"metadata": {"name": name}})
     try:
-        yield Cluster(api, name, image)
+        with an_account(name) as kubeconfig:
+            yield Cluster(api, name, image, kubeconfig)
     finally:
         api.delete_namespace(name)
+
+
+@contextmanager
+def an_account(namespace: str) -> Iterator[Path]:
+    """A service account that may do in the namespace what the runbook's table says, and nothing else; gives its kubeconfig."""
+    from kubernetes import client
+
+    rules, for_nodes = rules_of_runbook()
+    roles, server = client.RbacAuthorizationV1Api(), client.Configuration.get_default_copy()
+    account = {"kind": "ServiceAccount", "name": "airflow", "namespace": namespace}
+    client.CoreV1Api().create_namespaced_service_account(namespace, {"metadata": {"name": "airflow"}})
+    roles.create_namespaced_role(namespace, {"metadata": {"name": "airflow"}, "rules": rules})
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "airflow"}
+    roles.create_namespaced_role_binding(namespace, {"metadata": {"name": "airflow"}, "roleRef": reference, "subjects": [account]})
+    roles.create_cluster_role({"metadata": {"name": namespace}, "rules": for_nodes})
+    try:
+        reference = reference | {"kind": "ClusterRole", "name": namespace}
+        roles.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": reference, "subjects": [account]})
+        lifetime = {"spec": {"expirationSeconds": 24 * 3600}}
+        token = client.CoreV1Api().create_namespaced_service_account_token("airflow", namespace, lifetime).status.token
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "kubeconfig"
+            file.touch(mode=0o600)
+            authority = base64.b64encode(Path(server.ssl_ca_cert).read_bytes()).decode()
+            content = {
+                "apiVersion": "v1", "kind": "Config", "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": server.host, "certificate-authority-data": authority}}],
+                "users": [{"name": "airflow", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "airflow", "namespace": namespace}}],
+            }  # fmt: skip
+            file.write_text(json.dumps(content))
+            yield file
+    finally:
+        roles.delete_cluster_role_binding(namespace)
+        roles.delete_cluster_role(namespace)
+
+
+def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What docs/runbooks/train.md says that Airflow must be allowed: rules of the namespace, and of the cluster."""
+    text = (REPOSITORY / "docs" / "runbooks" / "train.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)`(?: \(`?([a-z]+)`?\))? \| ([a-z, ]+) \|$", text, re.MULTILINE)
+    of = {where: [{"apiGroups": ["batch" if resource == "jobs" else ""], "resources": [resource], "verbs": verbs.split(", ")}
+                  for resource, said, verbs in rows if (said == "cluster") is (where == "cluster")] for where in ("namespace", "cluster")}  # fmt: skip
+    assert len(of["namespace"]) == 4 and len(of["cluster"]) == 1, rows
+    return of["namespace"], of["cluster"]
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +270,8 @@ def a_node_that_is_well(cluster):
     the network to be the trouble, and gives up no pod ("master disruption mode").
     """
     from kubernetes import client
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
     leases, api = client.CoordinationV1Api(), cluster.api
     api.create_node({"metadata": {"name": WELL}, "spec": {"unschedulable": True}})
@@ -214,7 +279,8 @@ def a_node_that_is_well(cluster):
 
     def say_so() -> None:
         while not ended.wait(5):
-            leases.patch_namespaced_lease(WELL, "kube-node-lease", {"spec": {"renewTime": _now()}})
+            with suppress(ApiException, HTTPError):  # other tests take the API server away
+                leases.patch_namespaced_lease(WELL, "kube-node-lease", {"spec": {"renewTime": _now()}})
 
     thread = threading.Thread(target=say_so, daemon=True)
     try:
@@ -239,58 +305,60 @@ def stack_settings(cluster, tmp_path_factory):
     return settings_of(cluster, tmp_path_factory.mktemp("cluster"))
 
 
-def settings_of(cluster: Cluster, root: Path, *, code: Path = REPOSITORY, dag_files: Path = HERE / "dags", project: str = "flights") -> Settings:
-    """Settings of a stack of its own in that folder, whose training steps are pods that run this code."""
+def settings_of(cluster: Cluster, root: Path) -> Settings:
+    """Settings of a stack of its own in that folder, whose Airflow and training steps run a copy of this checkout with the project tiny in it."""
     root.chmod(0o755)
     for parent in root.parents:  # pods are nobody on this machine, and shall find their folder
         if parent.stat().st_uid == os.getuid() and parent != Path(parent.anchor):
             parent.chmod(parent.stat().st_mode | 0o055)
+    for name in CODE:
+        shutil.copytree(REPOSITORY / name, root / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HERE / "tiny", root / "code" / "include" / "projects" / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
     dags = root / "dags"
-    shutil.copytree(dag_files, dags, ignore=shutil.ignore_patterns("__pycache__"))
-    if project == "flights":
-        shutil.copy(REPOSITORY / "dags" / "train.py", dags)
+    shutil.copytree(HERE / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "dags" / "train.py", dags)
     template = root / "pod.yaml"
-    template.write_text(json.dumps(pod_template(root, code)))
+    template.write_text(json.dumps(pod_template(root, root / "code")))
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
     return Settings(
-        home=root / "home", dags_folder=dags, parallelism=4, projects=project, compute="kubernetes", kubernetes_namespace=cluster.namespace,
+        home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
         training_image=cluster.image, pod_template=template, host=address_for_pods(cluster),
-        pools="cpu=2,small=16,patient=16,impatient=16,badly_named=16,unknown_image=16,gpu_test=2,gpu_many=16,gpu_nowhere=16", **ports,
+        pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def airloop(stack_settings):
+def airloop(cluster, stack_settings):
     """Runs the `airloop` command with those settings, as a person would."""
-    return lambda *arguments: airloop_command(stack_settings, *arguments)
+    return lambda *arguments: airloop_command(cluster, stack_settings, *arguments)
 
 
-def airloop_command(settings: Settings, *arguments: str, code: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(code)}
+def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> subprocess.CompletedProcess:
+    code = settings.home.parent / "code"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    kept |= {"PYTHONPATH": str(code), "KUBECONFIG": str(cluster.kubeconfig)}
     # What this Airflow writes, pods that are nobody must be able to go on with: hence the umask.
     return subprocess.run(
-        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=400,
+        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=600,
         check=False, umask=0,
     )  # fmt: skip
 
 
 @contextmanager
-def a_stack(
-    cluster: Cluster, settings: Settings, *, code: Path = REPOSITORY, dags: Sequence[str] = ("pods__small", "pods__gpu_many", "flights__train")
-) -> Iterator[Runs]:
-    """A stack that is up, with these DAGs in it among others, and is taken down at the end."""
+def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
+    """A stack that is up, and is taken down at the end."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**settings.environment(), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
             patch.setenv(name, value)
         get_settings.cache_clear()
         try:
-            up = airloop_command(settings, "up", code=code)
+            up = airloop_command(cluster, settings, "up")
             assert up.returncode == 0, up.stdout + up.stderr
             api = AirflowApi.of(settings)
-            api.wait_for_dags(list(dags), timeout=120)
+            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__fit", "flights__train"], timeout=300)
             yield Runs(api, cluster, settings)
         finally:
-            airloop_command(settings, "down", code=code)
+            airloop_command(cluster, settings, "down")
     get_settings.cache_clear()
 
 

@@ -1,16 +1,12 @@
-"""A fit of several workers on a real cluster: an indexed Job of pods in which torch really fits, driven by a real Airflow.
-
-The stack runs a copy of this checkout with one more project, whose candidates differ in the number of their workers.
-"""
+"""A fit of several workers on a real cluster: an indexed Job of pods in which torch really fits, driven by a real Airflow."""
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,36 +16,19 @@ import pytest
 
 from include.dag_kit.pod_group_ends import INDEX
 from include.projects.flights import project as flights
-from include.settings import REPOSITORY
-from tests.cluster.conftest import HERE, Cluster, Runs, a_stack, new_request, settings_of, until
+from tests.cluster.conftest import Cluster, Runs, new_request, until
 from tests.unit.training import made_up
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-EPOCHS = 150
-TINY = f"""
-from datetime import timedelta
-
-from include.projects.base import Candidate
-from include.projects.compute import ComputeClass
-from include.projects.flights import project as flights
-
-parameters = {{"hidden": 16, "epochs": {EPOCHS}, "batch_size": 250, "dropout": 0.2}}
-networks = [Candidate(name=f"network_{{n}}", trainer="torch_mlp", workers=n, parameters=parameters) for n in (1, 2)]
-broken = Candidate(name="broken", trainer="torch_mlp", workers=2, parameters=parameters | {{"hidden": -1}})
-room = ComputeClass(
-    cpu=0.25, memory="1Gi", memory_max="1Gi", ephemeral_storage="256Mi", timeout=timedelta(minutes=5),
-    schedule_timeout=timedelta(minutes=1), start_timeout=timedelta(minutes=1), node_lost_after=timedelta(minutes=5),
-)
-project = flights.model_copy(update={{"name": "tiny", "candidates": (*networks, broken), "compute": {{"cpu": room}}}})
-"""
-CODE = ("config", "feature_repo", "include", "plugins", "serving")
+EPOCHS = 150  # of the project tiny
 
 
+@dataclass
 class Fits(Runs):
     """As ``Runs``, of fits of the project tiny."""
 
-    training_set = ""
+    training_set: str = ""
 
     def fit(self, candidate: str) -> str:
         request = new_request()
@@ -75,23 +54,14 @@ class Fits(Runs):
 
 
 @pytest.fixture(scope="module")
-def fits(cluster, tmp_path_factory) -> Iterator[Fits]:
-    root = tmp_path_factory.mktemp("workers")
-    code = root / "code"
-    for name in CODE:
-        shutil.copytree(REPOSITORY / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (code / "include" / "projects" / "tiny").mkdir()
-    (code / "include" / "projects" / "tiny" / "__init__.py").write_text(TINY)
-    settings = settings_of(cluster, root, code=code, dag_files=HERE / "worker_dags", project="tiny")
-    with a_stack(cluster, settings, code=code, dags=["workers__fit"]) as runs:
-        found = Fits(runs.api, cluster, settings)
-        mask = os.umask(0)  # pods are nobody, and write beside it
-        try:
-            rows = made_up.examples(flights, days=30, a_day=119)
-            found.training_set = made_up.write(flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows)
-        finally:
-            os.umask(mask)
-        yield found
+def fits(runs) -> Fits:
+    mask = os.umask(0)  # pods are nobody, and write beside it
+    try:
+        rows = made_up.examples(flights, days=30, a_day=119)
+        training_set = made_up.write(flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows)
+    finally:
+        os.umask(mask)
+    return Fits(runs.api, runs.cluster, runs.settings, training_set=training_set)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +70,7 @@ def whole(fits):
     requests = {}
     for candidate in ("network_1", "network_2"):
         requests[candidate] = fits.fit(candidate)
-        assert fits.end(requests[candidate], 300) == "success", fits.log(requests[candidate])
+        assert fits.end(requests[candidate]) == "success", fits.log(requests[candidate])
     return requests
 
 
@@ -157,12 +127,12 @@ def test_two_pods_learn_what_one_learns(fits, cluster, whole):
     assert log.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "resuming" not in log
     costs = fits.costs(whole["network_2"])
     assert len(costs) == 2 and {cost["ended"] for cost in costs.values()} == {"succeeded"} and all(cost["running_s"] > 0 for cost in costs.values())
-    until(lambda: not (cluster.pods(whole["network_2"]) or jobs(cluster, whole["network_2"]) or services(cluster, whole["network_2"])), 60, "all to go")
+    until(lambda: not (cluster.pods(whole["network_2"]) or jobs(cluster, whole["network_2"]) or services(cluster, whole["network_2"])), what="all to go")
 
 
 def test_its_pods_are_as_safe_as_a_single_one_and_find_each_other_by_name(fits, cluster):
     request = fits.fit("network_2")
-    pods = until(lambda: running(cluster, request), 180, "both workers")
+    pods = until(lambda: running(cluster, request), what="both workers")
     (job,) = jobs(cluster, request)
     assert len(job.metadata.name) <= 58 and [s.metadata.name for s in services(cluster, request)] == [job.metadata.name]
     for place, pod in pods.items():
@@ -179,11 +149,11 @@ def test_its_pods_are_as_safe_as_a_single_one_and_find_each_other_by_name(fits, 
 def test_an_evicted_worker_comes_again_and_all_go_on_from_the_checkpoint(fits, cluster, whole, place):
     request = fits.fit("network_2")
     with watched(cluster, request) as seen:
-        pods = until(lambda: running(cluster, request), 180, "both workers")
-        until(lambda: fits.at_work(request), 180, "some work")
+        pods = until(lambda: running(cluster, request), what="both workers")
+        until(lambda: fits.at_work(request), what="some work")
         began = time.monotonic()
         cluster.evict(pods[place])
-        assert fits.end(request, 400) == "success", fits.log(request)
+        assert fits.end(request) == "success", fits.log(request)
         print(f"healed and ended {time.monotonic() - began:.1f} s after the eviction of worker {place}; pods {seen.pods}")
     log = fits.log(request)
     assert fits.tries(request) == 1 and len(seen.jobs) == 1, "another Job was made"
@@ -198,30 +168,76 @@ def test_an_evicted_worker_comes_again_and_all_go_on_from_the_checkpoint(fits, c
 @pytest.mark.parametrize("way", ["run", "task"])
 def test_a_cancelled_run_leaves_nothing(fits, cluster, way):
     request = fits.fit("network_2")
-    until(lambda: running(cluster, request), 180, "both workers")
-    until(lambda: fits.step(request)["state"] == "deferred", 30, "its watch")
+    until(lambda: running(cluster, request), what="both workers")
+    until(lambda: fits.step(request)["state"] == "deferred", what="its watch")
     fits.cancel(request, way)
-    until(lambda: not (cluster.pods(request) or jobs(cluster, request) or services(cluster, request)), 60, "all to go")
+    until(lambda: not (cluster.pods(request) or jobs(cluster, request) or services(cluster, request)), what="all to go")
     assert fits.end(request) == "failed"
 
 
 def test_a_cleared_step_never_has_two_groups_at_once(fits, cluster, whole):
     request = fits.fit("network_2")
     with watched(cluster, request) as seen:
-        until(lambda: running(cluster, request), 180, "both workers")
-        until(lambda: fits.step(request)["state"] == "deferred", 30, "its watch")
+        until(lambda: running(cluster, request), what="both workers")
+        until(lambda: fits.step(request)["state"] == "deferred", what="its watch")
         fits.clear(request)
-        assert fits.end(request, 400) == "success", fits.log(request)
+        assert fits.end(request) == "success", fits.log(request)
     assert seen.most == 1 and len(seen.pods) == 4
     assert fits.graph(request) == fits.graph(whole["network_2"])
 
 
 def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, cluster):
     request = fits.fit("broken")
-    assert fits.end(request, 400) == "failed"
+    assert fits.end(request) == "failed"
     log = fits.log(request)
     assert "crashed: pod " in log and "ended with exit code 70" in log
     assert "RuntimeError: Trying to create tensor with negative dimension" in log
     assert "WorkersFailed: worker " in log.rpartition("Its last lines:")[2]
     assert fits.tries(request) == len(jobs(cluster, request)) == 3, "failed Jobs are kept"
     assert all(pod.status.phase == "Failed" for pod in cluster.pods(request))
+
+
+def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
+    request = fits.fit("big")
+    assert fits.end(request, 900) == "success", fits.log(request)
+    assert fits.tries(request) >= 2
+    assert "killed for memory at its limit of 128Mi" in fits.log(request, 1) and "trying 256Mi" in fits.log(request, 2)
+    assert "out of memory" in {cost["ended"] for cost in fits.costs(request).values()}
+    assert fits.made(request)["history"] == fits.made(whole["network_2"])["history"]
+
+
+def test_a_group_that_hangs_is_ended_after_its_time(fits, cluster):
+    request = fits.fit("endless")
+    assert fits.end(request, 900) == "failed"
+    assert "hung: pod " in fits.log(request) and "ran for longer than a step of its compute class may" in fits.log(request)
+    until(lambda: all(pod.status.phase == "Failed" for pod in cluster.pods(request)), what="all its pods to end")
+
+
+@pytest.mark.parametrize("component", ["scheduler", "triggerer"])
+def test_a_killed_part_of_airflow_finds_its_group_again(fits, cluster, airloop, whole, component):
+    request = fits.fit("network_2")
+    with watched(cluster, request) as seen:
+        until(lambda: running(cluster, request), what="both workers")
+        fits.kill(component)
+        up = airloop("up")
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert fits.end(request) == "success", fits.log(request)
+    assert (seen.most, len(seen.pods), len(seen.jobs)) == (1, 2, 1), "other pods did the step"
+    assert fits.graph(request) == fits.graph(whole["network_2"])
+
+
+def test_workers_whose_node_is_lost_go_on_from_the_checkpoint_when_it_is_back(fits, cluster, k8s_part, a_node_that_is_well):
+    request = fits.fit("on_a_bad_node")
+    with watched(cluster, request) as seen:
+        until(lambda: running(cluster, request), what="both workers")
+        until(lambda: fits.at_work(request), what="some work")
+        k8s_part("pause", "kubelet")
+        try:
+            until(lambda: all(pod.metadata.deletion_timestamp for pod in cluster.pods(request)), what="the pods to be given up")
+        finally:
+            k8s_part("resume", "kubelet")
+        until(lambda: "resuming from epoch" in fits.log(request), 400, "others to go on")
+    assert seen.most == 1, "two pods of one place were there at once"
+    assert fits.tries(request) == 1 and len(seen.jobs) == 1 and len(seen.pods) == 4
+    fits.cancel(request)
+    until(lambda: not (cluster.pods(request) or jobs(cluster, request) or services(cluster, request)), what="all to go")

@@ -90,6 +90,7 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
         given = s3.variables
         if some_cluster:
             settings = settings.model_copy(update=on_pods(some_cluster, given, tmp_path))
+            monkeypatch.setenv("KUBECONFIG", str(some_cluster.kubeconfig))
     for name, value in {**settings.environment(), **given, "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
         monkeypatch.setenv(name, value)
     forget_all()

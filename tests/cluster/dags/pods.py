@@ -13,12 +13,14 @@ from include.projects.compute import ComputeClass
 
 SMALL = {
     "cpu": 0.05, "memory": "64Mi", "memory_max": "256Mi", "ephemeral_storage": "64Mi", "timeout": timedelta(minutes=5),
-    "schedule_timeout": timedelta(minutes=1), "start_timeout": timedelta(minutes=1), "node_lost_after": timedelta(seconds=15),
+    "schedule_timeout": timedelta(minutes=1), "start_timeout": timedelta(minutes=3), "node_lost_after": timedelta(seconds=15),
 }  # fmt: skip
 CLASSES = {
     "small": ComputeClass(**SMALL),
     "patient": ComputeClass(**SMALL | {"node_lost_after": timedelta(minutes=5)}),
     "impatient": ComputeClass(**SMALL | {"timeout": timedelta(seconds=8)}),
+    # Placed on a node that is already known not to answer, too.
+    "anywhere": ComputeClass(**SMALL, tolerations=[{"key": f"node.kubernetes.io/{how}", "effect": "NoSchedule"} for how in ("not-ready", "unreachable")]),
     "badly_named": ComputeClass(**SMALL, image="Not/An Image"),
     "unknown_image": ComputeClass(**SMALL, image="airloop.invalid/nobody/nothing:1"),
     "gpu_test": ComputeClass(**SMALL, gpus=2),

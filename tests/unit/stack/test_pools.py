@@ -59,6 +59,7 @@ def test_slots_are_counted_on_the_nodes_that_a_class_may_go_to():
         node(gpus=4, labels={"gpu": "b"}, taints=["gpu"]),
         node(gpus=4, labels={"gpu": "a"}, taints=["gpu"], unschedulable=True),
         node(gpus=4, labels={"gpu": "a"}, taints=["gpu", "mine"]),
+        node(labels={"gpu": "a"}) | {"status": {}},  # only just joining
     ]
     # Four steps of 1 core and 2 GiB fit the one node without a taint; of five GPUs one is over where a step takes two.
     assert pools_of_cluster(nodes, {"cpu": ComputeClass(), "gpu_a": GPU_A}) == {"cpu": 4, "gpu_a": 4}
