@@ -12,6 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -25,6 +27,7 @@ from include.demo.replay import Replay, Step
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings
 from include.stack.api import AirflowApi
+from include.training.tracking import tracking_client
 from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
 from tests.integration.s3.conftest import ACCESS_KEY, SECRET_KEY, forget
 
@@ -134,22 +137,48 @@ def forget_all():
         store.feature_store.cache_clear()
 
 
-def test_the_loop_closes(stack, s3):
+def test_the_loop_closes(stack, s3, some_cluster):
     kind, settings, api = stack
-    records = Replay(FLIGHTS, api, Silent()).run(
-        [Step("history", BEGIN, FIRST, first_model=True), Step("three days", FIRST, SECOND, bad_files=("missing_column",))]
-    )
+    on_pods = settings.compute == "kubernetes"
+    with evictions(some_cluster, "fit-torch-mlp", "refit") if on_pods else nullcontext():
+        records = Replay(FLIGHTS, api, Silent()).run(
+            [Step("history", BEGIN, FIRST, first_model=True), Step("three days", FIRST, SECOND, bad_files=("missing_column",))]
+        )
     assert records[0].trainings[0]["state"] == "deployed", ledger.decisions("flights", "gate")
     assert records[0].serving_asked >= 10 and records[0].serving_agreed == records[0].serving_asked
     assert records[1].monitor["labels"] > 1000
     ENDED[kind] = ended(records)
-    if settings.compute == "kubernetes":
+    if on_pods:
         pods = pods_of_steps()
         assert pods.keys() >= {"fit-baseline_rule", "fit-hist_gradient_boosting", "fit-torch_mlp", "evaluate", "refit"}
+        assert [pods.pop("fit-torch_mlp"), pods.pop("refit")] == [["evicted", "succeeded"]] * 2
         assert all(ended == ["succeeded"] for ended in pods.values()), pods
     if kind == "s3":
         on_s3(settings, api)
         nothing_leaked(settings, api, s3)
+
+
+@contextmanager
+def evictions(cluster: Cluster, *steps: str):
+    """Evicts the first pod of each of these steps, as soon as it runs."""
+    left, done = set(steps), threading.Event()
+
+    def look() -> None:
+        while left and not done.wait(0.2):
+            for pod in cluster.pods():
+                found = next((step for step in left if f"-{step}-" in pod.metadata.name), None)
+                if found and pod.status.phase == "Running":
+                    cluster.evict(pod)
+                    left.remove(found)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    assert not left, f"no pod of {left} was seen running"
 
 
 def ended(records) -> dict:
@@ -163,6 +192,7 @@ def ended(records) -> dict:
         "tables": {uri.rpartition("/")[2]: (tables.table_version(uri), tables.open_table(uri).count()) for uri in uris},
         "training sets": {path.name: json.loads(path.read_text()) for path in sets},
         "gate": [(d["verdict"], d["reasons"], d["cutoff"]) for d in ledger.decisions("flights", "gate")],
+        "versions": [(v.version, v.tags["gate"]) for v in tracking_client().search_model_versions("name='flights'")],
         "deploy": [(d["verdict"], d["cutoff"]) for d in ledger.decisions("flights", "deploy")],
         "figures": [{who: t[who] for who in ("challenger", "champion", "baseline", "judged_rows", "candidate")} for r in records for t in r.trainings],
         "monitor": [{k: v for k, v in r.monitor.items() if k not in {"request"}} for r in records],
@@ -235,7 +265,7 @@ def test_it_ends_on_s3_as_on_files():
         pytest.skip("the loop was not run on both stores; run this file whole")
     files, on_s3 = ENDED["files"], ENDED["s3"]
     assert files["tables"]["schedule"][1] > 20_000 and files["gate"] and len(files["predictions"]) > 1000  # nothing is compared with nothing
-    for what in ("tables", "training sets", "deploy", "files", "refused"):
+    for what in ("tables", "training sets", "versions", "deploy", "files", "refused"):
         assert on_s3[what] == files[what], what
     assert [(verdict, cutoff) for verdict, _, cutoff in on_s3["gate"]] == [(verdict, cutoff) for verdict, _, cutoff in files["gate"]]
     assert numbers(on_s3["figures"]) == pytest.approx(numbers(files["figures"]), abs=1e-6, nan_ok=True)
