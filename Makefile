@@ -66,7 +66,7 @@ test: lint  ## everything: lint, then the fast tests, then those that start real
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/serving tests/integration -n 2 --dist loadfile
 	$(BIN)/pytest tests/loop tests/cluster -n 3 --dist loadgroup # mostly waiting, so one more than cores
-	@echo "skipped: tests/images (builds all three images, with Podman and as root): make test-images"
+	@echo "skipped: tests/images (builds all images, with Podman and as root): make test-images"
 test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
 	$(BIN)/pytest tests/cluster
 soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
@@ -98,7 +98,7 @@ lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the 
 	@sed -i '1i # All versions, for Python 3.11 on Linux. Made by `make lock` from pyproject.toml; installed by `make setup`.' requirements.txt
 	@$(MAKE) images-lock
 
-IMAGES := airflow serving training
+IMAGES := airflow mlflow serving training
 ENGINE ?= docker
 .PHONY: images-lock images test-images
 images-lock: setup  ## the images' locks from their requirements.in, with the versions of requirements.txt
@@ -115,5 +115,20 @@ images:  ## build the images from their Dockerfiles: make images [ENGINE=podman]
 	  $(ENGINE) build --file deploy/images/$$image/Dockerfile --build-arg GIT_SHA=$$(git rev-parse HEAD) $(if $(TORCH),--build-arg TORCH=$(TORCH)) \
 	    --tag airloop-$$image:$$(git rev-parse --short HEAD) .; \
 	done
+
+# docker-compose.yaml with Docker, or with Podman: make compose-up COMPOSE=podman-compose ENGINE=podman
+COMPOSE ?= docker compose
+ENV_FILE ?= .env
+COMPOSE_TIMEOUT ?= 900
+.PHONY: compose-up compose-down test-compose
+compose-up:  ## docker-compose.yaml: build what changed, start everything, wait until it is well (secrets first: make secrets)
+	@test -f $(ENV_FILE) || { echo "make: there is no $(ENV_FILE), the settings with the secrets; make it: make secrets" >&2; exit 1; }
+	@GIT_SHA=$$(git describe --always --dirty --abbrev=40) $(COMPOSE) --env-file $(ENV_FILE) build --quiet
+	@$(COMPOSE) --env-file $(ENV_FILE) up --detach --no-build || echo "make: not all of it started; waiting says who" >&2
+	@$(PYTHON) deploy/compose/wait.py --engine $(ENGINE) --project "$${COMPOSE_PROJECT_NAME:-airloop}" --timeout $(COMPOSE_TIMEOUT)
+compose-down:  ## stop it; the data stay in the volumes (VOLUMES=yes takes them away too)
+	@$(COMPOSE) --env-file $(ENV_FILE) --profile celery --profile tools down $(if $(VOLUMES),--volumes)
+test-compose: setup  ## docker-compose.yaml really run, with Podman and stand-ins for the images of others (as root; minutes)
+	$(BIN)/pytest -s tests/compose
 test-images: setup  ## build the images without a registry (Podman, a base by debootstrap; as root) and run them as pods would
 	$(BIN)/pytest tests/images

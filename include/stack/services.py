@@ -45,7 +45,7 @@ def services(settings: Settings) -> list[Service]:
     return [
         Service(
             "mlflow",
-            Command("mlflow", _mlflow_server(settings), mlflow_environment(settings)),
+            Command("mlflow", mlflow_server(settings), mlflow_environment(settings)),
             lambda record: _get(f"{settings.mlflow_url}/health").is_success,
             address=settings.mlflow_url,
             port=settings.mlflow_port,
@@ -85,7 +85,8 @@ def migration(settings: Settings) -> Command:
     return Command("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], airflow_environment(settings))
 
 
-def _mlflow_server(settings: Settings) -> list[str]:
+def mlflow_server(settings: Settings) -> list[str]:
+    """Its command line."""
     home = settings.home / "mlflow"
     home.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]

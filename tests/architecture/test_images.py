@@ -15,17 +15,23 @@ from packaging.utils import canonicalize_name
 
 from include.settings import REPOSITORY
 
-IMAGES = ("airflow", "serving", "training")
+IMAGES = ("airflow", "mlflow", "serving", "training")
 OURS = {"config", "dags", "feature_repo", "include", "plugins", "serving"}
 FIRST_PARTY = OURS - {"dags", "plugins", "config"}  # the packages among them
 # What an image must not hold: names of distributions, by how they begin.
 FOREIGN = {
     "airflow": ("torch", "onnx==", "skl2onnx", "pytest", "ruff"),
+    "mlflow": ("apache-airflow", "torch", "onnx==", "feast", "great-expectations", "evidently", "pytest"),
     "serving": ("apache-airflow", "torch", "scikit-learn", "onnx==", "great-expectations", "evidently"),
     "training": ("apache-airflow", "feast", "great-expectations", "evidently", "kubernetes", "pytest", "ruff"),
 }
 # Where an image's programs begin; None: at every file that it has.
-ENTRIES = {"airflow": None, "serving": None, "training": ("include.training.__main__", "include.projects.*")}
+ENTRIES = {
+    "airflow": None,
+    "mlflow": ("include.stack.component", "include.stack.health"),
+    "serving": None,
+    "training": ("include.training.__main__", "include.projects.*"),
+}
 # What the Airflow image does not run, with AIRLOOP_COMPUTE=kubernetes: the training steps. They alone may import these.
 STEPS_ONLY = {"onnx", "skl2onnx", "torch"}
 

@@ -46,20 +46,20 @@ class Engine:
         conf.write_text(CONTAINERS_CONF)
         policy = FOLDER / "policy.json"
         policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        self._environment = {**os.environ, "CONTAINERS_CONF": str(conf), "TMPDIR": str(FOLDER), "BUILDAH_ISOLATION": "chroot"}
-        self._podman = ["podman", "--root", str(FOLDER / "store"), "--runroot", str(FOLDER / "run"), "--cgroup-manager", "cgroupfs"]
+        self.environment = {**os.environ, "CONTAINERS_CONF": str(conf), "TMPDIR": str(FOLDER), "BUILDAH_ISOLATION": "chroot"}
+        self.podman = ["podman", "--root", str(FOLDER / "store"), "--runroot", str(FOLDER / "run"), "--cgroup-manager", "cgroupfs"]
 
     def __call__(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
         """``engine("images")``; output and errors together, as text."""
         ended = subprocess.run(
-            [*self._podman, *arguments], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
+            [*self.podman, *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
         )
         if check and ended.returncode:
             raise RuntimeError(f"podman {' '.join(arguments)} ended with {ended.returncode}:\n{ended.stdout[-4000:]}")
         return ended
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen([*self._podman, *arguments], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([*self.podman, *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def build(self, image: str, **arguments: str) -> str:
         """The image of ``deploy/images/<image>/Dockerfile``, whole; gives its name."""

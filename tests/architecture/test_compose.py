@@ -1,0 +1,200 @@
+"""docker-compose.yaml, read: what holds of every service, whoever edits the file. tests/compose really runs it. Each guard has been seen red, at the end."""
+
+import json
+import re
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import yaml
+
+from include.settings import REPOSITORY
+
+FILE = REPOSITORY / "docker-compose.yaml"
+OURS = ("airloop-airflow:", "airloop-mlflow:", "airloop-serving:")
+# Why a service of others may lack a digest: none was found that several others pin.
+NO_DIGEST = {"statsd-exporter"}
+# Who may have which secret: a variable of the settings file -> services. Airflow's parts are one, since any of them may run a project's code.
+AIRFLOW = {"migrate", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "airloop"}
+WHO = {
+    "POSTGRES_PASSWORD": {"postgres"},
+    "AIRLOOP_DATABASE_ADMIN_URL": {"databases"},
+    "AIRLOOP_AIRFLOW_DATABASE_URL": AIRFLOW | {"databases"},
+    "AIRLOOP_LEDGER_URL": AIRFLOW | {"databases"},
+    "AIRLOOP_FEAST_REGISTRY_URL": AIRFLOW | {"databases"},
+    "AIRLOOP_FEAST_READER_URL": {"serving", "databases"},
+    "AIRLOOP_MLFLOW_DATABASE_URL": {"mlflow", "databases"},
+    "AIRLOOP_ONLINE_STORE_URL": AIRFLOW,
+    "REDIS_PASSWORD": {"redis", "serving"},
+    "CELERY_BROKER_PASSWORD": AIRFLOW | {"broker"},
+    "AIRLOOP_AIRFLOW_FERNET_KEY": AIRFLOW,
+    "AIRLOOP_AIRFLOW_JWT_SECRET": AIRFLOW,
+    "AIRLOOP_AIRFLOW_API_SECRET_KEY": AIRFLOW,
+    "AIRLOOP_AIRFLOW_ADMIN_PASSWORD": AIRFLOW,
+    "AIRLOOP_MLFLOW_PASSWORD": AIRFLOW | {"mlflow", "serving"},
+    "AIRLOOP_MLFLOW_ADMIN_PASSWORD": {"mlflow"},
+    "AIRLOOP_MLFLOW_FLASK_SECRET_KEY": {"mlflow"},
+    "AIRLOOP_SERVING_API_KEY": AIRFLOW | {"serving-keys"},
+    "SERVING_METRICS_KEY": {"serving-keys", "prometheus"},
+    "S3_ROOT_SECRET": {"s3", "buckets"},
+    "S3_AIRFLOW_SECRET": AIRFLOW | {"buckets"},
+    "S3_MLFLOW_SECRET": {"mlflow", "buckets"},
+    "S3_SERVING_SECRET": {"serving", "buckets"},
+    "GRAFANA_ADMIN_PASSWORD": {"grafana"},
+}
+# Who asks whom. Any two services that share a network stand here, or are clients of one server on it.
+SERVERS = {
+    "edge": "proxy", "proxy-airflow": "api-server", "proxy-mlflow": "mlflow", "proxy-serving": "serving", "proxy-grafana": "grafana", "proxy-metrics": "proxy",
+    "airflow": "api-server", "airflow-postgres": "postgres", "airflow-redis": "redis", "airflow-s3": "s3", "airflow-mlflow": "mlflow",
+    "airflow-serving": "serving", "airflow-metrics": "statsd-exporter", "celery": "broker", "mlflow-postgres": "postgres", "mlflow-s3": "s3",
+    "serving-postgres": "postgres", "serving-redis": "redis", "serving-mlflow": "mlflow", "serving-s3": "s3", "serving-metrics": "serving",
+    "statsd-metrics": "statsd-exporter", "grafana-prometheus": "prometheus",
+}  # fmt: skip
+# A network's clients are of one kind: each kind has its own way to a server.
+KINDS = {**dict.fromkeys(AIRFLOW | {"buckets", "databases"}, "airflow")}
+
+
+@pytest.fixture
+def compose():
+    return deepcopy(yaml.safe_load(FILE.read_text()))
+
+
+def faults(compose: dict) -> list[str]:
+    """What the file has that it must not have, or lacks; a line each."""
+    services = compose["services"]
+    found = [fault for name, service in services.items() for fault in _of_service(name, service)]
+    found += [f"{name} publishes ports" for name, service in services.items() if "ports" in service and name != "proxy"]
+    found += [f"network {name} has a way out" for name, network in compose["networks"].items() if name != "edge" and not network.get("internal")]
+    found += _of_networks(services, compose["networks"])
+    found += _of_secrets(services)
+    return found
+
+
+def _of_service(name: str, service: dict):
+    once, tool = service.get("restart") == "on-failure", service.get("profiles") == ["tools"]
+    if not once and not tool:
+        if service.get("restart") != "unless-stopped":
+            yield f"{name} is not started again when it dies"
+        check = service.get("healthcheck", {})
+        if not {"test", "interval", "timeout", "retries", "start_period"} <= check.keys():
+            yield f"{name} has no whole health check"
+    if "mem_limit" not in service:
+        yield f"{name} has no limit of memory"
+    if not (service.get("read_only") and service.get("cap_drop") == ["ALL"] and "no-new-privileges:true" in service.get("security_opt", ())):
+        yield f"{name} may write its root, or has more rights than it needs"
+    if service.get("privileged") or service.get("network_mode", "none") != "none" or any("docker.sock" in str(v) for v in service.get("volumes", ())):
+        yield f"{name} has the host's network, devices or engine"
+    image = service["image"]
+    pinned = r"\$\{[A-Z_]+:-docker\.io/[a-z-]+/[a-z-]+:v?\d+\.\d+(\.\d+)?" + ("" if name in NO_DIGEST else r"@sha256:[0-9a-f]{64}") + r"\}"
+    if not image.startswith(OURS) and not re.fullmatch(pinned, image):
+        yield f"{name}'s image {image} is not pinned"
+    for volume in service.get("volumes", ()):
+        source, _, rest = volume.partition(":")
+        if not rest or (source.startswith((".", "/")) and not rest.endswith(":ro")):
+            yield f"{name}'s volume {volume} has no name, or lets it write to the host"
+
+
+def _of_networks(services: dict, networks: dict):
+    on = {network: {name for name, service in services.items() if network in service.get("networks", ())} for network in networks}
+    for network, members in on.items():
+        server = SERVERS.get(network)
+        if server is None or server not in members:
+            yield f"network {network} has no server"
+            continue
+        clients = {KINDS.get(name, name) for name in members - {server}}
+        if network not in {"edge", "airflow"} and len(clients) != 1 or network == "edge" and clients:
+            yield f"network {network} joins strangers: {sorted(clients)}"
+    yield from (f"{name} is on the network of everybody" for name, s in services.items() if not s.get("networks") and s.get("network_mode") != "none")
+
+
+def _of_secrets(services: dict):
+    has = {
+        name: set(re.findall(r"\$\{([A-Z0-9_]+)", json.dumps({k: service.get(k) for k in ("environment", "command", "entrypoint")})))
+        for name, service in services.items()
+    }
+    for name, variables in has.items():
+        secrets = {v for v in variables if re.search(r"SECRET|PASSWORD|_KEY$|_URL$|TOKEN", v)}
+        yield from (
+            f"{name} has {secret}, which is for {', '.join(sorted(WHO.get(secret, ['nobody that is known'])))}"
+            for secret in sorted(secrets)
+            if name not in WHO.get(secret, ())
+        )
+    text = json.dumps(services)
+    for secret in sorted(WHO):
+        # Celery's is not needed without its profile, and an empty one lets nobody in.
+        if not re.search(rf"\$\{{{secret}:\?run make secrets\}}", text) and secret != "CELERY_BROKER_PASSWORD":
+            yield f"{secret} may be missing without a word"
+    yield from (f"{secret} has a default" for secret in sorted(set(re.findall(r"\$\{([A-Z0-9_]*(?:SECRET|PASSWORD)[A-Z0-9_]*):-[^}]", text))))
+
+
+def test_every_service_is_limited_watched_closed_and_pinned(compose):
+    assert faults(compose) == []
+
+
+def test_compose_itself_can_read_it(tmp_path):
+    """With the settings file's names all there; and without, it says which is missing."""
+    env = tmp_path / "settings"
+    env.write_text("".join(f"{name}=x\n" for name in WHO))
+
+    def config(file):
+        command = [sys.executable, "-m", "podman_compose", "--env-file", str(file), "--file", str(FILE), "config"]
+        return subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False)
+
+    read = config(env)
+    assert read.returncode == 0, read.stderr
+    assert yaml.safe_load(read.stdout)["services"].keys() >= {"postgres", "redis", "s3", "mlflow", "api-server", "scheduler", "serving", "proxy", "grafana"}
+    env.write_text("".join(f"{name}=x\n" for name in WHO if name != "S3_ROOT_SECRET"))
+    refused = config(env)
+    assert refused.returncode != 0 and "run make secrets" in refused.stdout + refused.stderr
+
+
+def test_the_stack_s_parts_are_those_of_the_issue(compose):
+    wanted = {
+        "postgres",
+        "redis",
+        "s3",
+        "mlflow",
+        "api-server",
+        "scheduler",
+        "dag-processor",
+        "triggerer",
+        "worker",
+        "serving",
+        "proxy",
+        "prometheus",
+        "grafana",
+    }
+    assert wanted <= compose["services"].keys()
+    assert compose["services"]["worker"]["profiles"] == compose["services"]["broker"]["profiles"] == ["celery"]
+    assert compose["services"]["postgres"]["networks"] and "celery" not in compose["services"]["redis"]["networks"]
+
+
+@pytest.mark.parametrize(
+    "service, key, value, fault",
+    [
+        ("mlflow", "ports", ["5000:5000"], "mlflow publishes ports"),
+        ("redis", "healthcheck", {"test": ["CMD", "true"]}, "redis has no whole health check"),
+        ("scheduler", "restart", "no", "scheduler is not started again when it dies"),
+        ("serving", "mem_limit", None, "serving has no limit of memory"),
+        ("api-server", "cap_drop", [], "api-server may write its root, or has more rights than it needs"),
+        ("grafana", "image", "grafana/grafana:latest", "grafana's image grafana/grafana:latest is not pinned"),
+        ("redis", "image", "${X:-docker.io/library/redis:7.4.9}", "redis's image ${X:-docker.io/library/redis:7.4.9} is not pinned"),
+        ("s3", "volumes", ["./data:/data"], "s3's volume ./data:/data has no name, or lets it write to the host"),
+        ("proxy", "networks", ["edge", "mlflow-postgres", "proxy-airflow", "proxy-mlflow", "proxy-serving", "proxy-grafana", "proxy-metrics"],
+         "network mlflow-postgres joins strangers: ['mlflow', 'proxy']"),
+        ("serving", "environment", {"X": "${S3_ROOT_SECRET:?run make secrets}"}, "serving has S3_ROOT_SECRET, which is for buckets, s3"),
+        ("postgres", "environment", {"POSTGRES_PASSWORD": "${POSTGRES_PASSWORD:-postgres}"}, "POSTGRES_PASSWORD has a default"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_seen(service, key, value, fault, compose):
+    if value is None:
+        del compose["services"][service][key]
+    else:
+        compose["services"][service][key] = value
+    assert fault in faults(compose)
+
+
+def test_a_network_with_a_way_out_is_seen(compose):
+    compose["networks"]["airflow-postgres"] = {}
+    assert "network airflow-postgres has a way out" in faults(compose)
