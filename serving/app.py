@@ -1,25 +1,23 @@
 """The service over HTTP. ``python -m uvicorn serving.app:app --host 127.0.0.1 --port 8000``, settings from ``SERVING_*``."""
 
+import asyncio
 import logging
-import time
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from starlette.exceptions import HTTPException
 
-from serving import predict as data_plane
+from serving import metrics, plain, v2
 from serving.access import Access
-from serving.front import CALLER, Front
-from serving.lookup import FeatureLookup
-from serving.prediction_log import PredictionLog
+from serving.front import CALLER, Front, Handler, Router
+from serving.parts import Parts
 from serving.problems import Problem, invalid
-from serving.registry import ModelRegistry
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,6 +47,20 @@ class PredictRequest(BaseModel):
     )
 
 
+class Tensor(BaseModel):
+    name: str = Field(examples=["numeric"])
+    datatype: str = Field(examples=["FP32"])
+    shape: list[int] = Field(examples=[[1, 2]])
+    data: list[Any] = Field(examples=[[18.0, 187.0]])
+
+
+class InferRequest(BaseModel):
+    """The Open Inference Protocol's request; ``/v2/models/<name>`` says which tensors and columns a model has."""
+
+    id: str = Field("", description="Comes back in the answer.")
+    inputs: list[Tensor]
+
+
 class PredictionDocument(BaseModel):
     prediction_id: str = Field(description="Also in the prediction log.", examples=["5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80"])
     prediction: float = Field(description="Probability of 1 (binary) or the number (regression).", examples=[0.37])
@@ -57,12 +69,23 @@ class PredictionDocument(BaseModel):
         examples=[{"origin_weather": "2013-06-01T10:00:00Z", "plane": None}],
     )
     missing: list[str] = Field(description="Inputs without a value.", examples=[["plane_year", "plane_seats"]])
+    model_version: str = Field(description="The version that answered this one.", examples=["3"])
+    arm: str = Field(description="champion, or the arm of a rollout.", examples=["champion"])
 
 
 class PredictResponse(BaseModel):
     model: str = Field(examples=["flights"])
-    model_version: str = Field(examples=["3"])
+    model_version: str = Field(description="The champion.", examples=["3"])
     predictions: list[PredictionDocument] = Field(description="One per instance, in their order.")
+
+
+class ArmDocument(BaseModel):
+    name: str = Field(examples=["canary"])
+    version: str = Field(examples=["4"])
+    state: str = Field(description="As a model's; stopped: it failed too often and answers nobody.", examples=["ready"])
+    error: str | None = Field(examples=[None])
+    weight: float | None = Field(None, description="Share of the entities that an arm answers.", examples=[0.05])
+    share: float | None = Field(None, description="Share of the requests that a shadow is asked too.", examples=[None])
 
 
 class ModelDocument(BaseModel):
@@ -70,6 +93,9 @@ class ModelDocument(BaseModel):
     version: str | None = Field(description="The version that answers.", examples=["3"])
     loaded_at: str | None = Field(examples=["2026-01-01T12:00:00+00:00"])
     state: str = Field(description="loading, ready, refused (the champion is not fit to answer) or error (it cannot be fetched).", examples=["ready"])
+    hash_checked: bool = Field(description="The files that answer are those that training wrote.", examples=[True])
+    arms: list[ArmDocument] = Field(description="Arms and shadows of the rollout document.", examples=[[]])
+    rollout_error: str | None = Field(description="Why the rollout document is not followed.", examples=[None])
     error: str | None = Field(description="Why the champion does not answer, or why nobody knows who it is.", examples=[None])
 
 
@@ -93,25 +119,15 @@ def create_app(settings: Settings | None = None) -> Front:
     settings = settings or Settings()
     access = Access(settings.keys_file, workers=settings.workers)
 
+    parts = Parts.of(settings)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI):
-        registry = ModelRegistry(settings.mlflow_uri, settings.cache, names=settings.model_names, poll_seconds=settings.poll_seconds, threads=settings.threads)
-        lookup = FeatureLookup(settings.feature_repo, refresh_seconds=settings.feature_registry_seconds)
-        prediction_log = PredictionLog(
-            settings.log_root,
-            flush_seconds=settings.log_flush_seconds,
-            capacity=settings.log_capacity,
-            endpoint=settings.s3_endpoint,
-            region=settings.s3_region,
-        )
-        app.state.registry, app.state.lookup, app.state.prediction_log = registry, lookup, prediction_log
-        prediction_log.start()
-        registry.start()
-        lookup.start(after=registry.imported)
+        parts.start()
+        beat = asyncio.create_task(_beat(parts, front))
         yield
-        lookup.close()
-        registry.close()
-        prediction_log.close()
+        beat.cancel()
+        parts.close()
 
     app = FastAPI(
         title="Airloop serving",
@@ -129,42 +145,84 @@ def create_app(settings: Settings | None = None) -> Front:
         return {"status": "live"}
 
     @app.get("/ready", tags=["health"], responses=_answers(503))
-    def ready(request: Request) -> JSONResponse:
-        """Whether every model that is to be served answers, look-up included; with the details of each part."""
-        return _ready(request.app, with_details=request.scope[CALLER] is not None, access=access)
+    async def ready(request: Request) -> JSONResponse:
+        """Whether every model that is to be served answers, look-up included; with the details of each part for callers with a key."""
+        return _ready(parts, with_details=request.scope[CALLER] is not None, access=access)
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    def scrape() -> Response:
+        """For Prometheus; of all workers."""
+        content, media_type = metrics.exposition()
+        return Response(content, media_type=media_type)
 
     @app.get("/models", tags=["models"])
-    def models(request: Request) -> list[ModelDocument]:
-        registry = request.app.state.registry
-        return [ModelDocument(**registry.document(name)) for name in sorted(registry.models)]
+    async def models() -> list[ModelDocument]:
+        return [ModelDocument(**parts.registry.document(name)) for name in sorted(parts.registry.models)]
 
     @app.get("/models/{name}", tags=["models"], responses=_answers(404, 503))
-    def model(request: Request, name: str) -> ModelDocument:
-        return ModelDocument(**request.app.state.registry.document(name))
+    async def model(name: str) -> ModelDocument:
+        return ModelDocument(**parts.registry.document(name))
 
-    @app.post("/models/{name}/predict", tags=["models"], responses=_answers(400, 404, 422, 500, 503))
-    def predict(request: Request, name: str, body: PredictRequest) -> PredictResponse:
-        """Predict instances with the champion of a model; each answer is logged under its ``prediction_id``."""
-        started, predicted_at = time.perf_counter(), datetime.now(UTC)
-        if len(body.instances) > settings.max_instances:
-            detail = f"{len(body.instances)} instances; at most {settings.max_instances} go into one request"
-            raise invalid("too-many-instances", "Too many instances", detail, "instances")
-        state = request.app.state
-        served = state.registry.serving(name)  # this one answers the whole request, whatever the registry says meanwhile
-        predictions = data_plane.predict(served, state.lookup, body.instances)
-        latency_ms = (time.perf_counter() - started) * 1000
-        state.prediction_log.append(data_plane.log_rows(served, predictions, predicted_at=predicted_at, latency_ms=latency_ms))
-        documents = [
-            PredictionDocument(prediction_id=p.prediction_id, prediction=p.prediction, feature_times=data_plane.feature_times(p), missing=p.missing)
-            for p in predictions
-        ]
-        return PredictResponse(model=name, model_version=served.version, predictions=documents)
+    @app.get("/v2", tags=["v2"])
+    async def server_metadata() -> dict[str, Any]:
+        return v2.SERVER
 
-    return Front(app, access)
+    @app.get("/v2/health/live", tags=["v2"])
+    async def server_live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["v2"], responses=_answers(503))
+    async def server_ready() -> JSONResponse:
+        return _ready(parts, with_details=False, access=access)
+
+    @app.get("/v2/models/{name}", tags=["v2"], responses=_answers(404, 503))
+    @app.get("/v2/models/{name}/versions/{version}", tags=["v2"], responses=_answers(404, 503))
+    async def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
+        """The model's tensors with the names of their columns; under ``parameters`` its state, arms, and why the champion does not answer."""
+        return v2.metadata(parts, name, version)
+
+    @app.get("/v2/models/{name}/ready", tags=["v2"], responses=_answers(404, 503))
+    @app.get("/v2/models/{name}/versions/{version}/ready", tags=["v2"], responses=_answers(404, 503))
+    async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
+        return {"name": name, "ready": bool(v2.version_of(parts.registry.route(name), name, version))}
+
+    # Answered by the front, which knows the same paths; declared for the OpenAPI, and for other methods.
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": PredictRequest.model_json_schema()}}}}
+
+    @app.post("/models/{name}/predict", tags=["models"], responses=_answers(400, 404, 408, 413, 422, 503), openapi_extra=body)
+    async def predict(name: str) -> PredictResponse:
+        """Predict instances with the champion of a model, or the arm that a rollout gives an entity; each answer is logged under its ``prediction_id``."""
+        raise Problem(404, "http", "Not Found", f"no model '{name}'")  # a name that no route of the front has
+
+    front = Front(app, access, _router(parts), most_bytes=settings.max_bytes, most_requests=settings.max_requests, seconds=settings.request_seconds)
+    front.parts = parts
+    return front
 
 
-def _ready(app: FastAPI, *, with_details: bool, access: Access) -> JSONResponse:
-    registry, lookup = app.state.registry, app.state.lookup
+def _router(parts: Parts) -> Router:
+    """What the front answers itself."""
+    plain_predict, infer = partial(plain.predict, parts), partial(v2.infer, parts)
+
+    def route(method: str, path: tuple[str, ...]) -> tuple[str, Handler] | None:
+        if method == "POST" and len(path) == 3 and path[0] == "models" and path[2] == "predict":
+            return "predict", plain_predict
+        if method == "POST" and path[-1] == "infer" and path[:2] == ("v2", "models") and (len(path) == 4 or (len(path) == 6 and path[3] == "versions")):
+            return "infer", infer
+        return None
+
+    return route
+
+
+async def _beat(parts: Parts, front: Front) -> None:
+    """Take the gauges once a second, until cancelled."""
+    pulse = metrics.Pulse(lambda: parts.state() | {"in_flight": front.in_flight})
+    while True:
+        pulse.take()
+        await asyncio.sleep(1)
+
+
+def _ready(parts: Parts, *, with_details: bool, access: Access) -> JSONResponse:
+    registry, lookup = parts.registry, parts.lookup
     models = [registry.document(name) for name in sorted(registry.models)]
     waiting = [f"model '{document['name']}' is not loaded" for document in models if document["version"] is None]
     if registry.polled_at is None and not models:
@@ -172,7 +230,7 @@ def _ready(app: FastAPI, *, with_details: bool, access: Access) -> JSONResponse:
     needs_features = [m for m in registry.models.values() if m.served and m.served.bundle.contract.view_features]
     if needs_features and lookup.state != "ready":
         waiting.append("feature look-up is not ready")
-    details: dict[str, Any] = {"models": models, "registry": registry.status(), "lookup": lookup.status(), "prediction_log": app.state.prediction_log.stats()}
+    details: dict[str, Any] = {"models": models, "registry": registry.status(), "lookup": lookup.status(), "prediction_log": parts.prediction_log.stats()}
     if access.file is not None:
         details["keys"] = {"error": access.error}
     if not with_details:  # whoever has no key learns that much: whether to send requests here
@@ -183,9 +241,9 @@ def _ready(app: FastAPI, *, with_details: bool, access: Access) -> JSONResponse:
     return JSONResponse(problem | details, status_code=503, media_type="application/problem+json", headers={"Retry-After": "1"})
 
 
-def _on_problem(_request: Request, problem: Exception) -> JSONResponse:
+def _on_problem(request: Request, problem: Exception) -> JSONResponse:
     assert isinstance(problem, Problem)
-    return JSONResponse(problem.document(), status_code=problem.status, media_type="application/problem+json", headers=problem.headers)
+    return JSONResponse(problem.document(request.url.path), status_code=problem.status, media_type="application/problem+json", headers=problem.headers)
 
 
 def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:

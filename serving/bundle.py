@@ -3,56 +3,26 @@
 Made by training (``include/training/bundle.py``); read here by the schema alone.
 """
 
+import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Value = float | int | str | bool | None
+from serving.contract import Contract
+from serving.inputs import Inputs
+
 FILES = ("model.onnx", "contract.json", "golden.json")
 ELEMENT = {"numeric": "tensor(float)", "categorical": "tensor(string)"}
 
 
 class BundleError(ValueError):
     """The bundle is wrong and will be as wrong the next time."""
-
-
-class Contract(BaseModel):
-    """Which columns a model takes, in which order, and where they come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = Field(alias="schema")
-    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]  # names a folder of the prediction log
-    kind: str
-    feature_service: str
-    join_keys: tuple[str, ...]
-    request_features: tuple[str, ...]
-    numeric: tuple[str, ...]
-    categorical: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _inputs_are_unique(self):
-        if not self.inputs:
-            raise ValueError("the model takes no input")
-        repeated = {name for name in self.inputs if self.inputs.count(name) > 1}
-        if repeated:
-            raise ValueError(f"inputs are named twice: {', '.join(sorted(repeated))}")
-        return self
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (*self.numeric, *self.categorical)
-
-    @property
-    def view_features(self) -> tuple[str, ...]:
-        """The inputs that neither come with the request nor are join keys: Feast has them."""
-        given = {*self.request_features, *self.join_keys}
-        return tuple(name for name in self.inputs if name not in given)
 
 
 class Golden(BaseModel):
@@ -80,7 +50,8 @@ class Bundle:
     """
 
     def __init__(self, contract: Contract, session: onnxruntime.InferenceSession) -> None:
-        self.contract = contract
+        self.contract, self.inputs = contract, Inputs(contract)
+        self.seconds = 0.0  # what one row took when it was warm
         self._session = session
 
     @classmethod
@@ -92,6 +63,7 @@ class Bundle:
         golden = Golden.model_validate(_json(folder / "golden.json", Golden))
         bundle = cls(contract, _session(folder / "model.onnx", contract, threads))
         bundle._check_golden(golden)  # also warms it
+        bundle.seconds = bundle._measure(golden.instances[0])
         return bundle
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -100,15 +72,25 @@ class Bundle:
         Args:
             rows: n rows, each holding every input of the contract; None or NaN: missing.
         """
-        contract = self.contract
+        return self.run([self.inputs.numbers(row) for row in rows], [self.inputs.texts(row) for row in rows])
+
+    def run(self, numbers: Sequence[Sequence[float]] | np.ndarray, texts: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
+        """The graph's answers, float64 [n], for its numeric columns [n, k] and its categorical ones [n, m]."""
         # Floats of 64 bits first, as in the batch, so that a number is rounded once and the same way.
-        numeric = np.array([[np.nan if row[name] is None else row[name] for name in contract.numeric] for row in rows], dtype="float64")
         with np.errstate(over="ignore"):  # a number that is too great for 32 bits becomes infinite; requests are checked before
-            feeds = {"numeric": numeric.reshape(len(rows), len(contract.numeric)).astype("float32")}
-        if contract.categorical:
-            strings = ["" if row[name] is None else str(row[name]) for row in rows for name in contract.categorical]
-            feeds["categorical"] = np.array(strings, dtype=object).reshape(len(rows), len(contract.categorical))
+            feeds = {"numeric": np.asarray(numbers, dtype="float64").reshape(len(numbers), len(self.contract.numeric)).astype("float32")}
+        if self.contract.categorical:
+            feeds["categorical"] = np.asarray(texts, dtype=object).reshape(len(numbers), len(self.contract.categorical))
         return self._session.run(["prediction"], feeds)[0].astype("float64")
+
+    def _measure(self, row: Mapping[str, Any]) -> float:
+        """Seconds that one row takes: the best of some."""
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            self.predict([row])
+            taken.append(time.perf_counter() - began)
+        return min(taken)
 
     def _check_golden(self, golden: Golden) -> None:
         lacking = sorted({name for instance in golden.instances for name in self.contract.inputs if name not in instance})
@@ -126,6 +108,27 @@ class Bundle:
         if wrong.size:
             first = int(wrong[0])
             raise BundleError(f"golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got {answers[first]}")
+
+
+def check_hashes(folder: Path, hashes: str) -> None:
+    """Hold a bundle's files to what training wrote of them.
+
+    Args:
+        hashes: JSON object, file -> hex of its SHA-256.
+
+    Raises:
+        BundleError: a file is another one.
+        FileNotFoundError: a file is missing.
+    """
+    try:
+        wanted = {str(name): str(value) for name, value in json.loads(hashes).items()}
+    except (ValueError, AttributeError) as error:
+        raise BundleError(f"the version's hashes are not JSON ({error})") from error
+    if unhashed := [name for name in FILES if name not in wanted]:
+        raise BundleError(f"the version has no hash of {', '.join(unhashed)}")
+    for name in FILES:
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
+            raise BundleError(f"{name} is not the file that was registered: its SHA-256 is another one")
 
 
 def _json(file: Path, model: type[BaseModel]) -> dict[str, Any]:

@@ -11,20 +11,20 @@ SCHEME = "s3://"
 
 class LogFiles(Protocol):
     def write(self, project: str, name: str, table: pa.Table) -> None:
-        """Write ``<root>/<project>/prediction_log/<name>``; raises OSError if that cannot be done now."""
+        """Write ``<root>/<project>/<folder>/<name>``; raises OSError if that cannot be done now."""
 
 
-def log_files(root: str | Path, *, endpoint: str | None = None, region: str | None = None) -> LogFiles:
+def log_files(root: str | Path, *, folder: str = "prediction_log", endpoint: str | None = None, region: str | None = None) -> LogFiles:
     """Of a folder, or of ``s3://bucket/prefix``; credentials are the standard ones (AWS_ACCESS_KEY_ID, ..., or the machine's role)."""
-    return BucketFiles(str(root), endpoint, region) if str(root).startswith(SCHEME) else FolderFiles(Path(root))
+    return BucketFiles(str(root), folder, endpoint, region) if str(root).startswith(SCHEME) else FolderFiles(Path(root), folder)
 
 
 class FolderFiles:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, folder: str) -> None:
+        self.root, self.folder = root, folder
 
     def write(self, project: str, name: str, table: pa.Table) -> None:
-        folder = self.root / project / "prediction_log"
+        folder = self.root / project / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
         try:
@@ -37,14 +37,15 @@ class FolderFiles:
 class BucketFiles:
     """Arrow's own S3 client, which comes with pyarrow; made at the first write."""
 
-    def __init__(self, root: str, endpoint: str | None, region: str | None) -> None:
+    def __init__(self, root: str, folder: str, endpoint: str | None, region: str | None) -> None:
+        self.folder = folder
         self.root, self._endpoint, self._region = root.removeprefix(SCHEME).rstrip("/"), endpoint, region
         self._filesystem: Any = None
 
     def write(self, project: str, name: str, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
         pq.write_table(table, content)  # in memory first: what fails here leaves nothing there
-        with self._open().open_output_stream(f"{self.root}/{project}/prediction_log/{name}") as stream:
+        with self._open().open_output_stream(f"{self.root}/{project}/{self.folder}/{name}") as stream:
             stream.write(content.getvalue())
 
     def _open(self):

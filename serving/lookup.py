@@ -4,6 +4,7 @@ Importing feast takes seconds, so the store is opened by a thread and look-up be
 also reads Feast's registry again every few seconds, so that no request has to, and new services and views are found.
 """
 
+import asyncio
 import logging
 import math
 import os
@@ -116,6 +117,10 @@ class FeatureLookup:
                     if i not in keyless[view] and (moment.seconds or moment.nanos):  # an unset one: the store has no row
                         found[i].times[view] = moment.ToDatetime(tzinfo=UTC)
         return found
+
+    async def fetch(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
+        """``look_up``, without holding up the event loop."""
+        return await asyncio.to_thread(self.look_up, name, rows)
 
     def check_key(self, service: Service, key: str, value: Any, field: str) -> None:
         """Whether Feast can be asked for an entity by this value.

@@ -27,6 +27,7 @@ class Kept:
     version: str
     source: str
     folder: Path
+    hashes: str = ""
 
 
 class ModelCache:
@@ -71,7 +72,9 @@ class ModelCache:
         pointer = self._folder(kept.name) / POINTER
         try:
             draft = pointer.with_name(f".{POINTER}.{os.getpid()}")
-            draft.write_text(json.dumps({"name": kept.name, "version": kept.version, "source": kept.source, "folder": kept.folder.name}, indent=1))
+            draft.write_text(
+                json.dumps({"name": kept.name, "version": kept.version, "source": kept.source, "folder": kept.folder.name, "hashes": kept.hashes}, indent=1)
+            )
             draft.replace(pointer)
             kept.folder.touch()
             versions = [entry for entry in pointer.parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -85,7 +88,7 @@ class ModelCache:
         for pointer in sorted(self.root.glob(f"*/{POINTER}")):
             try:
                 entry = json.loads(pointer.read_text())
-                yield Kept(entry["name"], entry["version"], entry["source"], pointer.parent / entry["folder"])
+                yield Kept(entry["name"], entry["version"], entry["source"], pointer.parent / entry["folder"], entry.get("hashes", ""))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s cannot be used: %s", pointer, error)
 

@@ -1,24 +1,32 @@
 """From instances to predictions: check, look up, predict. It knows neither HTTP nor where models come from."""
 
-import json
+import asyncio
+import logging
 import math
+import random
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from serving.bundle import Contract, Value
+from serving import metrics
+from serving.contract import Value
+from serving.encoding import dumps
+from serving.inputs import Inputs, Instance, rows_of
 from serving.lookup import FeatureLookup, LookedUp
 from serving.problems import Problem, invalid, unavailable
-from serving.registry import Served
+from serving.served import Route, Served
 
-ARM = "champion"
-FLOAT32_MAX = 3.4028234663852886e38
-Instance = dict[str, Value]
+MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of it
+
+log = logging.getLogger(__name__)
+_shadowing: set[asyncio.Task[None]] = set()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Prediction:
     """One answer and what it was made from: exactly what is told and what is logged."""
 
@@ -27,53 +35,143 @@ class Prediction:
     key: Instance  # join keys and request features, as they came
     features: dict[str, Value]  # every input of the model, as it was used
     feature_times: dict[str, datetime | None]
+    served: Served
 
     @property
     def missing(self) -> list[str]:
         return [name for name, value in self.features.items() if value is None]
 
 
-def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Instance]) -> list[Prediction]:
-    """One prediction per instance.
+async def answer(route: Route, lookup: FeatureLookup, instances: Sequence[Instance]) -> list[Prediction]:
+    """One prediction per instance, each by the arm that its entity belongs to. An arm that fails is stood in for by the champion.
+
+    Raises:
+        Problem: see ``predict``; what concerns the champion, or the request.
+    """
+    numbers = range(len(instances))
+    chosen = [route.arm_of(instance) for instance in instances] if route.arms else ()
+    if not any(chosen):
+        predictions = await predict(route.champion, lookup, instances, numbers)
+    else:
+        found: dict[int, Prediction] = {}
+        for member in dict.fromkeys(chosen):
+            its = [number for number in numbers if chosen[number] is member]
+            part = [instances[number] for number in its]
+            served = member.served if member else route.champion
+            try:
+                if member is None:
+                    made = await predict(served, lookup, part, its)
+                else:
+                    async with asyncio.timeout(member.arm.max_seconds):
+                        made = await predict(served, lookup, part, its)
+                    member.breaker.note(None)
+            except Exception as error:
+                if member is None:
+                    raise
+                made = await predict(route.champion, lookup, part, its)  # raises if the request or the look-up is at fault, not the arm
+                member.note_failure(error, len(part))
+            found.update(zip(its, made, strict=True))
+        predictions = [found[number] for number in numbers]
+    return predictions
+
+
+async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Instance], numbers: Sequence[int] | None = None) -> list[Prediction]:
+    """One prediction of one version per instance.
 
     An instance holds the request features, the join keys, and may hold features of views, which then are not looked up; one that
     holds all of them needs no join keys and no feature store.
 
+    Args:
+        numbers: the instances' places in the request, to name them by.
+
     Raises:
-        Problem: 422 names the field that is wrong; 503, the look-up is not possible now; 500, the model gave no number.
+        Problem: 422 names the field that is wrong, or the instance for which the model gave no number; 503, the look-up is not possible now.
     """
-    contract = served.bundle.contract
-    for number, instance in enumerate(instances):
-        _check(contract, instance, number)
-    looked_up = _look_up(contract, lookup, instances)
-    rows = [
-        {name: instance[name] if name in instance else found.values[name] for name in contract.inputs}
-        for instance, found in zip(instances, looked_up, strict=True)
-    ]
-    answers = served.bundle.predict(rows)
-    if not all(math.isfinite(answer) for answer in answers):
-        bad = next(number for number, answer in enumerate(answers) if not math.isfinite(answer))
-        detail = f"model '{served.name}' version {served.version} answers {answers[bad]}"
-        raise Problem(500, "no-number", "The model gave no number", detail, field=f"instances[{bad}]")
-    keys = {*contract.join_keys, *contract.request_features}
+    inputs = served.bundle.inputs
+    numbers = range(len(instances)) if numbers is None else numbers
+    needy = []
+    for place_, (number, instance) in enumerate(zip(numbers, instances, strict=True)):
+        inputs.check(instance, number)
+        if inputs.needs_look_up(instance):
+            needy.append(place_)
+    if needy:
+        looked_up = await _look_up(served, lookup, instances, needy, numbers)
+        rows = rows_of(inputs, instances, [found.values for found in looked_up])
+        times = [found.times for found in looked_up]
+    else:
+        rows = [{name: instance[name] for name in inputs.names} for instance in instances]
+        times = [{} for _ in instances]
+    answers = await run(served, [inputs.numbers(row) for row in rows], [inputs.texts(row) for row in rows], numbers)
+    given = inputs.given
     return [
-        Prediction(uuid.uuid4().hex, float(answer), {name: value for name, value in instance.items() if name in keys}, row, found.times)
-        for answer, instance, row, found in zip(answers, instances, rows, looked_up, strict=True)
+        Prediction(uuid.uuid4().hex, answer, {name: value for name, value in instance.items() if name in given}, row, found, served)
+        for answer, instance, row, found in zip(answers, instances, rows, times, strict=True)
     ]
 
 
-def log_rows(served: Served, predictions: Sequence[Prediction], *, predicted_at: datetime, latency_ms: float) -> list[dict[str, Any]]:
+async def run(served: Served, numeric: list[list[float]], texts: list[list[str]], numbers: Sequence[int]) -> list[float]:
+    """The graph's answers, all of them numbers.
+
+    Raises:
+        Problem: 422, the model gives no number for a row: not finite, or nothing at all.
+    """
+    try:
+        answers = await served.batcher.run(numeric, texts)
+    except Exception as error:
+        served.meters.failures.inc(len(numeric))
+        log.warning("model %s version %s failed: %s", served.name, served.version, " ".join(str(error).split())[:300])
+        detail = f"model '{served.name}' version {served.version} fails on these inputs"
+        raise invalid("model-failed", "The model does not take these inputs", detail, "instances") from error
+    for place_, value in enumerate(answers):
+        if not math.isfinite(value):
+            served.meters.failures.inc(sum(not math.isfinite(answer) for answer in answers))
+            detail = f"model '{served.name}' version {served.version} answers {value}"
+            raise invalid("no-number", "The model gives no number", detail, f"instances[{numbers[place_]}]")
+    return answers
+
+
+def shadow(route: Route, instances: Sequence[Instance], predictions: Sequence[Prediction], lookup: FeatureLookup, keep: Any) -> None:
+    """Ask the shadows too, after the answer: what they say is logged under the answered prediction's id, and told nobody.
+
+    Args:
+        keep: takes the rows of the shadow log.
+    """
+    for spec, served in route.shadows:
+        if random.random() >= spec.share:
+            continue
+        if len(_shadowing) >= MOST_SHADOWED:
+            metrics.refused.labels("shadow").inc()
+            continue
+        task = asyncio.get_running_loop().create_task(_ask_shadow(served, instances, predictions, lookup, keep))
+        _shadowing.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(_shadowing.discard)
+
+
+async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions: Sequence[Prediction], lookup: FeatureLookup, keep: Any) -> None:
+    began, at = time.perf_counter(), datetime.now(UTC)
+    try:
+        made = await predict(served, lookup, instances)
+    except Problem as problem:
+        log.info("shadow %s of %s: %s", served.arm, served.name, problem.detail)
+        served.meters.failures.inc(len(instances))
+        return
+    for prediction, answered in zip(made, predictions, strict=True):
+        prediction.prediction_id = answered.prediction_id
+    keep(log_rows(made, predicted_at=at, latency_ms=(time.perf_counter() - began) * 1000))
+
+
+def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, latency_ms: float) -> list[dict[str, Any]]:
     """The rows of ``prediction_log.schema.json``."""
     return [
         {
             "prediction_id": p.prediction_id,
-            "project": served.bundle.contract.project,
-            "model_version": served.version,
-            "arm": ARM,
+            "project": p.served.bundle.contract.project,
+            "model_version": p.served.version,
+            "arm": p.served.arm,
             "predicted_at": predicted_at,
-            "key": json.dumps(p.key),
-            "features": json.dumps(p.features),
-            "feature_times": json.dumps(feature_times(p)),
+            "key": dumps(p.key),
+            "features": dumps(p.features),
+            "feature_times": dumps(feature_times(p)),
             "prediction": p.prediction,
             "latency_ms": latency_ms,
         }
@@ -83,67 +181,44 @@ def log_rows(served: Served, predictions: Sequence[Prediction], *, predicted_at:
 
 def feature_times(prediction: Prediction) -> dict[str, str | None]:
     """View -> ISO time, as ``2013-06-01T10:00:00Z``."""
-    return {view: time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time else None for view, time in prediction.feature_times.items()}
+    return {view: _iso(time_) if time_ else None for view, time_ in prediction.feature_times.items()}
 
 
-def _check(contract: Contract, instance: Instance, number: int) -> None:
-    where = f"instances[{number}]."
-    for name in (*contract.request_features, *(key for key in contract.join_keys if key in contract.inputs)):
-        if name not in instance:
-            kind, what = ("missing-request-feature", "request feature") if name in contract.request_features else ("missing-join-key", "join key")
-            raise invalid(kind, f"A {what} is missing", f"'{name}' must be given; null says that it is not known", where + name)
-    for name, value in instance.items():
-        if isinstance(value, str) and not _is_text(value):
-            raise invalid("wrong-type", "No text", f"'{name}' is no valid Unicode", where + name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise invalid("not-finite", "A number is not finite", f"'{name}' must be a finite number, or null", where + name)
-        if name in contract.numeric:
-            _check_number(name, value, where)
-        elif name in contract.categorical:
-            if isinstance(value, float):
-                raise invalid("wrong-type", "An input has the wrong type", f"'{name}' is a category: a string, an integer, true, false or null", where + name)
-        elif name not in contract.join_keys and name not in contract.request_features:
-            known = ", ".join(dict.fromkeys((*contract.join_keys, *contract.request_features)))
-            detail = f"the model has no input '{name}'; it takes {known}, and its views' features to override them"
-            raise invalid("unknown-field", "Unknown field", detail, where + name)
+@lru_cache(65536)
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _check_number(name: str, value: Value, where: str) -> None:
-    if value is not None and not isinstance(value, float | int):  # a bool is an int: 1 or 0, as in the tables
-        raise invalid("wrong-type", "An input has the wrong type", f"'{name}' must be a number or null", where + name)
-    if value is not None and not -FLOAT32_MAX <= value <= FLOAT32_MAX:
-        raise invalid("not-finite", "A number is too great", f"'{name}' must fit into a float of 32 bits", where + name)
-
-
-def _look_up(contract: Contract, lookup: FeatureLookup, instances: Sequence[Instance]) -> list[LookedUp]:
+async def _look_up(served: Served, lookup: FeatureLookup, instances: Sequence[Instance], needy: list[int], numbers: Sequence[int]) -> list[LookedUp]:
     """What Feast has for each instance, without what the instance gives itself; in one call for those that need it."""
-    wanted = contract.view_features
-    needy = [number for number, instance in enumerate(instances) if any(name not in instance for name in wanted)]
-    found = [LookedUp({}, {}) for _ in instances]
-    if not needy:
-        return found
-    for number in needy:
-        for key in contract.join_keys:
-            if key not in instances[number]:
-                raise invalid("missing-join-key", "A join key is missing", f"'{key}' must be given; null says that there is none", f"instances[{number}].{key}")
+    inputs, contract = served.bundle.inputs, served.bundle.contract
+    wanted = inputs.view_features
+    for place_ in needy:
+        inputs.require_keys(instances[place_], numbers[place_])
     service = lookup.service(contract.feature_service)
-    lacking = [*(name for name in wanted if name not in service.view_of), *(key for key in service.types if key not in contract.join_keys)]
-    if lacking:
-        detail = f"feature service '{contract.feature_service}' and the model's contract differ in {', '.join(lacking)}"
-        raise unavailable("feature-service-differs", "The feature service is not the model's", detail)
-    for number in needy:
+    _check_service(inputs, service)
+    for place_ in needy:
         for key in service.types:
-            lookup.check_key(service, key, instances[number][key], f"instances[{number}].{key}")
-    answers = lookup.look_up(contract.feature_service, [instances[number] for number in needy])
-    for number, answer in zip(needy, answers, strict=True):
-        used = {service.view_of[name] for name in wanted if name not in instances[number]}
-        found[number] = LookedUp(answer.values, {view: time if view in used else None for view, time in answer.times.items()})
+            lookup.check_key(service, key, instances[place_][key], f"instances[{numbers[place_]}].{key}")
+    answers = await lookup.fetch(contract.feature_service, [instances[place_] for place_ in needy])
+    found = [LookedUp({}, {}) for _ in instances]
+    now = time.time()
+    for place_, answered in zip(needy, answers, strict=True):
+        instance = instances[place_]
+        used = {service.view_of[name] for name in wanted if name not in instance}
+        found[place_] = LookedUp(answered.values, {view: moment if view in used else None for view, moment in answered.times.items()})
+        for view in used:
+            moment = answered.times[view]
+            if moment is not None:
+                served.age(view).observe(now - moment.timestamp())
+            elif not any(instance[key] is None for key in service.keys_of[view]):
+                served.without_row(view).inc()
     return found
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_service(inputs: Inputs, service: Any) -> None:
+    contract = inputs.contract
+    lacking = [*(name for name in inputs.view_features if name not in service.view_of), *(key for key in service.types if key not in contract.join_keys)]
+    if lacking:
+        detail = f"feature service '{contract.feature_service}' and the model's contract differ in {', '.join(lacking)}"
+        raise unavailable("feature-service-differs", "The feature service is not the model's", detail)

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import deque
 from datetime import UTC, datetime
 from itertools import count, islice
@@ -38,10 +39,18 @@ class PredictionLog:
     """
 
     def __init__(
-        self, root: str | Path, *, flush_seconds: float = 0.5, capacity: int = 100_000, endpoint: str | None = None, region: str | None = None
+        self,
+        root: str | Path,
+        *,
+        folder: str = "prediction_log",
+        flush_seconds: float = 0.5,
+        capacity: int = 100_000,
+        endpoint: str | None = None,
+        region: str | None = None,
     ) -> None:
         self.root, self.flush_seconds, self.capacity = root, flush_seconds, capacity
-        self._files = log_files(root, endpoint=endpoint, region=region)
+        self._files = log_files(root, folder=folder, endpoint=endpoint, region=region)
+        self.oldest: float | None = None  # time.monotonic() of the oldest row that waits
         self._schema = arrow_schema()
         self._waiting: dict[str, deque[dict[str, Any]]] = {}
         self._changed = threading.Condition()
@@ -63,7 +72,11 @@ class PredictionLog:
             for row in rows:
                 self._waiting.setdefault(row["project"], deque()).append(row)
             self._counts["waiting"] += len(rows)
-            self._changed.notify()
+            if self.oldest is None:
+                self.oldest = time.monotonic()
+                self._changed.notify()
+            elif self._counts["waiting"] >= FILE_ROWS:
+                self._changed.notify()
 
     def close(self, timeout: float = 10) -> None:
         """Write what waits, trying each file once more, and stop."""
@@ -94,7 +107,7 @@ class PredictionLog:
         """One file per project; False if one of them could not be written and should be tried again."""
         with self._changed:
             batches = {project: list(islice(rows, FILE_ROWS)) for project, rows in self._waiting.items() if rows}
-        failures, again = self._counts["errors"], False
+        failures, again, began = self._counts["errors"], False, time.monotonic()
         for project, rows in batches.items():
             fate = "written"
             try:
@@ -113,6 +126,11 @@ class PredictionLog:
                 self._counts[fate] += len(rows)
         if batches and self._counts["errors"] == failures:
             self._last_error = None
+        with self._changed:
+            if not self._counts["waiting"]:
+                self.oldest = None
+            elif not again:
+                self.oldest = began  # about: what waits now came while this was written
         return not again
 
     def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
@@ -131,7 +149,7 @@ class PredictionLog:
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction."""
     if kind == pa.string():
-        texts = [value.encode() for value in values]
+        texts = [value if type(value) is bytes else value.encode() for value in values]
         offsets = np.cumsum([0, *map(len, texts)], dtype="int32")
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
     if kind == pa.float64():

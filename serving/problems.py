@@ -24,9 +24,16 @@ class Problem(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(math.ceil(self.retry_after))}
         return headers | {"WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
-    def document(self) -> dict[str, Any]:
-        document = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}
-        return document if self.field is None else document | {"field": _printable(self.field)}
+    def document(self, path: str = "") -> dict[str, Any]:
+        """What is told.
+
+        Args:
+            path: of the request; clients of the Open Inference Protocol look for ``error``.
+        """
+        document: dict[str, Any] = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}
+        if self.field is not None:
+            document["field"] = _printable(self.field)
+        return document | {"error": document["detail"]} if path.startswith("/v2") else document
 
 
 def invalid(kind: str, title: str, detail: str, field: str) -> Problem:

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     log_capacity: int = Field(100_000, ge=1, description="Predictions that may wait to be written; more are dropped and counted.")
     threads: int = Field(1, ge=1, description="ONNX Runtime's threads per model.")
     max_instances: int = Field(1000, ge=1, description="Instances in one request.")
+    max_bytes: int = Field(8 * 2**20, ge=1024, description="Bytes of one request's body.")
+    max_requests: int = Field(256, ge=1, description="Requests that one worker answers at once; more get 503 and Retry-After, at once.")
+    request_seconds: float = Field(10.0, gt=0, description="For a request's body and its answer.")
 
     @field_validator("log_root")
     @classmethod

@@ -34,17 +34,12 @@ def ask(settings, made, monkeypatch):
     """Asks a service that has keys; without its threads, which nothing here needs."""
     monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     client = TestClient(create_app(settings.model_copy(update={"profile": "compose", "keys_file": made[0]})), client=ELSEWHERE, raise_server_exceptions=False)
-    client.app.application.state.registry = Nothing()
 
     def ask(path: str, key: str | None = None, *, method: str = "GET", header: str = "Authorization"):
         headers = {} if key is None else {header.encode(): (f"Bearer {key}" if header == "Authorization" else key).encode()}
         return client.request(method, path, headers=headers)
 
     return ask
-
-
-class Nothing:
-    models: dict = {}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,6 @@ def test_an_expired_key_opens_nothing(ask, made):
 
 def test_without_keys_only_this_machine_is_answered(settings):
     application = create_app(settings)
-    application.application.state.registry = Nothing()
     for client, status in ((LOCAL, 200), (("::1", 1), 200), (("127.9.9.9", 1), 200), (ELSEWHERE, 401), (("::ffff:192.0.2.7", 1), 401), (("odd", 1), 401)):
         assert TestClient(application, client=client).get("/models").status_code == status, client
     assert TestClient(application, client=ELSEWHERE).get("/live").status_code == 200

@@ -45,6 +45,8 @@ def test_a_prediction_with_version_and_feature_times(client):
         "prediction": expected(FOUND, 1),
         "feature_times": {"shop_sales": "2013-06-01T10:00:00Z", "shop_weather": "2013-06-01T08:00:00Z", "customer_orders": "2010-12-14T10:00:00Z"},
         "missing": [],
+        "model_version": "1",
+        "arm": "champion",
     }  # fmt: skip
     assert (second["missing"], second["feature_times"]["shop_weather"]) == (["sales_7d", "late_rate"], None)
 
@@ -128,7 +130,7 @@ def test_other_paths_and_methods_are_problems_too(client):
 
 
 def test_a_fault_is_a_problem_without_its_insides(client, monkeypatch):
-    monkeypatch.setattr("serving.predict.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("serving.predict.answer", lambda *_: 1 / 0)
     answer = ask(client, ASKED)
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:airloop:fault")
     assert "division" not in answer.text
@@ -144,7 +146,9 @@ def test_a_thousand_instances_are_answered(client):
 def test_ready_tells_of_each_part(client):
     details = client.get("/ready").json()
     assert (details["status"], details["lookup"]["state"]) == ("ready", "ready")
-    assert details["models"][0] | {"loaded_at": ""} == {"name": NAME, "version": "1", "loaded_at": "", "state": "ready", "error": None}
+    assert details["models"][0] | {"loaded_at": ""} == {
+        "name": NAME, "version": "1", "loaded_at": "", "state": "ready", "error": None, "hash_checked": False, "arms": [], "rollout_error": None
+    }  # fmt: skip
     assert details["registry"]["error"] is None
     assert details["prediction_log"]["errors"] == 0
 
@@ -182,7 +186,7 @@ def test_the_openapi_documents_problems_and_its_example_is_a_request(client):
     responses = document["paths"]["/models/{name}/predict"]["post"]["responses"]
     assert {"200", "400", "404", "422", "503"} <= responses.keys()
     assert "application/problem+json" in responses["422"]["content"]
-    (example,) = document["components"]["schemas"]["PredictRequest"]["examples"]
+    (example,) = document["paths"]["/models/{name}/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]
     PredictRequest.model_validate(example)
 
 

@@ -1,5 +1,6 @@
 """The data plane, without HTTP: what is checked, looked up, used and logged."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,15 +9,20 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.lookup import FeatureLookup
-from serving.predict import log_rows, predict
+from serving.predict import log_rows
+from serving.predict import predict as predict_soon
 from serving.problems import Problem
-from serving.registry import Served
+from serving.served import Served
 from tests.serving.conftest import NOW
 from tests.serving.stand import NAME, expected, graph, write_bundle
 
 ASKED = {"shop": "a", "customer": 7, "hour": 9}
 FOUND = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
 GIVEN = {"sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
+
+
+def predict(served, lookup, instances):
+    return asyncio.run(predict_soon(served, lookup, instances))
 
 
 def serve(folder: Path, **parts) -> Served:
@@ -86,7 +92,7 @@ def test_instances_of_both_kinds_keep_their_order(served, lookup):
 def test_what_is_logged_is_what_was_used_and_told(served, lookup):
     answers = predict(served, lookup, [ASKED, {**ASKED, "shop": "c", "temp": 1}])
     at = datetime.now(UTC)
-    rows = log_rows(served, answers, predicted_at=at, latency_ms=2.5)
+    rows = log_rows(answers, predicted_at=at, latency_ms=2.5)
     for answer, row in zip(answers, rows, strict=True):
         assert (row["prediction_id"], row["prediction"]) == (answer.prediction_id, answer.prediction)
         assert row["prediction"] == expected(json.loads(row["features"]))
@@ -162,4 +168,4 @@ def test_a_model_that_gives_no_number_is_not_answered(tmp_path, closed):
     values.floats.append(float("nan"))
     served = serve(tmp_path, model=model.SerializeToString())
     problem = refused(served, closed, {"shop": "a", "hour": 1, **GIVEN}, {"shop": "z", "hour": 1, **GIVEN})
-    assert (problem.status, problem.field) == (500, "instances[1]")
+    assert (problem.status, problem.field) == (422, "instances[1]")

@@ -1,0 +1,112 @@
+"""What a model's contract asks of an instance, prepared once for each model: the checks of a request, and the rows that go into the graph."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serving.contract import Contract, Value
+from serving.problems import Problem, invalid
+
+FLOAT32_MAX = 3.4028234663852886e38
+Instance = dict[str, Value]
+NUMERIC, CATEGORICAL, KEY = range(3)
+
+
+class Inputs:
+    """A contract, laid out for checking and composing thousands of instances a second."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.names = contract.inputs
+        self.view_features = contract.view_features
+        self.given = frozenset((*contract.join_keys, *contract.request_features))
+        self._required = (*contract.request_features, *(key for key in contract.join_keys if key in contract.inputs))
+        kinds = dict.fromkeys(self.given, KEY) | dict.fromkeys(contract.categorical, CATEGORICAL) | dict.fromkeys(contract.numeric, NUMERIC)
+        self._kinds: dict[str, int] = kinds
+        self._numeric, self._categorical = contract.numeric, contract.categorical
+
+    def check(self, instance: Mapping[str, Any], number: int) -> None:
+        """Whether an instance holds what it must and nothing else.
+
+        Raises:
+            Problem: 422, with the field.
+        """
+        for name in self._required:
+            if name not in instance:
+                raise self._missing(name, number)
+        for name, value in instance.items():
+            kind, given = self._kinds.get(name), type(value)
+            if given is float:
+                if kind == NUMERIC and -FLOAT32_MAX <= value <= FLOAT32_MAX:
+                    continue
+            elif value is None or given is bool:
+                if kind is not None:
+                    continue
+            elif given is int:
+                if kind is not None and (kind != NUMERIC or -FLOAT32_MAX <= value <= FLOAT32_MAX):
+                    continue
+            elif given is str and kind in (CATEGORICAL, KEY) and (value.isascii() or _is_text(value)):
+                continue
+            problem = self._wrong(name, value, number)  # a float for a key may be right
+            if problem is not None:
+                raise problem
+
+    def numbers(self, row: Mapping[str, Any]) -> list[float]:
+        """The graph's numeric columns; missing: NaN."""
+        return [math.nan if (value := row[name]) is None else value for name in self._numeric]
+
+    def texts(self, row: Mapping[str, Any]) -> list[str]:
+        """The graph's categorical columns; missing: an empty string."""
+        return ["" if (value := row[name]) is None else value if type(value) is str else str(value) for name in self._categorical]
+
+    def needs_look_up(self, instance: Mapping[str, Any]) -> bool:
+        return any(name not in instance for name in self.view_features)
+
+    def require_keys(self, instance: Mapping[str, Any], number: int) -> None:
+        """All join keys, which a look-up needs.
+
+        Raises:
+            Problem: 422.
+        """
+        for key in self.contract.join_keys:
+            if key not in instance:
+                raise invalid("missing-join-key", "A join key is missing", f"'{key}' must be given; null says that there is none", f"instances[{number}].{key}")
+
+    def _missing(self, name: str, number: int) -> Problem:
+        kind, what = ("missing-request-feature", "request feature") if name in self.contract.request_features else ("missing-join-key", "join key")
+        return invalid(kind, f"A {what} is missing", f"'{name}' must be given; null says that it is not known", f"instances[{number}].{name}")
+
+    def _wrong(self, name: str, value: Any, number: int) -> Problem | None:
+        """What is wrong with a value that is not plainly right; None: nothing."""
+        where, kind = f"instances[{number}].{name}", self._kinds.get(name)
+        if kind is None and (type(value) is not str or _is_text(value)):
+            known = ", ".join(dict.fromkeys((*self.contract.join_keys, *self.contract.request_features)))
+            return invalid(
+                "unknown-field", "Unknown field", f"the model has no input '{name}'; it takes {known}, and its views' features to override them", where
+            )
+        if value is not None and not isinstance(value, bool | int | float | str):
+            return invalid("wrong-type", "The request is not as it should be", "must be a string, a number, true, false or null", where)
+        if isinstance(value, str) and not _is_text(value):
+            return invalid("wrong-type", "No text", f"'{name}' is no valid Unicode", where)
+        if isinstance(value, float) and not math.isfinite(value):
+            return invalid("not-finite", "A number is not finite", f"'{name}' must be a finite number, or null", where)
+        if kind == NUMERIC and isinstance(value, str):
+            return invalid("wrong-type", "An input has the wrong type", f"'{name}' must be a number or null", where)
+        if kind == NUMERIC:
+            return invalid("not-finite", "A number is too great", f"'{name}' must fit into a float of 32 bits", where)
+        if kind == CATEGORICAL:
+            return invalid("wrong-type", "An input has the wrong type", f"'{name}' is a category: a string, an integer, true, false or null", where)
+        return None
+
+
+def rows_of(inputs: Inputs, instances: Sequence[Instance], looked_up: Sequence[Mapping[str, Any]]) -> list[dict[str, Value]]:
+    """Every input of the model for each instance: what the instance gives, else what was looked up for it."""
+    return [{name: instance[name] if name in instance else found[name] for name in inputs.names} for instance, found in zip(instances, looked_up, strict=True)]
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

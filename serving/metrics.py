@@ -1,0 +1,100 @@
+"""What Prometheus is told (``GET /metrics``).
+
+Several workers share one folder (``PROMETHEUS_MULTIPROC_DIR``, which ``python -m serving`` makes): whichever of them is scraped tells of all.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+AGES = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400)
+ANSWERED = ("model", "version", "arm")
+
+OURS = CollectorRegistry()
+requests = Counter("serving_requests", "Requests, by route and status.", ("route", "status"), registry=OURS)
+latency = Histogram("serving_request_seconds", "From the request's headers to its answer.", ("route",), buckets=SECONDS, registry=OURS)
+refused = Counter("serving_refused", "Requests turned away before they were read.", ("reason",), registry=OURS)
+predictions = Counter("serving_predictions", "Answered predictions.", ANSWERED, registry=OURS)
+prediction_seconds = Histogram("serving_prediction_seconds", "From the parsed request to its answer.", ANSWERED, buckets=SECONDS, registry=OURS)
+failures = Counter("serving_prediction_failures", "Instances that a model did not answer: it raised an error, or gave no number.", ANSWERED, registry=OURS)
+feature_age = Histogram("serving_feature_age_seconds", "Age of looked-up values when they were used.", ("model", "view"), buckets=AGES, registry=OURS)
+no_features = Counter("serving_entities_without_features", "Looked-up entities of which a view has no row.", ("model", "view"), registry=OURS)
+swaps = Counter("serving_swaps", "New versions, by what became of them: swapped, refused or error.", ("model", "outcome"), registry=OURS)
+feedback = Counter("serving_feedback_labels", "Labels taken.", ("model",), registry=OURS)
+log_rows = Counter("serving_log_rows", "Predictions of the log: written, or dropped.", ("fate",), registry=OURS)
+log_errors = Counter("serving_log_errors", "Failed tries to write the prediction log.", registry=OURS)
+
+in_flight = Gauge("serving_requests_in_flight", "Requests that are being answered.", registry=OURS, multiprocess_mode="livesum")
+log_waiting = Gauge("serving_log_waiting", "Predictions that wait to be written.", registry=OURS, multiprocess_mode="livesum")
+log_lag = Gauge("serving_log_lag_seconds", "Age of the oldest prediction that is not written.", registry=OURS, multiprocess_mode="livemax")
+registry_up = Gauge("serving_registry_up", "1: the model registry answered when it was last asked.", registry=OURS, multiprocess_mode="livemin")
+lookup_up = Gauge("serving_lookup_up", "1: features can be looked up.", registry=OURS, multiprocess_mode="livemin")
+model_up = Gauge("serving_model_up", "1: the wanted version answers; 0: another one, or none, does.", ("model",), registry=OURS, multiprocess_mode="livemin")
+answering = Gauge("serving_model_answers", "1: this version answers, as this arm.", ANSWERED, registry=OURS, multiprocess_mode="livemax")
+
+
+class Meters:
+    """The metrics of one version in one arm, looked up once."""
+
+    def __init__(self, model: str, version: str, arm: str) -> None:
+        self.labels = (model, version, arm)
+        self.predictions = predictions.labels(*self.labels)
+        self.seconds = prediction_seconds.labels(*self.labels)
+        self.failures = failures.labels(*self.labels)
+
+    def forget(self) -> None:
+        """The version has gone: its series end here (several workers' last until they end)."""
+        answering.labels(*self.labels).set(0)
+        if FOLDER not in os.environ:
+            for metric in (predictions, prediction_seconds, failures, answering):
+                metric.remove(*self.labels)
+
+
+class Pulse:
+    """Gauges, from what the parts say of themselves; taken every second, and when somebody scrapes."""
+
+    def __init__(self, parts: Callable[[], Mapping[str, Any]]) -> None:
+        self._parts = parts
+        self._counted = {"written": 0, "dropped": 0, "errors": 0}
+
+    def take(self) -> None:
+        parts = self._parts()
+        in_flight.set(parts["in_flight"])
+        registry_up.set(parts["registry"])
+        lookup_up.set(parts["lookup"])
+        for name, up in parts["models"].items():
+            model_up.labels(name).set(up)
+        log = parts["log"]
+        log_waiting.set(log["waiting"])
+        log_lag.set(time.monotonic() - log["oldest"] if log["oldest"] else 0)
+        for fate in ("written", "dropped"):
+            log_rows.labels(fate).inc(log[fate] - self._counted[fate])
+        log_errors.inc(log["errors"] - self._counted["errors"])
+        self._counted = {key: log[key] for key in self._counted}
+
+
+def exposition() -> tuple[bytes, str]:
+    """The text for Prometheus, of all workers, and its media type."""
+    registry = OURS
+    if folder := os.environ.get(FOLDER):
+        _forget_the_dead(Path(folder))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """A killed worker's gauges would be told for ever; its counters stay, since what it answered was answered."""
+    for file in folder.glob("gauge_live*.db"):
+        process = file.stem.rpartition("_")[2]
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            with suppress(FileNotFoundError):  # another worker was scraped at the same moment
+                mark_process_dead(int(process), str(folder))

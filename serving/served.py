@@ -1,0 +1,86 @@
+"""A version that answers, and the arms among which a model's requests are shared out."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from serving import metrics
+from serving.batching import Batcher
+from serving.bundle import Bundle
+from serving.inputs import Instance
+from serving.rollout import CHAMPION, Arm, Breaker, Shadow, place
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers."""
+
+    name: str
+    version: str
+    source: str
+    bundle: Bundle
+    loaded_at: datetime
+    arm: str = CHAMPION
+    batcher: Batcher = field(init=False, repr=False, compare=False)
+    meters: metrics.Meters = field(init=False, repr=False, compare=False)
+    _of_views: dict[tuple[str, str], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # The champion's quick graphs run in the event loop; whatever an arm does, it must not hold up the loop.
+        object.__setattr__(self, "batcher", Batcher(self.bundle, always_in_thread=self.arm != CHAMPION))
+        object.__setattr__(self, "meters", metrics.Meters(self.name, self.version, self.arm))
+
+    def age(self, view: str) -> Any:
+        return self._of_view("age", metrics.feature_age, view)
+
+    def without_row(self, view: str) -> Any:
+        return self._of_view("without row", metrics.no_features, view)
+
+    def _of_view(self, kind: str, metric: Any, view: str) -> Any:
+        found = self._of_views.get((kind, view))
+        if found is None:
+            found = self._of_views[kind, view] = metric.labels(self.name, view)
+        return found
+
+
+@dataclass(frozen=True)
+class Member:
+    """An arm with the version that answers for it."""
+
+    arm: Arm
+    served: Served
+    breaker: Breaker
+
+    def note_failure(self, error: Exception, instances: int) -> None:
+        late = isinstance(error, TimeoutError)
+        self.breaker.note(f"no answer within {self.arm.max_seconds:g} s" if late else str(error) or type(error).__name__)
+        if late:  # whatever else went wrong was counted where it did
+            self.served.meters.failures.inc(instances)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who answers for one model. Swapped whole, so a request sees one state of it."""
+
+    champion: Served
+    salt: str = ""
+    arms: tuple[Member, ...] = ()
+    shadows: tuple[tuple[Shadow, Served], ...] = ()
+
+    def arm_of(self, instance: Instance) -> Member | None:
+        """The arm that the instance's entity belongs to; None: the champion.
+
+        The entity is what the join keys say; an instance without any is its own.
+        """
+        keys = self.champion.bundle.contract.join_keys
+        entity = [instance.get(key) for key in keys] if any(key in instance for key in keys) else sorted(instance.items())
+        where, upper = place(self.salt, entity), 0.0
+        for member in self.arms:
+            upper += member.arm.weight
+            if where < upper:
+                return None if member.breaker.stopped else member
+        return None
+
+    def version(self, version: str) -> Served | None:
+        """The champion or arm of a version number."""
+        return next((served for served in (self.champion, *(member.served for member in self.arms)) if served.version == version), None)
