@@ -34,7 +34,7 @@ from include.stack.processes import ProcessBook
 
 REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
 HERE = Path(__file__).parent
-WELL = "airloop-test-well"
+WELL = "airloop-test-well-"
 CODE = ("config", "feature_repo", "include", "plugins", "serving", "tests")
 # Of all classes of the tests: enough for the soak's ten at once.
 POOLS = {
@@ -82,7 +82,7 @@ class Cluster:
     @property
     def node(self) -> Any:
         """The one on which pods run."""
-        return next(node for node in self.api.list_node().items if node.metadata.name != WELL)
+        return next(node for node in self.api.list_node().items if not node.metadata.name.startswith(WELL))
 
     def node_ready(self) -> bool:
         return next(c.status for c in self.node.status.conditions if c.type == "Ready") == "True"
@@ -96,7 +96,7 @@ class Runs:
     cluster: Cluster
     settings: Settings
     started: dict[str, tuple[str, str]] = field(default_factory=dict)  # request -> (dag, run)
-    side_by_side: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    side_by_side: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
 
     def start(self, compute: str, behave: str, request: str | None = None) -> str:
         """Gives the request's id."""
@@ -105,11 +105,18 @@ class Runs:
         self.started[request] = dag, self.api.trigger(dag, {"request": request, "behave": behave})
         return request
 
-    def nth(self, compute: str, behave: str, nth: int) -> str:
-        """One of as many requests as there are repeats, all started with the first: what only waits can wait side by side."""
-        if (compute, behave) not in self.side_by_side:
-            self.side_by_side[compute, behave] = [self.start(compute, behave) for _ in range(REPEATS)]
-        return self.side_by_side[compute, behave][nth]
+    def nth(self, compute: str, behave: str, nth: int, then: Callable[[str], None] | None = None) -> str:
+        """One of as many requests as there are repeats, all started with the first, so that they wait side by side.
+
+        Args:
+            then: done with each of them, one after the other, before the first is looked at: an eviction, say.
+        """
+        key = compute, behave, getattr(then, "__qualname__", None)
+        if key not in self.side_by_side:
+            self.side_by_side[key] = [self.start(compute, behave) for _ in range(REPEATS)]
+            for request in self.side_by_side[key] if then else ():
+                then(request)
+        return self.side_by_side[key][nth]
 
     def end(self, request: str, seconds: float = 400.0) -> str:
         """Waits for the run's end; gives its state."""
@@ -273,27 +280,27 @@ def a_node_that_is_well(cluster):
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
-    leases, api = client.CoordinationV1Api(), cluster.api
-    api.create_node({"metadata": {"name": WELL}, "spec": {"unschedulable": True}})
+    leases, api, name = client.CoordinationV1Api(), cluster.api, WELL + cluster.namespace.rpartition("-")[2]
+    api.create_node({"metadata": {"name": name}, "spec": {"unschedulable": True}})
     ended = threading.Event()
 
     def say_so() -> None:
         while not ended.wait(5):
             with suppress(ApiException, HTTPError):  # other tests take the API server away
-                leases.patch_namespaced_lease(WELL, "kube-node-lease", {"spec": {"renewTime": _now()}})
+                leases.patch_namespaced_lease(name, "kube-node-lease", {"spec": {"renewTime": _now()}})
 
     thread = threading.Thread(target=say_so, daemon=True)
     try:
-        lease = {"metadata": {"name": WELL}, "spec": {"holderIdentity": WELL, "leaseDurationSeconds": 40, "renewTime": _now()}}
+        lease = {"metadata": {"name": name}, "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": _now()}}
         leases.create_namespaced_lease("kube-node-lease", lease)
         condition = {"type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": _now(), "lastTransitionTime": _now()}
-        api.patch_node_status(WELL, {"status": {"conditions": [condition]}})
+        api.patch_node_status(name, {"status": {"conditions": [condition]}})
         thread.start()
         yield
     finally:
         ended.set()
-        api.delete_node(WELL)
-        leases.delete_namespaced_lease(WELL, "kube-node-lease")
+        api.delete_node(name)
+        leases.delete_namespaced_lease(name, "kube-node-lease")
 
 
 def _now() -> str:

@@ -27,10 +27,12 @@ def test_out_of_memory_at_the_most_is_the_end_and_says_what_to_raise(runs, nth):
 
 
 def test_an_evicted_pod_is_tried_again_and_resumes(runs, cluster, nth):
-    request = runs.start("patient", "count:20")  # more than the grace in which it may go on
-    pod = until(lambda: cluster.running(request), what="the pod")
-    until(lambda: runs.counted(request) >= 3, what="some work")
-    cluster.evict(pod)
+    def evict(request: str) -> None:
+        pod = until(lambda: cluster.running(request), what="the pod")
+        until(lambda: runs.counted(request) >= 3, what="some work")
+        cluster.evict(pod)
+
+    request = runs.nth("patient", "count:60", nth, evict)  # more than the grace in which it may go on
     assert runs.end(request) == "success", runs.log(request)
     assert runs.tries(request) == 2
     assert "evicted: its node is being drained, or somebody evicted it" in runs.log(request, 1)
@@ -137,18 +139,26 @@ def test_an_api_server_that_goes_away_is_waited_for(runs, cluster, k8s_part, nth
 
 @pytest.mark.parametrize("way", ["run", "task"])
 def test_a_cancelled_run_leaves_no_pod(runs, cluster, way, nth):
-    request = runs.start("patient", "hang")
-    until(lambda: cluster.running(request), what="the pod")
-    until(lambda: runs.step(request)["state"] == "deferred", what="its watch")
-    runs.cancel(request, way)
+    def cancel(request: str) -> None:
+        at_work(runs, cluster, request)
+        runs.cancel(request, way)
+
+    request = runs.nth("patient", f"hang:{way}", nth, cancel)
     until(lambda: not cluster.pods(request), what="the pod to go")
     assert runs.end(request) == "failed"
 
 
 def test_a_cleared_step_never_runs_twice_at_once(runs, cluster, nth):
-    request = runs.start("patient", "count:8")
+    def clear(request: str) -> None:
+        at_work(runs, cluster, request)
+        runs.clear(request)
+
+    request = runs.nth("patient", "count:60", nth, clear)
+    assert runs.end(request) == "success", runs.log(request)
+    assert runs.tries(request) == 2, "it was cleared when it had ended already"
+    runs.never_two(request)
+
+
+def at_work(runs, cluster, request: str) -> None:
     until(lambda: cluster.running(request), what="the pod")
     until(lambda: runs.step(request)["state"] == "deferred", what="its watch")
-    runs.clear(request)
-    assert runs.end(request) == "success", runs.log(request)
-    runs.never_two(request)
