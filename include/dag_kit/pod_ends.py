@@ -3,6 +3,7 @@
 Pods are dicts as in the API's JSON (``status.containerStatuses``), since the task and the triggerer use two clients with two classes each.
 """
 
+import re
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -11,7 +12,14 @@ SEEN = "already_checked"  # the provider's label of a pod whose end a task has d
 BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 BAD_CONFIG = ("CreateContainerConfigError",)
 # A registry that is busy or away for a moment: kubelet asks again by itself, until the start timeout.
-PASSING = ("timeout", "rate limit", "too many requests", "qps exceeded", "temporarily unavailable", "service unavailable", "bad gateway", "connection refused")
+PASSING = (
+    "timeout", "rate limit", "too many requests", "toomanyrequests", "qps exceeded", "temporarily unavailable", "service unavailable", "bad gateway",
+    "internal server error", "connection refused", "connection reset", "deadline exceeded", "unexpected eof", ": eof",
+)  # fmt: skip
+# What a kubelet before 1.32 says between two pulls, without the reason: that stood in the ErrImagePull before, and will stand in the next one.
+BACK_OFF = re.compile(r'back-off pulling image "[^"]*"')
+# How a container ended of which its node knows nothing any more: the node, or its runtime, was started anew.
+FORGOTTEN = ("ContainerStatusUnknown", "Unknown")
 
 
 class Verdict(StrEnum):
@@ -83,13 +91,16 @@ def end_of(pod: dict[str, Any], verdict: Verdict = Verdict.ENDED) -> End:
     # "Usage of EmptyDir volume "tmp" exceeds the limit", "Container base exceeded its local ephemeral storage limit": its own doing, unlike a full node.
     if status.get("reason") == "Evicted" and "exceed" in said and "node was low" not in said:
         return End(Kind.OUT_OF_DISK, f"evicted since it wrote more to the node's disk than it may ({said.strip()})")
-    if (condition := _condition(pod, "DisruptionTarget")) and condition.get("reason") in DISRUPTIONS:
-        kind, text = DISRUPTIONS[condition["reason"]]
+    if condition := _condition(pod, "DisruptionTarget"):
+        reason = condition.get("reason") or "no reason given"  # of a site's own autoscaler or queue, say
+        kind, text = DISRUPTIONS.get(reason, (Kind.EVICTED, f"evicted: {reason}"))
         return End(kind, f"{text} ({said or condition.get('message', '')})")
     if status.get("reason") in ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated"):
         return End(Kind.EVICTED, f"evicted by its node ({said})")
     if status.get("reason") == "NodeLost":
         return End(Kind.NODE_LOST, f"lost with its node ({said})")
+    if ended and ended.get("reason") in FORGOTTEN:  # its exit code, 137 or 255, is made up
+        return End(Kind.NODE_LOST, f"lost: {node(pod)} knows nothing of its container any more, as after a restart ({ended.get('message') or said})")
     if verdict == Verdict.HUNG or status.get("reason") == "DeadlineExceeded":
         return End(Kind.HUNG, "killed: it ran for longer than a step of its compute class may")
     if verdict == Verdict.BAD_IMAGE:
@@ -104,13 +115,30 @@ def end_of(pod: dict[str, Any], verdict: Verdict = Verdict.ENDED) -> End:
         return End(Kind.DELETED, "deleted by somebody or something else than this task")
     code = (ended or {}).get("exitCode")
     if code is None:
-        return End(Kind.CRASHED, f"failed before its container ran: {status.get('reason') or 'no reason given'} {said}".strip())
-    return End(Kind.CRASHED, f"ended with exit code {code}" + (f", by signal {code - 128}" if code > 128 else ""))
+        told = f"before its container ran: {status.get('reason') or 'no reason given'} {said}".strip()
+        # UnexpectedAdmissionError, OutOfcpu, NodeAffinity: the scheduler and the node saw different things, mostly as the node has just come back.
+        at_a_node = pod.get("spec", {}).get("nodeName")
+        return End(Kind.NOT_STARTED, f"turned away by {at_a_node} {told}") if at_a_node else End(Kind.CRASHED, f"failed {told}")
+    why = f" ({ended['reason']}: {ended.get('message') or 'nothing said'})" if ended and ended.get("reason") not in (None, "Error", "Completed") else ""
+    return End(Kind.CRASHED, f"ended with exit code {code}" + (f", by signal {code - 128}" if code > 128 else "") + why)
 
 
 def has_ended(pod: dict[str, Any]) -> bool:
     """Nothing of it runs, or will."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed") or terminated(pod) is not None
+
+
+def too_little(pods: list[dict[str, Any]], mine: dict[str, str]) -> list[str]:
+    """The memory sizes at which pods of this very run, since it was last cleared, were killed for memory.
+
+    Of a person who clears the step one must think that the step does with less now, whatever an earlier code or image needed.
+
+    Args:
+        pods: oldest first.
+        mine: as for ``sort_out``.
+    """
+    ours = [pod for pod in pods if mine.items() <= (pod["metadata"].get("annotations") or {}).items()]
+    return [memory_limit(pod) for pod in ours if end_of(pod).kind == Kind.OUT_OF_MEMORY]
 
 
 def sort_out(pods: list[dict[str, Any]], mine: dict[str, str]) -> tuple[str | None, list[str]]:
@@ -138,7 +166,7 @@ def cannot_start(pod: dict[str, Any]) -> Verdict | None:
     """Why the pod's container will never run, as far as its waiting state tells; None: it may yet."""
     waiting = _state(pod).get("waiting") or {}
     reason, said = waiting.get("reason"), (waiting.get("message") or "").lower()
-    if reason in BAD_IMAGE and not any(words in said for words in PASSING):
+    if reason in BAD_IMAGE and not BACK_OFF.fullmatch(said.strip()) and not any(words in said for words in PASSING):
         return Verdict.BAD_IMAGE
     return Verdict.BAD_CONFIG if reason in BAD_CONFIG else None
 

@@ -148,7 +148,7 @@ class StepPod(KubernetesPodOperator):
         Raises:
             AirflowFailException: the class has no more memory to give.
         """
-        too_little = [pod_ends.memory_limit(p) for p in map(self._as_json, before) if pod_ends.end_of(p).kind == Kind.OUT_OF_MEMORY]
+        too_little = pod_ends.too_little([self._as_json(pod) for pod in before], annotations)
         memory = self.compute_class.memory_after(too_little)
         if memory is None:
             raise AirflowFailException(self._out_of_memory(too_little[-1]))

@@ -23,6 +23,12 @@ class Toleration(BaseModel):
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.operator == "Exists" and self.value is not None:  # the API server would refuse each pod
+            raise ValueError(f"the toleration of {self.key} has the value '{self.value}' and operator Exists, which compares none: say operator='Equal'")
+        return self
+
 
 class ComputeClass(BaseModel):
     """Resources and time limits of one training step. Each default stands beside its reason."""

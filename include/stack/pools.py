@@ -88,8 +88,9 @@ def classes_of_projects() -> dict[str, ComputeClass]:
 
 
 def slots_of_step(name: str, of: ComputeClass) -> int:
-    """Slots that the biggest step of a compute class takes: its candidates may have several workers."""
-    return of.slots * max((project.workers(name) for project in all_projects()), default=1)
+    """Slots that the biggest step of a compute class takes: its candidates may have several workers. Projects may differ in both."""
+    takes = [project.compute_classes[name].slots * project.workers(name) for project in all_projects() if name in project.compute_classes]
+    return max([of.slots, *takes])
 
 
 def parse(text: str) -> dict[str, int]:

@@ -4,7 +4,6 @@ A checkpoint is one file, written whole or not at all, that names what it was ma
 """
 
 import io
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ class Checkpoints:
             uri: of the step's manifest.
             made_from: the step's inputs, with the commit of the code.
         """
-        target = UPath(uri)
+        target = storage.path(uri)
         return cls(target.parent / f"{target.stem}.checkpoint", manifest.fingerprint(made_from or {}))
 
     def save(self, state: dict[str, Any]) -> None:
@@ -40,14 +39,7 @@ class Checkpoints:
 
         content = io.BytesIO()
         torch.save({"made_from": self.made_from, **state}, content)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / "state.pt"
-        if target.protocol in ("", "file"):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(content.getvalue())
-            temporary.replace(target)
-        else:
-            target.write_bytes(content.getvalue())  # object stores show an object only when it is complete
+        storage.write(self.folder / "state.pt", content.getvalue())
 
     def load(self) -> bytes:
         """The checkpoint's bytes, for ``state``; none: ``b""``."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from upath import UPath
 
+from include.data import storage
 from include.training import manifest as manifests
 
 FIGURES = ("waiting_s", "running_s", "gpu_s")
@@ -58,7 +59,7 @@ def read(manifest: str) -> dict[str, dict[str, Any]]:
 
 
 def beside(manifest: str) -> UPath:
-    return UPath(manifest).with_suffix(".pods.json")
+    return storage.path(manifest).with_suffix(".pods.json")
 
 
 def total(costs: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -73,7 +74,9 @@ def log(project: str, request: str, manifest: str) -> None:
     client = tracking.tracking_client()
     runs = tracking.RequestRuns(client, project, request, {})
     everything: dict[str, dict[str, Any]] = {}
-    for path in sorted(UPath(manifest).parent.glob("*.pods.json"), key=str):
+    for path in storage.files(storage.path(manifest).parent):
+        if not path.name.endswith(".pods.json"):
+            continue
         costs = json.loads(path.read_text())
         everything |= costs
         command, _, candidate = path.name.removesuffix(".pods.json").partition("-")

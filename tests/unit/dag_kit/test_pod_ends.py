@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from include.dag_kit.pod_ends import Kind, Verdict, cannot_start, end_of, sort_out
+from include.dag_kit.pod_ends import Kind, Verdict, cannot_start, end_of, sort_out, too_little
 from include.dag_kit.pod_trigger import judge, lines_after, moment
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,6 +68,16 @@ RUNNING = {"running": {"startedAt": stamp(5)}}
         pytest.param(pod(phase="Pending"), Verdict.NOT_SCHEDULED, Kind.UNSCHEDULABLE, True, id="no room"),
         pytest.param(pod(phase="Pending", scheduled=1), Verdict.NOT_STARTED, Kind.NOT_STARTED, False, id="not started"),
         pytest.param(pod(ended(1), phase="Failed"), Verdict.ENDED, Kind.CRASHED, False, id="crashed"),
+        pytest.param(
+            pod(phase="Failed", scheduled=1, reason="UnexpectedAdmissionError", message="Allocate failed due to no healthy devices present"),
+            Verdict.ENDED, Kind.NOT_STARTED, False, id="turned away by a node whose device plugin was not there yet",
+        ),
+        pytest.param(pod(phase="Failed", scheduled=1, reason="OutOfmemory"), Verdict.ENDED, Kind.NOT_STARTED, False, id="turned away by a full node"),
+        pytest.param(pod(ended(137, "ContainerStatusUnknown"), phase="Failed"), Verdict.ENDED, Kind.NODE_LOST, False, id="forgotten by its node"),
+        pytest.param(pod(ended(255, "Unknown"), phase="Failed"), Verdict.ENDED, Kind.NODE_LOST, False, id="forgotten by containerd, after a reboot"),
+        pytest.param(
+            pod(ended(137), phase="Failed", conditions=disrupted("PreemptedByTheSitesQueue")), Verdict.ENDED, Kind.EVICTED, False, id="evicted by something else"
+        ),
     ],
 )  # fmt: skip
 def test_ends_are_told_apart(given, verdict, kind, hopeless):
@@ -79,6 +89,10 @@ def test_the_end_names_image_signal_and_size():
     assert "img:1" in end_of(pod(waiting("ErrImagePull", "no such host"), phase="Pending"), Verdict.BAD_IMAGE).text
     assert "by signal 11" in end_of(pod(ended(139), phase="Failed")).text
     assert "64Mi" in end_of(pod(ended(137, "OOMKilled"), phase="Failed")).text
+    said = {"terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "python": executable file not found in $PATH'}}
+    assert 'exec: "python": executable file not found' in end_of(pod(said, phase="Failed")).text  # there is no log to tell it
+    assert end_of(pod(ended(1), phase="Failed")).text == "ended with exit code 1"
+    assert "PreemptedByTheSitesQueue" in end_of(pod(ended(137), conditions=disrupted("PreemptedByTheSitesQueue"))).text
 
 
 @pytest.mark.parametrize(
@@ -88,6 +102,9 @@ def test_the_end_names_image_signal_and_size():
         pytest.param("ErrImagePull", "lookup registry: no such host", Verdict.BAD_IMAGE, id="no such registry"),
         pytest.param("ErrImagePull", "429 Too Many Requests", None, id="a registry that is busy is asked again"),
         pytest.param("ImagePullBackOff", "dial tcp: i/o timeout", None, id="a registry that is away for a moment too"),
+        pytest.param("ErrImagePull", 'Head "https://r/v2/i/manifests/1": EOF', None, id="one that closes the connection too"),
+        pytest.param("ImagePullBackOff", 'Back-off pulling image "r/i:1"', None, id="a kubelet before 1.32 says the reason between two of these only"),
+        pytest.param("ImagePullBackOff", 'Back-off pulling image "r/i:1": ErrImagePull: not found', Verdict.BAD_IMAGE, id="a later one says it each time"),
         pytest.param("CreateContainerConfigError", "secret not found", Verdict.BAD_CONFIG, id="a secret that is not there"),
         pytest.param("ContainerCreating", "", None, id="on its way"),
     ],
@@ -126,6 +143,12 @@ MINE = {"airloop/run": "r1"}
 def named(name, given, *, mine=True, seen=False):
     given["metadata"] |= {"name": name, "labels": {"already_checked": "True"} if seen else {}, "annotations": MINE if mine else {"airloop/run": "r0"}}
     return given
+
+
+def test_memory_grows_by_what_this_run_used_up_since_it_was_cleared_and_by_nothing_else():
+    killed = [named(name, pod(ended(137, "OOMKilled"), phase="Failed"), mine=mine) for name, mine in (("a", False), ("b", True))]
+    assert too_little([*killed, named("c", pod(ended(1), phase="Failed"))], MINE) == ["64Mi"]
+    assert too_little(killed[:1], MINE) == [], "a person who made the step smaller could never start it again"
 
 
 @pytest.mark.parametrize(

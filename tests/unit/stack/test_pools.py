@@ -46,6 +46,17 @@ def test_a_step_with_several_workers_has_room(monkeypatch):
     assert pools_of_cluster([roomy, roomy], {"gpu_a": GPU_A}) == {"gpu_a": 16}
 
 
+def test_the_gpus_of_one_project_are_not_multiplied_by_the_workers_of_another(monkeypatch):
+    def with_class(gpus, workers):
+        candidate = Candidate(name="network", trainer="torch_mlp", compute="gpu_a", workers=workers)
+        return flights.model_copy(update={"candidates": (candidate,), "compute": {"gpu_a": ComputeClass(gpus=gpus)}})
+
+    monkeypatch.setattr(pools, "all_projects", lambda: [with_class(4, 1), with_class(1, 4)])
+    assert pools_of_settings(Settings(parallelism=2, pools="gpu_a=4"))["gpu_a"] == 4  # no step takes more than four
+    with pytest.raises(PoolsError, match="gives gpu_a 3 slots, and one step of that class takes 4"):
+        pools_of_settings(Settings(pools="gpu_a=3"))
+
+
 def test_a_pool_in_which_no_step_would_ever_run_is_refused(monkeypatch):
     monkeypatch.setattr(pools, "classes_of_projects", lambda: {"cpu": ComputeClass(), "gpu_a": GPU_A})
     with pytest.raises(PoolsError, match="gives gpu_a 1 slots, and one step of that class takes 2"):
