@@ -22,6 +22,8 @@ from include.dag_kit.pod_trigger import StepPodTrigger, lines_after
 from include.dag_kit.storage import pod_storage
 from include.projects.compute import ComputeClass
 from include.settings import Settings
+from include.stack.pod_settings import pods_cannot
+from include.training.tracking import tracking_uri
 
 LAST_LINES = 20  # of the pod's log, in the error of a failed step
 USER = 10001  # a number, since kubelet cannot tell whether a name is root; nobody on the nodes has it
@@ -48,6 +50,8 @@ class StepPod(KubernetesPodOperator):
         image = resources.image or settings.training_image
         if not image:
             raise AirflowFailException("AIRLOOP_COMPUTE=kubernetes needs AIRLOOP_TRAINING_IMAGE: the image that training pods run")
+        if wrong := pods_cannot(settings, tracking_uri()):
+            raise AirflowFailException(wrong)
         super().__init__(
             kubernetes_conn_id=settings.kubernetes_connection,
             namespace=settings.kubernetes_namespace,
@@ -358,14 +362,12 @@ class StepPod(KubernetesPodOperator):
 
 def pod_environment(settings: Settings, step: Step) -> dict[str, str]:
     """What the step's process in the pod reads. No credentials: those come from a Kubernetes secret."""
-    from include.training.tracking import tracking_uri
-
     return {
         "AIRLOOP_HOME": "/tmp/airloop",  # what it downloads; nothing of it is kept
         "AIRLOOP_DATA_ROOT": settings.store,
         "AIRLOOP_PROJECTS": step.project,  # a broken neighbour does not stop it
         "AIRLOOP_TRAINING_THREADS": str(settings.training_threads),
-        "AIRLOOP_GIT_SHA": step.git_sha,
+        # Not AIRLOOP_GIT_SHA: the code that makes the model is the image's, which says itself at which commit it is. That of Airflow is on the label.
         **({"AIRLOOP_SAMPLE_DAYS": str(settings.sample_days)} if settings.sample_days else {}),
         "MLFLOW_TRACKING_URI": tracking_uri(),
         "HOME": "/tmp",  # the root is read-only, and some libraries keep a cache at home

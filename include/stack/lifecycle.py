@@ -14,6 +14,7 @@ import httpx
 
 from include.data import storage
 from include.settings import REPOSITORY, Settings
+from include.stack.pod_settings import pods_cannot
 from include.stack.pools import PoolsError, pools_of_settings, set_pools
 from include.stack.ports import PortTaken, require_free
 from include.stack.processes import ProcessBook, Record, last_lines
@@ -63,6 +64,8 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
             pools = pools_of_settings(settings)
         except PoolsError as error:
             raise StackError(str(error)) from None
+        if settings.compute == "kubernetes" and (wrong := pods_cannot(settings, settings.mlflow_url)):
+            raise StackError(wrong)
         wanted = services(settings)
         records = book.records()
         dead = [record for record in records.values() if record.process() is None or record.name == MIGRATE]

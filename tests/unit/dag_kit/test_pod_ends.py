@@ -76,7 +76,7 @@ RUNNING = {"running": {"startedAt": stamp(5)}}
         pytest.param(pod(ended(137, "ContainerStatusUnknown"), phase="Failed"), Verdict.ENDED, Kind.NODE_LOST, False, id="forgotten by its node"),
         pytest.param(pod(ended(255, "Unknown"), phase="Failed"), Verdict.ENDED, Kind.NODE_LOST, False, id="forgotten by containerd, after a reboot"),
         pytest.param(
-            pod(ended(137), phase="Failed", conditions=disrupted("PreemptedByTheSitesQueue")), Verdict.ENDED, Kind.EVICTED, False, id="evicted by something else"
+            pod(ended(137), phase="Failed", conditions=disrupted("PreemptedByQueue")), Verdict.ENDED, Kind.EVICTED, False, id="evicted by something else"
         ),
     ],
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_the_end_names_image_signal_and_size():
     said = {"terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "python": executable file not found in $PATH'}}
     assert 'exec: "python": executable file not found' in end_of(pod(said, phase="Failed")).text  # there is no log to tell it
     assert end_of(pod(ended(1), phase="Failed")).text == "ended with exit code 1"
-    assert "PreemptedByTheSitesQueue" in end_of(pod(ended(137), conditions=disrupted("PreemptedByTheSitesQueue"))).text
+    assert "PreemptedByQueue" in end_of(pod(ended(137), conditions=disrupted("PreemptedByQueue"))).text
 
 
 @pytest.mark.parametrize(

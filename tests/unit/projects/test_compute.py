@@ -40,7 +40,7 @@ def test_memory_of_the_next_try(used_up, wanted):
         pytest.param({"memory": "2 GB"}, "memory", id="not as Kubernetes writes it"),
         pytest.param({"gpus": -1}, "gpus", id="negative GPUs"),
         pytest.param({"gpu": 1}, "gpu", id="a misspelt field"),
-        pytest.param({"tolerations": [{"key": "gpu", "value": "a"}]}, "value 'a' and operator Exists.*say operator='Equal'", id="a value that nothing is compared with"),
+        pytest.param({"tolerations": [{"key": "gpu", "value": "a"}]}, "operator Exists.*say operator='Equal'", id="a value that nothing is compared with"),
     ],
 )
 def test_a_wrong_class_is_refused(wrong, message):
