@@ -70,6 +70,36 @@ def pools(
 
 
 @app.command()
+def databases() -> None:
+    """Make the four databases on Postgres and their users, as the URLs in the settings name them; AIRLOOP_DATABASE_ADMIN_URL says as whom.
+
+    Safe to repeat: what is there stays; a user whose password in the settings has changed gets the new one.
+    """
+    from include.stack.databases import DatabasesError, make_databases
+
+    try:
+        make_databases(_settings(), typer.echo)
+    except DatabasesError as error:
+        _fail(str(error))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the tables of every store up to this version: ledger, Airflow, MLflow, Feast, studies. `airloop up` does it too.
+
+    However many start it together, each migration runs once; killed in the middle, it can be run again.
+    """
+    from include.settings import SettingsError
+    from include.stack.migrations import MigrationError
+    from include.stack.migrations import migrate as run
+
+    try:
+        run(_settings(), typer.echo)
+    except (MigrationError, SettingsError) as error:
+        _fail(str(error))
+
+
+@app.command()
 def demo(
     months: Annotated[int, typer.Option(min=4, max=12, help="Replay January to this month.")] = 12,
     restart: Annotated[bool, typer.Option("--restart", help="Stop the stack, forget all data under AIRLOOP_HOME, begin again.")] = False,

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     airflow_database_url: SecretStr | None = Field(None, description="URL of Airflow's metadata; default: SQLite in <home>.")
     mlflow_database_url: SecretStr | None = Field(None, description="URL of MLflow's backend; default: SQLite in <home>. Only MLflow's server needs it.")
     feast_registry_url: SecretStr | None = Field(None, description="URL of Feast's registry; default: SQLite in <home>.")
+    feast_reader_url: SecretStr | None = Field(None, description="The same database as a user who only reads, for serving; default: feast_registry_url.")
     ledger_url: SecretStr | None = Field(None, description="URL of the ledger; default: SQLite in <home>.")
     studies_url: SecretStr | None = Field(None, description="URL of the searches' studies; default: a file in <home>, or with a ledger elsewhere: there.")
     online_store_url: SecretStr | None = Field(None, description="Feast's online store: redis://:password@host:6379/0, or rediss://; default: SQLite.")
@@ -198,8 +199,12 @@ class Settings(BaseSettings):
 
     @property
     def feast_registry(self) -> str:
-        # psycopg 3, as Feast wants it (it would warn about the bare word).
-        return self._store_url("feast_registry_url", "feast/registry.db").replace("postgresql://", "postgresql+psycopg://", 1)
+        return _driver(self._store_url("feast_registry_url", "feast/registry.db"))
+
+    @property
+    def feast_registry_to_read(self) -> str:
+        """As serving opens it."""
+        return _driver(_plain(self.feast_reader_url)) if self.feast_reader_url else self.feast_registry
 
     @property
     def ledger(self) -> str:
@@ -208,9 +213,9 @@ class Settings(BaseSettings):
     @property
     def studies(self) -> str:
         """On SQLite a file of their own; elsewhere the ledger's database, where Optuna's tables have a schema of their own."""
-        if self.studies_url or self.ledger.startswith("sqlite"):
-            return _plain(self.studies_url) or f"sqlite:///{self.home / 'studies.db'}"
-        return self.ledger
+        if self.studies_url:
+            return _plain(self.studies_url)
+        return f"sqlite:///{self.home / 'studies.db'}" if self.ledger.startswith("sqlite") else self.ledger
 
     def _store_url(self, name: str, file: str) -> str:
         """What the field says, else a SQLite file in the home, which is for ``embedded`` alone."""
@@ -290,6 +295,11 @@ def settings_file() -> Path | None:
     if named and not Path(named).is_file():
         raise SettingsError(f"AIRLOOP_ENV_FILE is '{named}', which is not there")
     return Path(named) if named else None
+
+
+def _driver(url: str) -> str:
+    """psycopg 3, as Feast wants it; it would warn about the bare word."""
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def _plain(value):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores import Postgres, Redis, running
+
 os.environ["AIRLOOP_ENV_FILE"] = ""
 
 HERE = Path(__file__).parent
@@ -17,3 +19,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         on_the_cluster = any(item.path.is_relative_to(place) for place in ON_THE_CLUSTER)
         item.add_marker(pytest.mark.xdist_group("cluster" if on_the_cluster else str(item.path)))
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A Postgres of this test process's own (tests.stores)."""
+    with running(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """A Redis of this test process's own (tests.stores)."""
+    with running(Redis) as server:
+        yield server

@@ -7,13 +7,16 @@ import json
 import os
 import secrets
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
 from pathlib import Path
 
 from include.data import storage
-from include.settings import REPOSITORY, Settings
+from include.settings import REPOSITORY, Settings, secret_fields
 
 ADMIN = "admin"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+# Of MLflow's server and of `airloop databases`: no process of Airflow, and so no task, is told.
+NOT_AIRFLOWS = ("mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "database_admin_url", "feast_reader_url")
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
@@ -22,8 +25,8 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     Makes the home's secrets at the first call, readable by their owner only.
     """
     home = settings.home / "airflow"
-    keys = _secrets(settings)
-    base = base_environment(settings)
+    keys = airflow_keys(settings)
+    base = base_environment(settings, without=NOT_AIRFLOWS)
     if settings.storage_connection:  # then tasks get them from there, and nobody else in Airflow has them
         base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
@@ -48,8 +51,8 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": keys["api"],
         "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
-        # Seconds that a writer waits for another one; five by default, which a loaded machine exceeds.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=30",
+        # SQLite's has the seconds that a writer waits for another one; five by default, which a loaded machine exceeds.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database,
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
         # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
@@ -94,7 +97,10 @@ def remote_logging(settings: Settings) -> dict[str, str]:
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """For the MLflow server: no background jobs (they evaluate language models) and so no queue processes beside it."""
-    environment = base_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = base_environment(settings, without=secret_fields()) | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_database,  # not an argument: those are for everybody on the machine to read
+    }
     if storage.is_object_store(settings.store):
         storage.complete(environment)
     return environment
@@ -103,11 +109,12 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
 def serving_environment(settings: Settings) -> dict[str, str]:
     """For the service, which knows nothing of ``AIRLOOP_*``."""
     (settings.home / "feast").mkdir(parents=True, exist_ok=True)
-    environment = base_environment(settings)
+    environment = base_environment(settings, without=secret_fields())
     if storage.is_object_store(settings.store):
         storage.complete(environment)
     return environment | {
         **settings.feast_environment,
+        "AIRLOOP_FEAST_REGISTRY": settings.feast_registry_to_read,
         "SERVING_MODELS": "",  # every registered model that has a champion
         "SERVING_MLFLOW_URI": settings.mlflow_url,
         "SERVING_FEATURE_REPO": str(REPOSITORY / "serving"),  # its own feature_store.yaml
@@ -117,13 +124,20 @@ def serving_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def base_environment(settings: Settings) -> dict[str, str]:
-    """What every process of ours gets: this repository, these settings, single-threaded OpenMP, no telemetry."""
+def base_environment(settings: Settings, without: Iterable[str] = ()) -> dict[str, str]:
+    """What every process of ours gets: this repository, these settings, single-threaded OpenMP, no telemetry.
+
+    Args:
+        without: fields of the settings, secrets that are none of the process's business.
+    """
     paths = [str(REPOSITORY), str(REPOSITORY / "config"), os.environ.get("PYTHONPATH", "")]  # config/ holds airflow_local_settings.py
-    unset = {f"AIRLOOP_{name.upper()}" for name in type(settings).model_fields} - settings.environment().keys()
+    known = settings.environment()
+    for name in without:
+        known.pop(f"AIRLOOP_{name.upper()}", None)
+    unset = {f"AIRLOOP_{name.upper()}" for name in type(settings).model_fields} - known.keys()
     return {
         **{name: value for name, value in os.environ.items() if name not in unset},
-        **settings.environment(),
+        **known,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, os.pathsep.join(paths).split(os.pathsep)))),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "",  # some machines set it; without bytecode these imports take minutes instead of seconds
@@ -141,6 +155,8 @@ def base_environment(settings: Settings) -> dict[str, str]:
 
 def admin_password(settings: Settings) -> str:
     """Airflow's admin password on this machine, made at the first call; there is no default one."""
+    if settings.airflow_admin_password is not None:
+        return settings.airflow_admin_password.get_secret_value()
     file = _passwords_file(settings)
     if not file.exists():
         _write_private(file, json.dumps({ADMIN: secrets.token_urlsafe(12)}))
@@ -151,8 +167,17 @@ def _passwords_file(settings: Settings) -> Path:
     return settings.home / "airflow" / "simple_auth_manager_passwords.json.generated"
 
 
-def _secrets(settings: Settings) -> dict[str, str]:
-    """Keys that all processes of one home must share, and no other home knows."""
+def airflow_keys(settings: Settings) -> dict[str, str]:
+    """The keys ``fernet``, ``jwt`` and ``api``, which all processes of one Airflow share: as the settings say, else (embedded) made once for this home."""
+    given = {"fernet": settings.airflow_fernet_key, "jwt": settings.airflow_jwt_secret, "api": settings.airflow_api_secret_key}
+    chosen = {name: key.get_secret_value() for name, key in given.items() if key is not None}
+    if settings.profile != "embedded":
+        settings.require("airflow")
+        return chosen
+    return _made_keys(settings) | chosen
+
+
+def _made_keys(settings: Settings) -> dict[str, str]:
     admin_password(settings)
     file = settings.home / "airflow" / "secrets.json"
     if not file.exists():

@@ -14,11 +14,12 @@ import httpx
 
 from include.data import storage
 from include.settings import REPOSITORY, Settings
+from include.stack.migrations import MigrationError, pending
 from include.stack.pod_settings import pods_cannot
 from include.stack.pools import PoolsError, pools_of_settings, set_pools
 from include.stack.ports import PortTaken, require_free
 from include.stack.processes import ProcessBook, Record, last_lines
-from include.stack.services import Service, migration, services
+from include.stack.services import Service, migration, services, whole_migration
 
 State = Literal["answering", "not answering", "died", "stopped"]
 Progress = Callable[[str, str], None]
@@ -104,24 +105,25 @@ def status(settings: Settings) -> list[ServiceStatus]:
 
 
 def _start(settings: Settings, book: ProcessBook, missing: list[Service], started: list[Record], progress: Progress, deadline: float) -> None:
-    """Starts the services side by side; Airflow's wait for its database alone."""
+    """Starts the services side by side; those that need a database wait for its migration alone."""
     waiting = list(missing)
     pending: dict[str, tuple[Service, Record]] = {}
     migrating: Record | None = None
-    if any(service.needs_airflow_database for service in missing) and not _migrated(settings):
+    if any(service.needs_migration for service in missing) and not _migrated(settings):
         progress(MIGRATE, "starting")
-        migrating = book.start(migration(settings))
+        migrating = book.start(migration(settings) if _on_files(settings) else whole_migration(settings))
         started.append(migrating)
     while waiting or pending:
         if migrating and (exit_status := book.exit_status(migrating)) is not None:
             if exit_status != 0:
-                raise StackError(f"Airflow's database could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
+                raise StackError(f"the databases could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
             book.stop([migrating])
-            _let_readers_be(settings.home / "airflow" / "airflow.db")
-            (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
+            if _on_files(settings):
+                _let_readers_be(settings.home / "airflow" / "airflow.db")
+                (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
             progress(MIGRATE, "done")
             migrating = None
-        for service in [s for s in waiting if not (migrating and s.needs_airflow_database)]:
+        for service in [s for s in waiting if not (migrating and s.needs_migration)]:
             record = book.start(service.command)
             started.append(record)
             pending[service.name] = service, record
@@ -162,7 +164,17 @@ def _let_readers_be(database: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
+def _on_files(settings: Settings) -> bool:
+    """Whether no store is a server's: then each makes its own file as it needs it, but for Airflow's."""
+    return all(url.startswith("sqlite") for url in (settings.airflow_database, settings.mlflow_database, settings.feast_registry, settings.ledger))
+
+
 def _migrated(settings: Settings) -> bool:
+    if not _on_files(settings):
+        try:
+            return not pending(settings)
+        except MigrationError as error:
+            raise StackError(str(error)) from None
     mark = settings.home / "airflow" / "migrated"
     return mark.exists() and mark.read_text() == version("apache-airflow")
 

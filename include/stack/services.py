@@ -10,7 +10,7 @@ import httpx
 
 from include.data import storage
 from include.settings import Settings
-from include.stack.environment import airflow_environment, mlflow_environment, serving_environment
+from include.stack.environment import airflow_environment, base_environment, mlflow_environment, serving_environment
 from include.stack.processes import Command, Record
 
 
@@ -27,11 +27,11 @@ class Service:
     address: str = ""
     port: int | None = None
     port_setting: str = ""
-    needs_airflow_database: bool = False
+    needs_migration: bool = False
 
 
 def services(settings: Settings) -> list[Service]:
-    """All of them, in the order in which they are shown."""
+    """All of them, in the order in which they are shown; without MLflow or serving where the settings say that it runs elsewhere."""
     airflow = airflow_environment(settings)
 
     def airflow_component(name: str, health_key: str, *options: str) -> Service:
@@ -39,45 +39,57 @@ def services(settings: Settings) -> list[Service]:
             name,
             Command(name, [sys.executable, "-m", "airflow", name, *options], airflow),
             lambda record: _beats(settings, health_key, record),
-            needs_airflow_database=True,
+            needs_migration=True,
         )
 
-    return [
-        Service(
-            "mlflow",
-            Command("mlflow", mlflow_server(settings), mlflow_environment(settings)),
-            lambda record: _get(f"{settings.mlflow_url}/health").is_success,
-            address=settings.mlflow_url,
-            port=settings.mlflow_port,
-            port_setting="AIRLOOP_MLFLOW_PORT",
-        ),
+    every = [
+        # The first call of the tasks' own API takes seconds (it makes all its versions): better now than in the first task, which would time out.
         Service(
             "api-server",
             Command("api-server", [sys.executable, "-m", "airflow", "api-server"], airflow),
-            # The first call of the tasks' own API takes seconds (it makes all its versions): better now than in the first task, which would time out.
             lambda record: all(_get(f"{settings.airflow_url}/{path}").is_success for path in ("api/v2/monitor/health", "execution/health")),
             address=settings.airflow_url,
             port=settings.airflow_port,
             port_setting="AIRLOOP_AIRFLOW_PORT",
-            needs_airflow_database=True,
+            needs_migration=True,
         ),
         # Logs are read from the disk, so nobody needs to serve them, on ports that two stacks would quarrel about.
         airflow_component("scheduler", "scheduler", "--skip-serve-logs"),
         airflow_component("dag-processor", "dag_processor"),
         airflow_component("triggerer", "triggerer", "--skip-serve-logs"),
-        Service(
-            "serving",
-            Command(
-                "serving",
-                [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(settings.serving_port), "--no-access-log"],
-                serving_environment(settings),
-            ),
-            lambda record: _get(f"{settings.serving_url}/live").is_success,
-            address=settings.serving_url,
-            port=settings.serving_port,
-            port_setting="AIRLOOP_SERVING_PORT",
-        ),
     ]
+    if settings.mlflow_uri is None:
+        every.insert(0, _mlflow(settings))
+    if settings.serving_uri is None:
+        every.append(_serving(settings))
+    return every
+
+
+def _mlflow(settings: Settings) -> Service:
+    return Service(
+        "mlflow",
+        Command("mlflow", mlflow_server(settings), mlflow_environment(settings)),
+        lambda record: _get(f"{settings.mlflow_url}/health").is_success,
+        address=settings.mlflow_url,
+        port=settings.mlflow_port,
+        port_setting="AIRLOOP_MLFLOW_PORT",
+        needs_migration=settings.mlflow_database_url is not None,  # a SQLite file it makes by itself
+    )
+
+
+def _serving(settings: Settings) -> Service:
+    return Service(
+        "serving",
+        Command(
+            "serving",
+            [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(settings.serving_port), "--no-access-log"],
+            serving_environment(settings),
+        ),
+        lambda record: _get(f"{settings.serving_url}/live").is_success,
+        address=settings.serving_url,
+        port=settings.serving_port,
+        port_setting="AIRLOOP_SERVING_PORT",
+    )
 
 
 def migration(settings: Settings) -> Command:
@@ -85,14 +97,19 @@ def migration(settings: Settings) -> Command:
     return Command("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], airflow_environment(settings))
 
 
+def whole_migration(settings: Settings) -> Command:
+    """The same for every store: `airloop migrate`."""
+    return Command("migrate", [sys.executable, "-m", "include.cli", "migrate"], base_environment(settings))
+
+
 def mlflow_server(settings: Settings) -> list[str]:
     """Its command line."""
     home = settings.home / "mlflow"
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)  # mlflow_environment names the database
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
     # The server passes artifacts through: who logs or loads a model needs no credentials of the store. No project's name begins with a _.
     artifacts = f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(home / "artifacts")
-    return [*arguments, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", artifacts]
+    return [*arguments, "--serve-artifacts", "--artifacts-destination", artifacts]
 
 
 @cache

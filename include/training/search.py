@@ -151,7 +151,7 @@ def _study(project: Project, request: str, candidate: Candidate) -> optuna.Study
     name = f"{project.name}/{request}/{candidate.name}/{manifest.fingerprint(candidate.model_dump(mode='json'))}"
     for tries in range(1, TRIES + 1):
         try:
-            return optuna.create_study(storage=_storage(get_settings().studies), study_name=name, direction=_direction(project), load_if_exists=True)
+            return optuna.create_study(storage=storage(get_settings().studies), study_name=name, direction=_direction(project), load_if_exists=True)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
             if tries == TRIES:
                 raise
@@ -159,7 +159,8 @@ def _study(project: Project, request: str, candidate: Candidate) -> optuna.Study
     raise AssertionError
 
 
-def _storage(url: str) -> optuna.storages.RDBStorage:
+def storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage in that database, its tables made if they are not there."""
     arguments: dict[str, Any] = {}
     place = make_url(url)
     if place.get_backend_name() == "sqlite":

@@ -17,12 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from include.projects.base import Project
-from include.settings import Settings
+from include.settings import Settings, secret_fields
 from include.stack.environment import airflow_environment
 from include.trial.plan import Sample, Step
 
 KEY = "key"
 NOT_KEPT = ("airflow", "logs")  # runs begin with an empty Airflow
+# What leads away from the files of a home, beside the secrets.
+ELSEWHERE = ("data_root", "remote_logs", "secrets_dir", "airflow_uri", "mlflow_uri", "serving_uri", "mlflow_username", "auth_manager")
 
 
 class Busy(RuntimeError):
@@ -41,8 +43,8 @@ class Scratch:
         self.template = settings.home / "try" / "template"
         self.work, self.log = self.root / "work", self.root / "try.log"
         # Everything that says where data lies or whom to talk to is its own; the rest (host, threads, DAG files) is as it is there.
-        own = {"home": self.work, "data_root": None, "ledger_url": None, "projects": project.name, "sample_days": sample.days}
-        self.settings = settings.model_copy(update=own)
+        own = {"home": self.work, "profile": "embedded", "projects": project.name, "sample_days": sample.days}
+        self.settings = settings.model_copy(update=dict.fromkeys((*ELSEWHERE, *secret_fields())) | own)
 
     def environment(self, serving_port: int | None = None) -> dict[str, str]:
         """For whatever runs in it. Without a port, nobody can be asked for predictions."""

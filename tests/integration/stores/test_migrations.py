@@ -1,0 +1,111 @@
+"""`airloop migrate` on a real Postgres: once, however many start together; again after one was killed; and a word where it cannot."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from include.settings import REPOSITORY, Settings
+from include.stack import migrations
+from include.stack.databases import make_databases
+from tests.integration.stores.test_databases import execute, url_of, with_changes
+from tests.stores import free_port
+
+NAMES = ["ledger", "airflow", "mlflow", "feast", "studies"]
+TOGETHER = 4
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture
+def empty(real_settings) -> Settings:
+    """Four databases without a table."""
+    make_databases(real_settings)
+    return real_settings
+
+
+def start(settings) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "include.cli", "migrate"],
+        cwd=REPOSITORY, env=os.environ | settings.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def lines_of(process) -> list[str]:
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    return said.splitlines()
+
+
+@pytest.mark.stack
+def test_each_migration_runs_once_however_many_start_together_and_again_after_a_kill(empty):
+    assert migrations.pending(empty) == NAMES
+
+    # One is killed in the midst of Airflow's, with what it started.
+    killed = start(empty)
+    until(lambda: execute(url_of(empty, "airflow_database_url"), "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")[0][0] > 0, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert "airflow" in migrations.pending(empty)
+
+    together = [start(empty) for _ in range(TOGETHER)]
+    said = [lines_of(process) for process in together]
+    ran = sorted(line.partition(":")[0] for lines in said for line in lines if line.endswith(", done"))
+    assert ran == sorted(set(NAMES) - {"ledger"})  # that one was done before the kill
+    assert all({line.partition(":")[0] for line in lines} == set(NAMES) for lines in said)
+    assert migrations.pending(empty) == []
+    assert migrations.migrate(empty) == []
+
+    # What reads them finds them whole.
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(empty.mlflow_database, str(empty.home / "artifacts")).get_experiment_by_name("Default")
+    assert execute(url_of(empty, "feast_reader_url"), "SELECT count(*) FROM feature_services") == [(0,)]
+
+
+def until(condition, process, seconds=600):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_is_behind_is_found_without_importing_the_products(empty):
+    code = (
+        "import sys; from include.settings import get_settings; from include.stack.migrations import pending; print(pending(get_settings())); "
+        "assert not {'airflow', 'mlflow', 'feast', 'optuna'} & set(sys.modules)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | empty.environment(), capture_output=True, text=True, check=False)
+    assert asked.returncode == 0 and asked.stdout.strip() == str(NAMES), asked.stderr
+
+
+def test_the_last_migrations_are_those_that_the_products_name():
+    from airflow.utils.db import _REVISION_HEADS_MAP
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    assert migrations._head("airflow", "migrations/versions") == list(_REVISION_HEADS_MAP.values())[-1]
+    assert migrations._head("mlflow", "store/db_migrations/versions") == _get_latest_schema_revision()
+
+
+def test_a_migration_that_failed_says_so_and_lets_the_lock_go(empty):
+    execute(url_of(empty, "ledger_url"), "CREATE TABLE ledger_version (version_num VARCHAR(32))", "INSERT INTO ledger_version VALUES ('9999')")
+    for _ in range(2):
+        with pytest.raises(migrations.MigrationError, match="ledger: the ledger is at version 9999"):
+            migrations.migrate(empty)
+
+
+def test_a_database_that_is_away_or_closed_is_named_without_its_password(empty):
+    url = url_of(empty, "ledger_url")
+    port = url.partition("@127.0.0.1:")[2].partition("/")[0]
+    for wrong, fault in (
+        (url.replace(f":{port}/", f":{free_port()}/"), "Connection refused"),
+        (url.replace("@", "x@"), "password authentication failed"),
+        (url + "_gone", 'database "t[0-9]+_ledger_gone" does not exist'),
+    ):
+        with pytest.raises(migrations.MigrationError, match=f"AIRLOOP_LEDGER_URL: database 't[0-9]+_ledger.*{fault}") as refused:
+            migrations.pending(with_changes(empty, ledger_url=wrong))
+        assert url.split(":")[2].partition("@")[0] not in str(refused.value)

@@ -1,0 +1,161 @@
+"""Real stores for tests: Postgres and Redis from Debian's packages, each a process of the test's own on a free port, as a user without rights.
+
+They can be killed and started again on the same data and port, as an operator would. A missing program is a named skip.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_urlsafe
+
+import psycopg2
+import pytest
+
+USER = "nobody"  # Postgres refuses to run as root
+DATABASES = ("airflow_database_url", "mlflow_database_url", "feast_registry_url", "ledger_url")
+
+
+def program(name: str, package: str) -> str:
+    """Where it is; skips the test where it is not."""
+    found = shutil.which(name) or next((str(path) for path in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
+    if found is None:
+        pytest.skip(f"{name} is not installed (Debian's package {package})")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server(ABC):
+    """One server process with its data in ``folder``; ``start`` waits until it answers."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder, free_port()
+        self.process: subprocess.Popen | None = None
+
+    @property
+    @abstractmethod
+    def command(self) -> list[str]: ...
+
+    @abstractmethod
+    def answers(self) -> bool: ...
+
+    def start(self, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.answers():
+            if self.process is None or self.process.poll() is not None:  # again: after a kill the old one's children take a moment to go
+                with (self.folder / "log").open("ab") as log:
+                    self.process = subprocess.Popen(as_nobody(self.command), stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+            assert time.monotonic() < deadline, f"{self.command[0]} does not answer:\n{(self.folder / 'log').read_text()[-3000:]}"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)  # Postgres: at once, whoever is connected
+            self.process.wait(60)
+
+
+class Postgres(Server):
+    """``admin_url`` is its superuser's; ``urls()`` are those of four databases that it may have."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.password = token_urlsafe(16)
+        (folder / "password").write_text(self.password)
+        own(folder)
+        initdb = [program("initdb", "postgresql"), "-D", str(folder / "data"), "-U", "postgres", "-A", "scram-sha-256", "--pwfile", str(folder / "password")]
+        subprocess.run(as_nobody([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"]), check=True, capture_output=True, cwd=folder)
+
+    @property
+    def command(self) -> list[str]:
+        # fsync off: the machine does not go down in these tests, and a process that is killed loses nothing that the kernel has.
+        options = ["-c", "fsync=off", "-c", "max_connections=200", "-c", "listen_addresses=127.0.0.1", "-k", str(self.folder)]
+        return [program("postgres", "postgresql"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+
+    @property
+    def admin_url(self) -> str:
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    def answers(self) -> bool:
+        try:
+            psycopg2.connect(self.admin_url, connect_timeout=5).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def urls(self, prefix: str) -> dict[str, str]:
+        """Setting -> URL of a database of that name with a user of its own; nothing is made."""
+        names = {setting: f"{prefix}_{setting.partition('_')[0]}" for setting in DATABASES}
+        return {setting: f"postgresql://{name}:{token_urlsafe(16)}@127.0.0.1:{self.port}/{name}" for setting, name in names.items()}
+
+
+class Redis(Server):
+    """With a password and an append-only file: what it has acknowledged outlives a kill."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.password = token_urlsafe(16)
+        (folder / "redis.conf").write_text(
+            f'port {self.port}\nbind 127.0.0.1\ndir {folder}\nappendonly yes\nsave ""\nrequirepass {self.password}\ndatabases 64\n'
+        )
+        own(folder)
+        self._next = 0
+
+    @property
+    def command(self) -> list[str]:
+        return [program("redis-server", "redis-server"), str(self.folder / "redis.conf")]  # the password is no argument
+
+    def url(self) -> str:
+        """Of a database of its own."""
+        self._next += 1
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/{self._next - 1}"
+
+    def answers(self) -> bool:
+        import redis
+
+        try:
+            with redis.Redis(port=self.port, password=self.password, socket_timeout=5) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+@contextmanager
+def running(kind: type[Server]) -> Iterator[Server]:
+    """A server that is up, in a folder of its own, and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f"airloop-{kind.__name__.lower()}-", ignore_cleanup_errors=True) as folder:
+        server = kind(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def as_nobody(command: list[str]) -> list[str]:
+    return ["setpriv", f"--reuid={USER}", "--regid=nogroup", "--clear-groups", *command] if os.getuid() == 0 else command
+
+
+def own(folder: Path) -> None:
+    """The folder and all in it belong to whom the server runs as, and nobody else reads it."""
+    folder.chmod(0o700)
+    if os.getuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            shutil.chown(path, USER, "nogroup")
