@@ -53,6 +53,11 @@ try: setup  ## one stage as its real DAG on a sample, in a scratch store: make t
 new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=binary
 	@$(BIN)/airloop new-project $(NAME) $(if $(KIND),--kind $(KIND))
 
+.PHONY: secrets
+PROFILE ?= compose
+secrets: setup  ## the settings file .env of a profile, with a secret of its own in each place: make secrets [PROFILE=kubernetes]
+	@$(BIN)/airloop secrets --profile $(PROFILE) --file $(ENV_FILE)
+
 .PHONY: lint format test test-loop test-cluster soak-cluster
 lint: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
@@ -85,8 +90,9 @@ bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
 	@$(BIN)/python -m bench.bench_loop
 
 .PHONY: docs
-docs: setup  ## docs/DAGs.md from the DAGs themselves
+docs: setup  ## docs/DAGs.md from the DAGs themselves, .env.<profile>.example from the settings
 	@$(BIN)/python -m docs.dags_page
+	@$(BIN)/python -m docs.settings_files
 
 .PHONY: lock
 lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit

@@ -1,6 +1,7 @@
 """The `airloop` command. Each command is a few lines: what it does lies in the room that it imports when it is called."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -67,6 +68,26 @@ def pools(
         of.set_pools(settings, slots)
     for name, count in slots.items():
         typer.echo(f"{name}: {count}")
+
+
+@app.command()
+def secrets(
+    profile: Annotated[Literal["compose", "kubernetes", "embedded"], typer.Option(help="Whose .env.<profile>.example is filled in.")] = "compose",
+    file: Annotated[Path | None, typer.Option(help="Where to; default: what AIRLOOP_ENV_FILE names, else .env in the repository.")] = None,
+) -> None:
+    """Make the settings file of a profile with a secret of its own in each place, for its owner's eyes only.
+
+    What has a value is never touched: run it again after an upgrade, and it adds what is new.
+    """
+    from include.settings import usual_settings_file
+    from include.stack.secrets_file import SecretsError, make_secrets
+
+    target = file or usual_settings_file()
+    try:
+        made = make_secrets(profile, target)
+    except (OSError, SecretsError) as error:
+        _fail(str(error))
+    typer.echo(f"{target}: {', '.join(made) if made else 'all secrets were there'}")
 
 
 @app.command()
@@ -219,9 +240,10 @@ def new_project(
 
 
 def _settings():
-    from include.settings import SettingsError, get_settings
+    from include.settings import SettingsError, get_settings, hand_on_standard_variables
 
     try:
+        hand_on_standard_variables()
         return get_settings()
     except SettingsError as error:
         _fail(str(error))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, computed_field, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
@@ -102,9 +103,9 @@ class Settings(BaseSettings):
     git_sha: str | None = Field(None, description="The commit that this code is at, where there is no repository to ask (an image).")
 
     host: str = Field("127.0.0.1", description="Address that the embedded servers listen on.")
-    airflow_port: int = 8080
-    mlflow_port: int = 5000
-    serving_port: int = 8000
+    airflow_port: int = Field(8080, description="Where Airflow's own server listens.")
+    mlflow_port: int = Field(5000, description="Where MLflow listens.")
+    serving_port: int = Field(8000, description="Where serving listens.")
     serving_timeout: float = Field(60, gt=0, description="Seconds within which serving must serve a new champion, else the old one is put back.")
     preload: bool = Field(True, description="Import heavy third-party libraries once, in the scheduler, not in each task.")
     parallelism: int = Field(4, ge=2, description="Tasks that run at once on this machine.")
@@ -289,12 +290,28 @@ def settings_file() -> Path | None:
         SettingsError: AIRLOOP_ENV_FILE names one that is not there.
     """
     named = os.environ.get("AIRLOOP_ENV_FILE")
-    if named is None:
-        usual = REPOSITORY / ".env"
-        return usual if usual.is_file() else None
-    if named and not Path(named).is_file():
+    if named == "":
+        return None
+    file = usual_settings_file()
+    if named and not file.is_file():
         raise SettingsError(f"AIRLOOP_ENV_FILE is '{named}', which is not there")
-    return Path(named) if named else None
+    return file if file.is_file() else None
+
+
+def usual_settings_file() -> Path:
+    """Where it is, or would be."""
+    return Path(os.environ.get("AIRLOOP_ENV_FILE") or REPOSITORY / ".env")
+
+
+def hand_on_standard_variables() -> None:
+    """Put the settings file's lines ``AWS_...`` into this process's environment, where boto3 and others look for them; what is there already stays.
+
+    For the `airloop` command: whatever it starts inherits them, as far as they are its business.
+    """
+    file = settings_file()
+    for name, value in (dotenv_values(file) if file else {}).items():
+        if name.startswith("AWS_") and value:
+            os.environ.setdefault(name, value)
 
 
 def _driver(url: str) -> str:

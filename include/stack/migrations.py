@@ -100,13 +100,13 @@ def migrations(settings: Settings) -> list[Migration]:
     if _installed("mlflow") and (settings.mlflow_uri is None or settings.mlflow_database_url is not None):  # else its server is somebody else's
         url, head = settings.mlflow_database, _head("mlflow", "store/db_migrations/versions")
         found.append(Migration("mlflow", "AIRLOOP_MLFLOW_DATABASE_URL", url, _from_table("alembic_version"), head, partial(_mlflow, url)))
-    for name, package, setting, url, run in (
+    for name, package, setting, place, make in (
         ("feast", "feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, _feast),
         ("studies", "optuna", "AIRLOOP_STUDIES_URL", settings.studies, _studies),
     ):
         if _installed(package):
             wanted = f"{package} {version(package)}"
-            found.append(Migration(name, setting, url, _from_ours(name), wanted, partial(run, url, wanted)))
+            found.append(Migration(name, setting, place, _from_ours(name), wanted, partial(make, place, wanted)))
     return found
 
 

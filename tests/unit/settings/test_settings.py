@@ -24,15 +24,7 @@ REAL = {
     },
 }  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def nothing_else(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AIRLOOP_") and not name.startswith("AIRLOOP_TEST_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AIRLOOP_ENV_FILE", "")
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("nothing_else")
 
 
 @pytest.fixture
