@@ -26,6 +26,8 @@ def settings(tmp_path) -> Settings:
         home=tmp_path,
         host="0.0.0.0",
         airflow_uri="http://api-server:8080",
+        mlflow_uri="http://mlflow:5000",
+        serving_uri="http://serving:8000",
         mlflow_username="airloop",
         airflow_fernet_key=fernet,
         **STORES,
