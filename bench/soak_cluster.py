@@ -3,10 +3,12 @@
     KUBECONFIG=... AIRLOOP_TEST_IMAGE=... AIRLOOP_TEST_K8S_PART=... python -m bench.soak_cluster [--times 10] [-k EXPRESSION]
 
 Runs ``tests/cluster/test_failures.py`` with so many repeats, in one stack, and writes how often each failure was made, treated as it should be, and how long
-that took at the most. Exits with 1 if one was not.
+that took at the most. With ``-k`` the other failures' results of an earlier run stay, each with the time and the commit that it is of. Exits with 1 if one
+was not treated as it should be.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -14,12 +16,14 @@ import sys
 import tempfile
 import xml.etree.ElementTree as xml
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import result
+from include.settings import git_sha
 
 TESTS = "tests/cluster/test_failures.py"
 PACKAGES = ("apache-airflow", "apache-airflow-providers-cncf-kubernetes", "kubernetes", "kubernetes-asyncio")
@@ -42,6 +46,12 @@ def tally(report: str) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
+def kept(expression: str) -> dict[str, Any]:
+    """What an earlier run found of other failures, where only some are made now."""
+    file = result.RESULTS / "soak_cluster.json"
+    return json.loads(file.read_text())["failures"] if expression and file.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak_cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10)
@@ -56,7 +66,9 @@ def main() -> None:
         if not report.exists():
             sys.exit(f"soak_cluster: pytest ended with {ended.returncode} and wrote no report")
         failures = tally(report.read_text())
-    path = result.write("soak_cluster", {"times": given.times, "failures": failures}, PACKAGES)
+    stamp = {"ended": f"{datetime.now(UTC):%FT%TZ}", "commit": git_sha()}
+    failures = {name: counts | stamp for name, counts in failures.items()}
+    path = result.write("soak_cluster", {"failures": dict(sorted((kept(given.k) | failures).items()))}, PACKAGES)
     for name, counts in failures.items():
         print(f"{counts['held']:3d} of {counts['made']:3d} held, {counts['skipped']} skipped, at most {counts['longest_s']:6.1f} s  {name}")
     print(f"-> {path.relative_to(result.REPOSITORY)}")

@@ -80,7 +80,11 @@ class Settings(BaseSettings):
     serving_api_key: SecretStr | None = Field(None, description="With which the house's own tasks call serving; none: it asks nobody.")
 
     compute: Literal["process", "kubernetes"] = Field("process", description="Where training steps run: child processes of the task, or pods.")
-    training_threads: int = Field(min(os.cpu_count() or 1, 8), ge=1, description="OpenMP threads of one training step; its models are the same with any.")
+    training_threads: int = Field(
+        min(os.cpu_count() or 1, 8),
+        ge=1,
+        description="OpenMP threads of a step that is a process; a pod has as many as cores.",
+    )
     checkpoint_steps: int = Field(500, ge=1, description="A fit of many steps keeps a checkpoint each so many, and at the end of each epoch.")
     worker_restarts: int = Field(3, ge=0, description="How often the workers of one fit are started again, from the checkpoint, when one is lost.")
     rendezvous: str | None = Field(None, description="host:port at which the workers of a fit meet, one a pod; set by the Job. None: on one machine.")

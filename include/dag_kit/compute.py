@@ -126,6 +126,8 @@ class TrainingStep(BaseOperator):
         """Comes back from the triggerer when the step's pod has ended, or will not get anywhere."""
         context["candidate"] = self._called
         self._pod = self._pod or self._pod_of(context)
+        if self._pod.overtaken(event):
+            event = self._pod.start(context, "pod_ended")
         try:
             self._pod.settle(event)
             uri = self._made()
@@ -136,6 +138,12 @@ class TrainingStep(BaseOperator):
             raise self._failure(error, tries=self._pod.own_faults(context)) from None
         self._pod.accept()
         return uri
+
+    def pod_wanted(self, context, event: Any, since: str) -> str:
+        """Comes back after a while when the namespace's quota had no room for the step's pod."""
+        context["candidate"] = self._called
+        self._pod = self._pod_of(context)
+        return self.pod_ended(context, self._pod.start(context, "pod_ended", since))
 
     def on_kill(self) -> None:
         if self._child is not None and self._child.poll() is None:

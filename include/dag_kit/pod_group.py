@@ -17,7 +17,7 @@ from include.dag_kit.pod_ends import CONTAINER, Kind, Verdict
 from include.dag_kit.pod_group_ends import ENDED, GAVE_UP, GROUP, INDEX, OTHERS_LOST, condition, is_over, judge_group, newest, sort_out_groups
 from include.dag_kit.pod_group_trigger import StepGroupTrigger, event
 from include.dag_kit.pod_trigger import bare, lines_after, moment
-from include.dag_kit.pods import BACKSTOP, GRACE, LAST_LINES, StepPod, labels_of, next_number, pod_name
+from include.dag_kit.pods import BACKSTOP, GRACE, LAST_LINES, QuotaExceeded, StepPod, labels_of, next_number, pod_name
 
 LONGEST_NAME = 58  # with "-<index>" it is a pod's host name, which has 63 characters; with "-<index>-<5 letters>" the pod's name, which has more
 PORT = 29400  # torchrun's own default
@@ -35,8 +35,11 @@ class StepPodGroup(StepPod):
 
     # --- before: the step's Job, found or made ---------------------------------------------------------------------------------------------------
 
-    def start(self, context: Any, method_name: str) -> dict[str, Any]:
-        self.job = self.find_or_create_job(context)
+    def start(self, context: Any, method_name: str, since: str | None = None) -> dict[str, Any]:
+        try:
+            self.job = self.find_or_create_job(context)
+        except QuotaExceeded as error:  # of Jobs or services: that of pods is the Job's to wait for
+            self.wait_for_quota(error, since)
         name, uid = self.job.metadata.name, self.job.metadata.uid
         pods = self._pods_as_json(uid)
         if verdict := judge_group(self._as_json(self.job), pods, self.limits, datetime.now(UTC)):
@@ -84,8 +87,7 @@ class StepPodGroup(StepPod):
                 try:
                     found = self.hook.batch_v1_client.create_namespaced_job(self.namespace, self.build_job(context, jobs, pods, mine))
                 except ApiException as error:
-                    if error.status != 409:  # somebody else made it this very moment, or an old one of that name is on its way out: look again
-                        raise
+                    self._unless_taken(error)
                     time.sleep(1)
                     continue
             self._ensure_service(found)  # also of a found one: a kill may have come in between
@@ -142,6 +144,16 @@ class StepPodGroup(StepPod):
         return self.hook.batch_v1_client.list_namespaced_job(self.namespace, label_selector=selector).items
 
     # --- after: what its end means ---------------------------------------------------------------------------------------------------------------
+
+    def overtaken(self, event: dict[str, Any]) -> bool:
+        """As of one pod: whether the group has got somewhere since, or the event is of a time when the step had one worker."""
+        if "job" not in event:
+            return True
+        if Verdict(event["verdict"]) in (Verdict.ENDED, Verdict.GONE):
+            return False
+        told = event["job"]
+        there = self._read_job(k8s.V1Job(metadata=k8s.V1ObjectMeta(name=told["name"], namespace=self.namespace, uid=told["uid"])))
+        return there is not None and judge_group(self._as_json(there), self._pods_as_json(told["uid"]), self.limits, datetime.now(UTC)) is None
 
     def settle(self, event: dict[str, Any]) -> dict[str, Any]:
         """Shows the rest of the log, sees to it that no pod of the Job runs on, and gives the pod that tells its end.
@@ -234,8 +246,7 @@ class StepPodGroup(StepPod):
                 self.client.create_namespaced_service(self.namespace, k8s.V1Service(metadata=metadata, spec=spec))
                 return
             except ApiException as error:
-                if error.status != 409:
-                    raise
+                self._unless_taken(error)
             try:
                 there = self.client.read_namespaced_service(name, self.namespace)
                 if uid in [reference.uid for reference in there.metadata.owner_references or []]:

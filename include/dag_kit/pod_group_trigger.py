@@ -56,16 +56,8 @@ class StepGroupTrigger(StepPodTrigger):
         from kubernetes_asyncio import client
 
         self.log.info("Deleting job %s, as its task was ended by a person", self.pod_name)
-        async with self.hook.get_conn() as connection:
-            try:
-                await client.BatchV1Api(connection).delete_namespaced_job(
-                    self.pod_name,
-                    self.pod_namespace,
-                    body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=self.uid), propagation_policy="Background"),
-                )
-            except client.ApiException as error:
-                if error.status not in (404, 409):  # gone already; another Job of that name
-                    raise
+        options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=self.uid), propagation_policy="Background")
+        await self._delete(lambda api: client.BatchV1Api(api).delete_namespaced_job(self.pod_name, self.pod_namespace, body=options))
 
     async def _look_at_all(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         """The Job as the API's JSON (None if it is gone) and its pods."""

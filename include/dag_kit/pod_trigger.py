@@ -7,7 +7,7 @@ and, within tasks, by ``include.dag_kit.pods``; never by a DAG file: the Kuberne
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ SHORTEST, LONGEST = 0.5, 5.0  # seconds between two looks at a pod ...
 SHARE = 0.02  # ... which is this share of its age: the end of an hour's fit may be noticed five seconds late, that of a short one may not
 # Airflow's scheduler hears that the task deferred up to a second later (``min_heartbeat_interval``); a task that is back by then it takes for lost.
 EARLIEST = 2.0  # seconds after the watch began; only a pod that is quicker waits for it
+TRIES_TO_DELETE = 12
 LOG_EVERY = 5.0  # seconds between two looks at a running pod's log
 
 
@@ -74,14 +75,25 @@ class StepPodTrigger(KubernetesPodTrigger):
         from kubernetes_asyncio import client
 
         self.log.info("Deleting pod %s, as its task was ended by a person", self.pod_name)
-        async with self.hook.get_conn() as connection:
+        options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=self.uid))
+        await self._delete(lambda api: client.CoreV1Api(api).delete_namespaced_pod(self.pod_name, self.pod_namespace, body=options))
+
+    async def _delete(self, ask: Callable[[Any], Awaitable[Any]]) -> None:
+        """Asks until the API server hears it, for a minute: nobody else will, and what is not deleted holds its GPU."""
+        from kubernetes_asyncio import client
+
+        for left in reversed(range(TRIES_TO_DELETE)):
             try:
-                await client.CoreV1Api(connection).delete_namespaced_pod(
-                    self.pod_name, self.pod_namespace, body=client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=self.uid))
-                )
-            except client.ApiException as error:
-                if error.status not in (404, 409):  # gone already; another pod of that name
+                async with self.hook.get_conn() as connection:
+                    await ask(connection)
+                return
+            except Exception as error:
+                if isinstance(error, client.ApiException) and error.status in (404, 409):  # gone already; another one of that name
+                    return
+                if not left:
+                    self.log.error("%s could not be deleted, and runs on until its own deadline; kubectl delete it", self.pod_name)
                     raise
+                await asyncio.sleep(LONGEST)
 
     async def _look(self) -> dict[str, Any] | None:
         """The pod as the API's JSON; None if it is gone."""

@@ -5,20 +5,23 @@ A step is known by the URI of its manifest: two pods with the same label ``airlo
 """
 
 import hashlib
+import json
 import time
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
 
 from include.dag_kit import pod_ends
 from include.dag_kit.pod_ends import CONTAINER, End, Kind, Verdict
-from include.dag_kit.pod_trigger import StepPodTrigger, lines_after
+from include.dag_kit.pod_trigger import StepPodTrigger, judge, lines_after
 from include.dag_kit.storage import pod_storage
 from include.projects.compute import ComputeClass
 from include.settings import Settings
@@ -29,6 +32,16 @@ LAST_LINES = 20  # of the pod's log, in the error of a failed step
 USER = 10001  # a number, since kubelet cannot tell whether a name is root; nobody on the nodes has it
 GRACE = 5  # seconds between SIGTERM and SIGKILL: whatever is killed is safe to run again, and checkpoints are written while all is well
 BACKSTOP = timedelta(minutes=10)  # for what Airflow itself needs around a pod, before its own limit on the task strikes
+QUOTA_AGAIN = timedelta(seconds=15)  # between two tries where the namespace's quota has no room
+HINTS = {
+    403: "docs/runbooks/train.md has the Role that Airflow's account needs.",
+    404: "Is AIRLOOP_KUBERNETES_NAMESPACE right, and made?",
+    422: "Look at the compute class in the project, and at AIRLOOP_POD_TEMPLATE.",
+}
+
+
+class QuotaExceeded(Exception):
+    """The namespace has no room for another pod for now; the message is the API server's."""
 
 
 class Step(NamedTuple):
@@ -58,7 +71,7 @@ class StepPod(KubernetesPodOperator):
             image=image,
             image_pull_policy="IfNotPresent",  # the tag never moves; asking the registry each time makes it a part that can fail
             cmds=command,
-            env_vars=pod_environment(settings, step),
+            env_vars=pod_environment(settings, step, resources),
             random_name_suffix=False,  # the name is what makes sure that two processes cannot both make the step's next pod
             labels=labels_of(step),
             container_resources=None,  # by the try's memory; see build_for
@@ -89,13 +102,22 @@ class StepPod(KubernetesPodOperator):
 
     # --- before: the step's pod, found or made ---------------------------------------------------------------------------------------------------
 
-    def start(self, context: Any, method_name: str) -> dict[str, Any]:
+    def start(self, context: Any, method_name: str, since: str | None = None) -> dict[str, Any]:
         """Makes the step's pod, or finds the one that is there, and leaves its watch to the triggerer, which comes back at ``method_name``.
+
+        Args:
+            since: when it was first tried, where the namespace's quota had no room for it then.
 
         Returns:
             the event to go on with, only if the pod has ended already.
+
+        Raises:
+            AirflowFailException: the cluster does not take such a pod, or had no room in its quota for as long as a pod may wait for a node.
         """
-        self.pod = self.find_or_create(context)
+        try:
+            self.pod = self.find_or_create(context)
+        except QuotaExceeded as error:
+            self.wait_for_quota(error, since)
         found = self._as_json(self.pod)
         if pod_ends.has_ended(found):
             return {"name": self.pod.metadata.name, "namespace": self.pod.metadata.namespace, "verdict": Verdict.ENDED.value, "seen": found, "logged": ""}
@@ -113,6 +135,16 @@ class StepPod(KubernetesPodOperator):
         )
         # Airflow's own limit, for a triggerer that loses its pod: behind all of the trigger's.
         self.defer(trigger=trigger, method_name=method_name, timeout=timedelta(seconds=sum(self.limits.values())) + BACKSTOP)
+        raise AssertionError("defer raises")
+
+    def wait_for_quota(self, error: "QuotaExceeded", since: str | None) -> NoReturn:
+        """Leaves the worker, and comes back at ``pod_wanted``: others' pods will end. A Job waits so by itself."""
+        began = since or datetime.now(UTC).isoformat()
+        if datetime.now(UTC) - datetime.fromisoformat(began) > self.compute_class.schedule_timeout:
+            waited = f"{self.step.name}: for {self.compute_class.schedule_timeout} the quota of namespace {self.namespace} had no room for its pod: {error}"
+            raise AirflowFailException(f"{Kind.UNSCHEDULABLE.value}: {waited}")
+        self.log.info("Waiting for room in the quota of namespace %s: %s", self.namespace, error)
+        self.defer(trigger=TimeDeltaTrigger(QUOTA_AGAIN), method_name="pod_wanted", kwargs={"since": began})
         raise AssertionError("defer raises")
 
     @property
@@ -141,10 +173,25 @@ class StepPod(KubernetesPodOperator):
             try:
                 return self.client.create_namespaced_pod(self.namespace, self.build_for(context, pods, mine))
             except ApiException as error:
-                if error.status != 409:  # somebody else made it this very moment, or an old one of that name is on its way out: look again
-                    raise
+                self._unless_taken(error)
                 time.sleep(1)
         raise AirflowException(f"the pod of {self.step.name} can neither be found nor made: others of its name come and go")
+
+    def _unless_taken(self, refused: ApiException) -> None:
+        """What the cluster says to a pod or Job that was to be made, in words; without any if the name is taken.
+
+        Somebody else made it this very moment, or an old one of that name is on its way out: then it is looked for again.
+        """
+        said = refused.reason
+        with suppress(ValueError, TypeError, KeyError):
+            said = json.loads(refused.body)["message"]
+        if refused.status == 409:
+            return
+        if refused.status == 403 and "exceeded quota" in said:
+            raise QuotaExceeded(said)
+        if refused.status in (400, 403, 404, 422):  # another try would be refused, too
+            raise AirflowFailException(f"the cluster takes no pod of {self.step.name} in namespace {self.namespace}: {said}. {HINTS.get(refused.status, '')}")
+        raise refused
 
     def build_for(self, context: Any, before: list[k8s.V1Pod], annotations: dict[str, str]) -> k8s.V1Pod:
         """The pod to make, after those that were there before: they tell its number and its memory.
@@ -205,6 +252,16 @@ class StepPod(KubernetesPodOperator):
                 time.sleep(0.5)
 
     # --- after: what its end means ---------------------------------------------------------------------------------------------------------------
+
+    def overtaken(self, event: dict[str, Any]) -> bool:
+        """Whether the pod that got nowhere, as the triggerer saw it, has started since, or is of a time when the step had several workers."""
+        if "job" in event:
+            return True
+        if Verdict(event["verdict"]) in (Verdict.ENDED, Verdict.GONE):
+            return False
+        pod = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name=event["name"], namespace=event["namespace"], uid=event["seen"]["metadata"]["uid"]))
+        there = self._read(pod)
+        return there is not None and judge(self._as_json(there), self.limits, datetime.now(UTC)) is None
 
     def settle(self, event: dict[str, Any]) -> dict[str, Any]:
         """Shows the rest of the log, sees to it that nothing of the pod runs on, and gives the pod as it ended.
@@ -360,13 +417,13 @@ class StepPod(KubernetesPodOperator):
         return self.client.api_client
 
 
-def pod_environment(settings: Settings, step: Step) -> dict[str, str]:
+def pod_environment(settings: Settings, step: Step, resources: ComputeClass) -> dict[str, str]:
     """What the step's process in the pod reads. No credentials: those come from a Kubernetes secret."""
     return {
         "AIRLOOP_HOME": "/tmp/airloop",  # what it downloads; nothing of it is kept
         "AIRLOOP_DATA_ROOT": settings.store,
         "AIRLOOP_PROJECTS": step.project,  # a broken neighbour does not stop it
-        "AIRLOOP_TRAINING_THREADS": str(settings.training_threads),
+        "AIRLOOP_TRAINING_THREADS": str(max(1, round(resources.cpu))),  # as many as it is sure to get cores, whatever this machine has
         # Not AIRLOOP_GIT_SHA: the code that makes the model is the image's, which says itself at which commit it is. That of Airflow is on the label.
         **({"AIRLOOP_SAMPLE_DAYS": str(settings.sample_days)} if settings.sample_days else {}),
         "MLFLOW_TRACKING_URI": tracking_uri(),

@@ -45,7 +45,7 @@ class ServiceStatus:
     log: str = ""
 
 
-def up(settings: Settings, progress: Progress = lambda name, state: None, timeout: float = 300.0) -> list[str]:
+def up(settings: Settings, progress: Progress = lambda name, state: None, timeout: float = 900.0) -> list[str]:
     """Starts what does not run and waits until everything answers.
 
     Args:

@@ -346,7 +346,7 @@ def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> su
     kept |= {"PYTHONPATH": str(code), "KUBECONFIG": str(cluster.kubeconfig)}
     # What this Airflow writes, pods that are nobody must be able to go on with: hence the umask.
     return subprocess.run(
-        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=600,
+        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=1000,
         check=False, umask=0,
     )  # fmt: skip
 

@@ -1,7 +1,5 @@
 """Training steps as pods of a real cluster, driven by a real Airflow."""
 
-import json
-
 import pytest
 
 from tests.cluster.conftest import new_request, until
@@ -75,8 +73,15 @@ def test_the_pools_can_be_read_from_the_cluster(airloop, runs):
     assert int(dict(line.split(": ") for line in said.stdout.splitlines())["cpu"]) >= 1
 
 
-def test_no_credentials_and_no_environment_go_through_airflow_s_database(runs, cluster):
-    request = runs.start("small", "work")
+def test_no_environment_of_a_pod_lies_in_airflow_s_database(runs, cluster):
+    request = runs.start("small", "count:10")
+    until(lambda: runs.step(request)["state"] == "deferred", what="its watch")
+    database = runs.settings.home / "airflow"
+
+    def kept(text: bytes) -> bool:
+        return any(text in file.read_bytes() for file in database.glob("airflow.db*"))
+
+    assert kept(b"pods__small"), "this way of looking finds nothing"
+    assert not kept(b"AIRLOOP_TRAINING_THREADS"), "the trigger's arguments hold what the pod was told"
     assert runs.end(request) == "success"
-    step = json.dumps(runs.step(request))
-    assert "MLFLOW_TRACKING_URI" not in step and "AIRLOOP_" not in step
+    assert not kept(b"AIRLOOP_TRAINING_THREADS"), "the event holds what the pod was told"

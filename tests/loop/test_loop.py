@@ -59,7 +59,7 @@ def stack(tmp_path_factory):
 
         def airloop(command):
             return subprocess.run(
-                [sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=400
+                [sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=1000
             )
 
         up = airloop("up")

@@ -99,7 +99,7 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
     forget_all()
 
     def airloop(command):
-        return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=1000, check=False)
 
     up = airloop("up")
     try:

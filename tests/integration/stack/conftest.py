@@ -33,7 +33,7 @@ def airloop(stack_settings):
     def run(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "include.cli", *arguments]
         environment = os.environ | stack_settings.environment()
-        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=1000, check=False)
 
     yield run
     run("down")
