@@ -127,11 +127,13 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
         "Servers": (
             Variable("SITE_DOMAIN", "The proxy answers at airflow.<it>, mlflow.<it>, serving.<it>, grafana.<it>.", default="localhost"),
             Variable("SITE_TLS", "internal: certificates of the proxy's own authority. An e-mail address: Let's Encrypt's.", default="internal"),
-            Variable("HTTP_PORT", "Where the proxy listens: a port, or address:port.", default="80"),
+            Variable("PROXY_ADDRESS", "This machine's address on which the proxy listens; default: all.", default="0.0.0.0"),
+            Variable("HTTP_PORT", "Its port, which only leads to the next one.", default="80"),
             Variable("HTTPS_PORT", "... with TLS.", default="443"),
         ),
         "This machine": (
-            Variable("AIRFLOW_EXECUTOR", "CeleryExecutor with the Compose profile celery.", default="LocalExecutor"),
+            Variable("COMPOSE_PROFILES", "celery: tasks run in workers of their own; with the next variable."),
+            Variable("AIRFLOW_EXECUTOR", "CeleryExecutor where there are workers.", default="LocalExecutor"),
             Variable("SCHEDULER_MEMORY", "Limit of the scheduler and the tasks that it runs.", default="8g"),
             Variable("WORKER_MEMORY", "Limit of a Celery worker.", default="8g"),
         ),

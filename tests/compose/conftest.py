@@ -28,7 +28,7 @@ OTHERS = {
     "STATSD_EXPORTER_IMAGE": "statsd-exporter", "GRAFANA_IMAGE": "grafana",
 }  # fmt: skip
 NOT_SHOWN = """not shown here:
-  Grafana, which is in no package (a stand-in reads its provisioning and answers its health check)
+  Grafana and the statsd exporter, which are in no package (stand-ins: one reads the provisioning, one counts by the mapping)
   the official images' own entrypoints, versions and digests (Debian's packages stand in)
   health checks by the engine's own timer, and starts that wait for them (Podman 4.3, no systemd: deploy/compose/wait.py runs the checks)
   Let's Encrypt (the proxy's own certificate authority is used)"""
@@ -132,7 +132,8 @@ def stack(engine, others, tmp_path_factory, request):
         "TORCH": "",  # the build that this machine has at hand
         "COMPOSE_TIMEOUT": "1500",
         "AIRLOOP_PROJECTS": "flights",
-        **{name: f"127.0.0.1:{port}" for name, port in ports.items()},
+        "PROXY_ADDRESS": "127.0.0.1",
+        **{name: str(port) for name, port in ports.items()},
     }
     lines = (line.partition("=") for line in settings.read_text().splitlines() if line and not line.startswith("#"))
     found = Stack(engine, environment, {name: value for name, _, value in lines}, ports["HTTPS_PORT"])

@@ -15,8 +15,10 @@ print(sorted(bag.dags))
 raise SystemExit(str(bag.import_errors) if bag.import_errors or len(bag.dags) < 6 else 0)
 """
 IMPORTS = """
-import importlib, pkgutil, sys
+import importlib, os, pkgutil
 import feature_repo, include
+from include.settings import get_settings
+os.environ.update(get_settings().feast_environment)  # Feast's modules want them, as they are imported
 lacking = []
 for package in (feature_repo, include):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):

@@ -1,0 +1,184 @@
+"""The stack of docker-compose.yaml as a person meets it: up, the ways in, a loop, deaths, down. One story: the tests run in their order.
+
+make test-compose
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.compose.conftest import PROJECT, Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.images, pytest.mark.timeout(3600)]
+
+LONG_LIVED = {
+    *("postgres", "redis", "s3", "mlflow", "api-server", "scheduler", "dag-processor", "triggerer", "serving"),
+    *("proxy", "statsd-exporter", "prometheus", "grafana"),
+}
+ONCE = {"databases", "buckets", "migrate", "serving-keys"}
+# Of four weeks no candidate beats the baseline: the gate would refuse, and nothing would be deployed, scored or served.
+LOOP = """
+import json
+from datetime import UTC, datetime
+from include import ledger
+from include.demo.replay import Replay, Step
+from include.projects import get_project
+from include.stack.api import AirflowApi
+
+class Silent:
+    step = stage = said = staticmethod(print)
+
+begin, first, second = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
+flights, api = get_project("flights"), AirflowApi.of()
+api.wait_for_dags([f"flights__{stage}" for stage in ("ingest", "build_features", "train", "deploy", "score", "monitor")], timeout=300)
+steps = [Step("history", begin, first, first_model=True), Step("three days", first, second, bad_files=("missing_column",))]
+records = Replay(flights, api, Silent()).run(steps)
+found = {"trained": [t["state"] for t in records[0].trainings], "asked": records[0].serving_asked, "agreed": records[0].serving_agreed,
+         "labels": records[1].monitor["labels"], "gate": [d["verdict"] for d in ledger.decisions("flights", "gate")]}
+print("FOUND " + json.dumps(found))
+"""
+CONNECT = """
+import socket, sys
+for address in sys.argv[1:]:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 3).close()
+        print(address, "yes")
+    except OSError as error:
+        print(address, "no", error)
+"""
+
+
+def test_everything_starts_and_is_well(stack: Stack):
+    up = stack.make("compose-up", timeout=3000)
+    assert up.returncode == 0, up.stdout[-8000:]
+    states = {line.split("  ", 1)[1].split(": ")[0].strip(): line.rpartition(": ")[2] for line in up.stdout.splitlines() if " s  " in line}
+    assert {name for name, state in states.items() if state == "well"} == LONG_LIVED
+    assert {name for name, state in states.items() if state == "done"} == ONCE
+
+
+def test_nothing_but_the_proxy_is_published(stack):
+    bound = {service: json.loads(stack.engine("inspect", stack.container(service)).stdout)[0]["HostConfig"]["PortBindings"] for service in LONG_LIVED | ONCE}
+    assert {service for service, ports in bound.items() if ports} == {"proxy"}
+    assert sorted(bound["proxy"]) == ["443/tcp", "80/tcp"]
+
+
+def test_each_way_in_is_tls_and_asks_who_one_is(stack):
+    with stack.client("airflow") as airflow:
+        assert airflow.get("/api/v2/monitor/health").json()["scheduler"]["status"] == "healthy"
+        assert airflow.get("/api/v2/dags").status_code == 401
+        assert airflow.get("/", follow_redirects=True).status_code == 200
+        assert airflow.get("/").headers["strict-transport-security"]
+        login = {"username": "admin", "password": stack.secrets["AIRLOOP_AIRFLOW_ADMIN_PASSWORD"]}
+        assert airflow.post("/auth/token", json=login | {"password": "wrong"}).status_code == 401
+        token = airflow.post("/auth/token", json=login).raise_for_status().json()["access_token"]
+        assert airflow.get("/api/v2/dags", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    with stack.client("mlflow") as mlflow:
+        ask = "/api/2.0/mlflow/experiments/search"
+        assert mlflow.post(ask, json={"max_results": 1}).status_code == 401 and mlflow.get("/").status_code == 401
+        known = (stack.secrets.get("AIRLOOP_MLFLOW_USERNAME") or "airloop", stack.secrets["AIRLOOP_MLFLOW_PASSWORD"])
+        assert mlflow.post(ask, json={"max_results": 1}, auth=known).status_code == 200
+        assert mlflow.post(ask, json={"max_results": 1}, auth=(known[0], "wrong")).status_code == 401
+    with stack.client("serving") as serving:
+        key = {"Authorization": f"Bearer {stack.secrets['AIRLOOP_SERVING_API_KEY']}"}
+        assert serving.get("/live").status_code == 200 and serving.get("/models").status_code == 401
+        assert serving.get("/models", headers=key).status_code == 200
+        # Prometheus' own key opens metrics, and not from here.
+        metrics = {"Authorization": f"Bearer {stack.secrets['SERVING_METRICS_KEY']}"}
+        assert serving.get("/metrics", headers=metrics).status_code == 404 and serving.get("/models", headers=metrics).status_code == 403
+    with stack.client("grafana") as grafana:
+        assert "Airflow" in grafana.get("/api/health").json()["dashboards"]
+    with stack.client("elsewhere") as nobody, pytest.raises(Exception, match="(?i)tls|ssl"):
+        nobody.get("/")
+
+
+def test_who_must_not_talk_to_whom_cannot(stack):
+    def reaches(service: str, *addresses: str) -> dict[str, bool]:
+        lines = stack.exec(service, "python", "-c", CONNECT, *addresses).splitlines()
+        return {line.split()[0]: line.split()[1] == "yes" for line in lines}
+
+    everybody = ("postgres:5432", "redis:6379", "s3:7070", "mlflow:5000", "serving:8000", "api-server:8080", "prometheus:9090", "1.1.1.1:443")
+    assert {a for a, yes in reaches("serving", *everybody).items() if yes} == {"postgres:5432", "redis:6379", "s3:7070", "mlflow:5000", "serving:8000"}
+    assert {a for a, yes in reaches("mlflow", *everybody).items() if yes} == {"postgres:5432", "s3:7070", "mlflow:5000"}
+    assert {a for a, yes in reaches("dag-processor", *everybody).items() if yes} == {"postgres:5432", "api-server:8080"}
+    assert {a for a, yes in reaches("scheduler", *everybody).items() if not yes} == {"prometheus:9090", "1.1.1.1:443"}
+
+
+def test_prometheus_reaches_all_that_it_asks(stack):
+    def targets() -> dict[str, str]:
+        found = json.loads(stack.exec("prometheus", "wget", "-q", "-O", "-", "http://127.0.0.1:9090/api/v1/targets"))
+        return {target["labels"]["job"]: f"{target['health']} {target['lastError']}".strip() for target in found["data"]["activeTargets"]}
+
+    wait_for(lambda: set(targets().values()) == {"up"}, 180, targets)
+    assert targets().keys() == {"prometheus", "serving", "airflow", "proxy"}
+    assert "SUCCESS" in stack.exec("prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
+    # Airflow's own numbers come by, under the names that the alerts ask for.
+    wait_for(lambda: "airflow_scheduler_heartbeat" in stack.exec("statsd-exporter", "wget", "-q", "-O", "-", "http://127.0.0.1:9102/metrics"), 120, targets)
+
+
+def test_a_loop_closes(stack):
+    ran = stack.airloop("--entrypoint", "python", "airloop", "-c", LOOP, timeout=3000)
+    assert ran.returncode == 0, ran.stdout[-8000:]
+    found = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("FOUND "))[6:])
+    assert found["trained"] == ["deployed"] and found["gate"], found
+    assert found["asked"] >= 10 and found["agreed"] == found["asked"] and found["labels"] > 1000, found
+
+
+def test_the_model_answers_through_the_proxy(stack):
+    assert champion(stack)["version"]
+
+
+def champion(stack) -> dict:
+    with stack.client("serving", headers={"X-API-Key": stack.secrets["AIRLOOP_SERVING_API_KEY"]}) as serving:
+        return serving.get("/models/flights").raise_for_status().json()
+
+
+@pytest.mark.parametrize("service", ["redis", "mlflow", "scheduler"])
+def test_who_is_killed_comes_back(stack, service):
+    before = json.loads(stack.engine("inspect", stack.container(service)).stdout)[0]["State"]
+    os.kill(before["Pid"], signal.SIGKILL)
+    now = lambda: json.loads(stack.engine("inspect", stack.container(service)).stdout)[0]["State"]  # noqa: E731
+    wait_for(lambda: now()["Running"] and now()["Pid"] not in (0, before["Pid"]), 120, now)
+    assert champion(stack)["version"]  # meanwhile
+    command = ["python3", "deploy/compose/wait.py", "--engine", "podman", "--project", PROJECT, "--timeout", "900"]
+    well = subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=False)
+    assert well.returncode == 0, well.stdout + well.stderr
+
+
+def test_no_container_has_said_a_secret(stack):
+    secrets = {name: value for name, value in stack.secrets.items() if any(word in name for word in ("SECRET", "PASSWORD", "_KEY")) and len(value) > 8}
+    assert len(secrets) >= 15
+    said = {service: stack.engine("logs", stack.container(service)).stdout for service in LONG_LIVED | ONCE}
+    assert [(service, name) for service, text in said.items() for name, value in secrets.items() if value in text] == []
+    assert all(said[service] for service in ("scheduler", "mlflow", "serving"))
+
+
+def test_down_keeps_the_data_and_up_goes_on_with_them(stack):
+    version = champion(stack)["version"]
+    down = stack.make("compose-down", timeout=900)
+    assert down.returncode == 0, down.stdout[-3000:]
+    assert ours(stack, "ps", "--all") == [] and len(ours(stack, "volume", "ls")) > 8
+    up = stack.make("compose-up", timeout=3000)
+    assert up.returncode == 0, up.stdout[-8000:]
+    wait_for(lambda: champion(stack)["version"] == version, 120, lambda: champion(stack))
+
+
+def test_down_with_its_volumes_leaves_nothing(stack):
+    down = stack.make("compose-down", "VOLUMES=yes", timeout=900)
+    assert down.returncode == 0, down.stdout[-3000:]
+    assert ours(stack, "ps", "--all") == ours(stack, "volume", "ls") == ours(stack, "network", "ls") == []
+
+
+def ours(stack, *listing: str) -> list[str]:
+    return stack.engine(*listing, "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").stdout.split()
+
+
+def wait_for(condition, seconds: float, say) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, say()
+        time.sleep(1)
