@@ -52,6 +52,7 @@ def pools(
         bool, typer.Option("--from-cluster", help="Count what the nodes of the cluster (KUBECONFIG) have, instead of AIRLOOP_POOLS.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be set.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them for `airflow pools import`, and set nothing.")] = False,
 ) -> None:
     """Set Airflow's pools, one a compute class: a slot a GPU, or a step that needs none. `airloop up` does it from the settings too.
 
@@ -64,10 +65,39 @@ def pools(
         slots = of.pools_of_cluster(of.nodes_of_cluster(), of.classes_of_projects()) if from_cluster else of.pools_of_settings(settings)
     except of.PoolsError as error:
         _fail(str(error))
+    if as_json:
+        typer.echo(of.for_import(slots))
+        return
     if not dry_run:
         of.set_pools(settings, slots)
     for name, count in slots.items():
         typer.echo(f"{name}: {count}")
+
+
+@app.command("kubernetes-secrets")
+def kubernetes_secrets(
+    namespace: Annotated[str, typer.Option(help="Of MLflow and serving.")] = "airloop",
+    airflow_namespace: Annotated[str, typer.Option(help="Of Airflow.")] = "airflow",
+    keys: Annotated[Path | None, typer.Option(help="Serving's file of keys, with people's in it; the house's own is put beside them.")] = None,
+) -> None:
+    """Print the secrets of each part for a cluster, made of the settings: `airloop kubernetes-secrets | kubectl apply -f -`.
+
+    Each part gets what it needs and nothing else. The object store's credentials are those of the environment, AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, or for one part alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
+    """
+    import json
+    import sys
+
+    from include.settings import SettingsError
+    from include.stack.kubernetes import secrets
+
+    if sys.stdout.isatty():
+        _fail("this prints passwords: airloop kubernetes-secrets | kubectl apply -f -")
+    try:
+        items = secrets(_settings(), namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
+    except SettingsError as error:
+        _fail(str(error))
+    typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
 
 @app.command()

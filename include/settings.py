@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     training_image: str | None = Field(None, description="Image of the training pods; needed with compute=kubernetes. A tag that never moves.")
     pod_template: Path | None = Field(None, description="YAML of a pod that training pods are built upon: a site's own volumes, sidecars, DNS.")
     pools: str | None = Field(None, description="Slots of the Airflow pools, one a compute class: cpu=4,gpu_a=2. Default: parallelism for cpu.")
+    priority_classes: str | None = Field(
+        None, description="PriorityClasses of the training pods by compute class, * for the others: gpu_a=airloop-gpu,*=airloop-preemptible."
+    )
     git_sha: str | None = Field(None, description="The commit that this code is at, where there is no repository to ask (an image).")
 
     host: str = Field("127.0.0.1", description="Address that the embedded servers listen on.")
@@ -135,6 +138,14 @@ class Settings(BaseSettings):
             raise ValueError(f"AIRLOOP_{(info.field_name or '').upper()} is '{value}'; an object store is written s3://bucket or s3://bucket/prefix")
         return value.rstrip("/")
 
+    @field_validator("priority_classes")
+    @classmethod
+    def _classes(cls, value: str | None) -> str | None:
+        for part in (value or "").split(","):
+            if part.strip() and not re.fullmatch(r"(\*|[a-z][a-z0-9_]{1,39})=[a-z0-9]([a-z0-9.-]*[a-z0-9])?", part.strip()):
+                raise ValueError(f"AIRLOOP_PRIORITY_CLASSES has '{part.strip()}'; write each as compute class=PriorityClass, like gpu_a=airloop-gpu")
+        return value
+
     @model_validator(mode="after")
     def _one_way_in(self):
         if self.storage_secret and self.storage_service_account:
@@ -165,6 +176,11 @@ class Settings(BaseSettings):
         missing = [f"AIRLOOP_{name.upper()}" for name in needed if not getattr(self, name)]
         if missing and self.profile != "embedded":
             raise SettingsError(f"AIRLOOP_PROFILE is {self.profile}, and it has no {', '.join(missing)}. {_FIX}")
+
+    def priority_class(self, compute: str) -> str | None:
+        """The PriorityClass of a compute class's pods; None: the cluster's default."""
+        named = dict(part.strip().split("=") for part in (self.priority_classes or "").split(",") if part.strip())
+        return named.get(compute, named.get("*"))
 
     @computed_field
     @property

@@ -97,7 +97,7 @@ class StepPod(KubernetesPodOperator):
             do_xcom_push=False,  # the result is the manifest; a sidecar would be a second way to fail
             **kwargs,
         )
-        self.storage = pod_storage(settings)
+        self.storage, self.priority_class = pod_storage(settings), settings.priority_class(step.compute)
         self.step, self.compute_class = step, resources  # `resources` is a property of Airflow's own
 
     # --- before: the step's pod, found or made ---------------------------------------------------------------------------------------------------
@@ -219,6 +219,7 @@ class StepPod(KubernetesPodOperator):
             setattr(container, part, [*(getattr(container, part) or []), *self.storage[part]])
         pod.spec.volumes = [*(pod.spec.volumes or []), *self.storage["volumes"]]
         pod.spec.service_account_name = self.storage["service_account_name"] or pod.spec.service_account_name
+        pod.spec.priority_class_name = self.priority_class or pod.spec.priority_class_name
         return pod
 
     def pods_of_step(self) -> list[k8s.V1Pod]:

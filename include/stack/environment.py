@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
@@ -69,18 +69,18 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def storage_connection(settings: Settings) -> dict[str, str]:
+def storage_connection(settings: Settings, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The object store's Airflow connection, made of the standard variables AWS_* of this process where it has them and no connection of that id.
 
     It stands in the environment of Airflow's processes only: nothing of it is written to a disk.
     """
     name = settings.storage_connection
     variable = f"AIRFLOW_CONN_{(name or '').upper()}"
-    if not name or variable in os.environ or not os.environ.get("AWS_ACCESS_KEY_ID"):
+    if not name or variable in environment or not environment.get("AWS_ACCESS_KEY_ID"):
         return {}
     given = {"region_name": "AWS_REGION", "endpoint_url": "AWS_ENDPOINT_URL", "aws_session_token": "AWS_SESSION_TOKEN"}
-    extra = {key: os.environ[source] for key, source in given.items() if os.environ.get(source)}
-    credentials = {"login": os.environ["AWS_ACCESS_KEY_ID"], "password": os.environ.get("AWS_SECRET_ACCESS_KEY", "")}
+    extra = {key: environment[source] for key, source in given.items() if environment.get(source)}
+    credentials = {"login": environment["AWS_ACCESS_KEY_ID"], "password": environment.get("AWS_SECRET_ACCESS_KEY", "")}
     return {variable: json.dumps({"conn_type": "aws", **credentials, "extra": extra})}
 
 

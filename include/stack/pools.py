@@ -1,5 +1,6 @@
 """Airflow's pools: one a compute class, so that no more steps run than there are GPUs. A step takes as many slots as GPUs, at least one a worker."""
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,11 @@ def set_pools(settings: Settings, slots: dict[str, int]) -> None:
     api = AirflowApi.of(settings)
     for name, count in slots.items():
         api.set_pool(name, count, DESCRIPTION, include_deferred=True)
+
+
+def for_import(slots: dict[str, int]) -> str:
+    """The file that ``airflow pools import`` takes: where no API answers yet, as in the job that follows an installation on a cluster."""
+    return json.dumps({name: {"slots": count, "description": DESCRIPTION, "include_deferred": True} for name, count in slots.items()})
 
 
 def pools_of_settings(settings: Settings) -> dict[str, int]:

@@ -1,0 +1,113 @@
+"""What a cluster is told of the settings: the secrets of each part, with what that part needs and nothing else. `airloop kubernetes-secrets`."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from include.settings import NEEDED, Settings, SettingsError, secret_fields
+from include.stack.environment import remote_logging, storage_connection
+
+# Of one machine, or the chart's to say; and what Airflow itself is given under the names that its chart wants.
+NOT_TOLD = {"home", "host", "dags_folder", "secrets_dir", "airflow_port", "mlflow_port", "serving_port", "preload", "pod_template", "sample_days", "git_sha"}
+OF_THE_CHART = {
+    "connection": "airflow_database_url", "fernet-key": "airflow_fernet_key", "api-secret-key": "airflow_api_secret_key", "jwt-secret": "airflow_jwt_secret",
+    "admin-password": "airflow_admin_password",
+}  # fmt: skip
+STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION")
+SERVINGS_FEAST = ("AIRLOOP_FEAST_REGISTRY", "AIRLOOP_FEAST_ONLINE_STORE")
+HOUSE_KEY = "airloop"  # the name of the house's own key in serving's file of keys
+
+
+def secrets(
+    settings: Settings,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    namespace: str = "airloop",
+    airflow_namespace: str = "airflow",
+    keys_file: Path | None = None,
+) -> list[dict[str, Any]]:
+    """The secrets, as Kubernetes' objects.
+
+    Args:
+        environment: has the object store's credentials, ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``; a part that has rights of its own has
+            them in ``AIRFLOW_AWS_...``, ``MLFLOW_AWS_...``, ``SERVING_AWS_...``, ``TRAINING_AWS_...``. None at all: service accounts give access.
+        namespace: of MLflow and serving.
+        keys_file: serving's file of keys, with people's keys in it; the house's is put beside them.
+
+    Raises:
+        SettingsError: something is missing or cannot be used; names it.
+    """
+    if settings.profile != "kubernetes":
+        raise SettingsError(f"AIRLOOP_PROFILE is '{settings.profile}'; the secrets of a cluster are made of the settings of one: AIRLOOP_PROFILE=kubernetes")
+    settings.require()
+    if settings.mlflow_uri is None or settings.serving_uri is None:
+        raise SettingsError("AIRLOOP_MLFLOW_URI and AIRLOOP_SERVING_URI are not both set: the names by which Airflow's pods reach them")
+    login = {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username or "", "MLFLOW_TRACKING_PASSWORD": _plain(settings, "mlflow_password")}
+    found = [
+        _secret("airloop-airflow", airflow_namespace, dict(_of_airflow(settings, environment)) | login),
+        _secret("airloop-airflow-keys", airflow_namespace, {key: _plain(settings, field) for key, field in OF_THE_CHART.items()}),
+        _secret("airloop-mlflow", namespace, _variables(settings, (*NEEDED["mlflow"], "mlflow_password")) | _store("MLFLOW", environment)),
+        _secret("airloop-serving", namespace, login | _of_serving(settings) | _store("SERVING", environment)),
+        _secret("airloop-serving-keys", namespace, {"keys.json": _keys(settings, keys_file)}),
+    ]
+    if settings.storage_secret:
+        place = {name: environment[name] for name in PLACE if environment.get(name)}
+        found.append(_secret(settings.storage_secret, settings.kubernetes_namespace, place | _store("TRAINING", environment) | login))
+    return found
+
+
+def _of_airflow(settings: Settings, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What tasks read. The database, Airflow's own keys and the admin's password are no task's."""
+    hidden = set(secret_fields()) - {*NEEDED["airflow"], "studies_url"} | set(OF_THE_CHART.values()) | NOT_TOLD
+    told = set(type(settings).model_fields) - hidden
+    yield from ((name, value) for name, value in settings.environment().items() if name.removeprefix("AIRLOOP_").lower() in told)
+    yield "MLFLOW_TRACKING_URI", settings.mlflow_url
+    yield from remote_logging(settings).items()
+    credentials = {**environment, **_store("AIRFLOW", environment)}
+    if settings.storage_connection and not credentials.get(STORE[0]):  # the workers' service account gives access; the connection must be there all the same
+        place = {"region_name": environment.get("AWS_REGION"), "endpoint_url": environment.get("AWS_ENDPOINT_URL")}
+        extra = {name: value for name, value in place.items() if value}
+        yield f"AIRFLOW_CONN_{settings.storage_connection.upper()}", json.dumps({"conn_type": "aws", "extra": extra})
+    yield from storage_connection(settings, credentials).items()
+
+
+def _of_serving(settings: Settings) -> dict[str, str]:
+    """What its feature_store.yaml asks for."""
+    return {name: value for name, value in settings.feast_environment.items() if name in SERVINGS_FEAST}
+
+
+def _variables(settings: Settings, names: tuple[str, ...]) -> dict[str, str]:
+    return {f"AIRLOOP_{name.upper()}": _plain(settings, name) for name in names}
+
+
+def _store(part: str, environment: Mapping[str, str]) -> dict[str, str]:
+    found = {name: environment.get(f"{part}_{name}") or environment.get(name, "") for name in STORE}
+    if any(found.values()) and not all(found.values()):
+        raise SettingsError(f"of {STORE[0]} and {STORE[1]} (or {part}_{STORE[0]} and {part}_{STORE[1]}) only one is set")
+    return found if all(found.values()) else {}
+
+
+def _keys(settings: Settings, file: Path | None) -> str:
+    """Serving's file of keys: hashes only."""
+    key = _plain(settings, "serving_api_key")
+    house = {"name": HOUSE_KEY, "sha256": hashlib.sha256(key.encode()).hexdigest(), "roles": ["predict", "feedback"]}
+    try:
+        others = json.loads(file.read_text())["keys"] if file else []
+        return json.dumps({"keys": [house, *(other for other in others if other["name"] != HOUSE_KEY)]}, indent=1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{file} is no file of keys (python -m serving.keys makes one): {type(error).__name__}") from None
+
+
+def _plain(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    return "" if value is None else value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
+
+
+def _secret(name: str, namespace: str, content: dict[str, str]) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/part-of": "airloop", "app.kubernetes.io/managed-by": "airloop"}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": {k: v for k, v in content.items() if v}}
