@@ -27,7 +27,7 @@ def pod_of(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
 
     def made(step: Step = STEP, **given):
-        settings = Settings(home=tmp_path, training_image="training:1", kubernetes_namespace="trainings", **given)
+        settings = Settings(home=tmp_path, data_root="s3://bucket", training_image="training:1", kubernetes_namespace="trainings", **given)
         operator = StepPod(task_id="fit", step=step, resources=ComputeClass(), command=["python"], settings=settings)
         return operator, operator.build_for({}, [], {})
 
