@@ -36,7 +36,7 @@ HEADS = {
 
         Containers are given what docker-compose.yaml passes on to them by name. A setting that it does not name is for `airloop` commands on this host.""",
     "kubernetes": """\
-        Settings of the stack on Kubernetes: what its ConfigMap and its Secrets hold, each variable a key.
+        Settings of the stack on Kubernetes: `airloop kubernetes-secrets` makes of them what each part is told (deploy/helm/README.md).
 
         `airloop secrets --profile kubernetes` copies this file to .env and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of the
         variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
@@ -56,7 +56,7 @@ SECTIONS = {
     "Data on an object store": ("data_root", "storage_connection", "storage_secret", "storage_service_account", "storage_role", "remote_logs"),
     "Training": (
         "compute", "pools", "training_threads", "checkpoint_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection", "kubernetes_namespace",
-        "training_image", "pod_template",
+        "training_image", "pod_template", "priority_classes",
     ),
     "This machine": ("parallelism", "preload"),
 }  # fmt: skip
@@ -89,7 +89,7 @@ VALUES: dict[str, dict[str, str]] = {
         **_databases("postgres.example.org"),
         "online_store_url": "rediss://:CHANGE_ME@redis.example.org:6379/0",
         **KEYS,
-        "airflow_uri": "http://airflow-api-server.airloop.svc:8080",
+        "airflow_uri": "http://airflow-api-server.airflow.svc:8080",
         "mlflow_uri": "http://airloop-mlflow.airloop.svc:5000",
         "serving_uri": "http://airloop-serving.airloop.svc:8000",
         "data_root": "s3://airloop-data",

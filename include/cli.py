@@ -82,19 +82,23 @@ def kubernetes_secrets(
 ) -> None:
     """Print the secrets of each part for a cluster, made of the settings: `airloop kubernetes-secrets | kubectl apply -f -`.
 
-    Each part gets what it needs and nothing else. The object store's credentials are those of the environment, AWS_ACCESS_KEY_ID and
-    AWS_SECRET_ACCESS_KEY, or for one part alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
+    Each part gets what it needs and nothing else. The object store's credentials are those of the settings file or the
+    environment, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for one part alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
     """
     import json
+    import os
     import sys
 
-    from include.settings import SettingsError
+    from include.settings import SettingsError, settings_file
     from include.stack.kubernetes import secrets
+    from include.stack.secrets_file import values
 
     if sys.stdout.isatty():
         _fail("this prints passwords: airloop kubernetes-secrets | kubectl apply -f -")
     try:
-        items = secrets(_settings(), namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
+        file = settings_file()
+        environment = {**(values(file.read_text()) if file else {}), **os.environ}
+        items = secrets(_settings(), environment, namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
     except SettingsError as error:
         _fail(str(error))
     typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))

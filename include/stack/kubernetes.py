@@ -18,7 +18,6 @@ OF_THE_CHART = {
 }  # fmt: skip
 STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION")
-SERVINGS_FEAST = ("AIRLOOP_FEAST_REGISTRY", "AIRLOOP_FEAST_ONLINE_STORE")
 HOUSE_KEY = "airloop"  # the name of the house's own key in serving's file of keys
 
 
@@ -77,7 +76,7 @@ def _of_airflow(settings: Settings, environment: Mapping[str, str]) -> Iterator[
 
 def _of_serving(settings: Settings) -> dict[str, str]:
     """What its feature_store.yaml asks for."""
-    return {name: value for name, value in settings.feast_environment.items() if name in SERVINGS_FEAST}
+    return {"AIRLOOP_FEAST_REGISTRY": settings.feast_registry_to_read, "AIRLOOP_FEAST_ONLINE_STORE": settings.feast_environment["AIRLOOP_FEAST_ONLINE_STORE"]}
 
 
 def _variables(settings: Settings, names: tuple[str, ...]) -> dict[str, str]:

@@ -1,11 +1,8 @@
-"""What a site says of its pods: priorities, quotas. What becomes of them is shown on a cluster, in tests/cluster."""
+"""What a site says of its pods: priorities. What becomes of them is shown on a cluster, in tests/cluster."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowException
-from kubernetes.client import ApiException
 from pydantic import ValidationError
 
 from include.dag_kit.pods import Step, StepPod
@@ -58,24 +55,3 @@ def test_a_sites_template_may_say_it_too(pod_of, tmp_path):
     template.write_text(json.dumps({"apiVersion": "v1", "kind": "Pod", "spec": {"priorityClassName": "house", "containers": [{"name": "base"}]}}))
     assert pod_of(pod_template=template)[1].spec.priority_class_name == "house"
     assert pod_of(pod_template=template, priority_classes="*=other")[1].spec.priority_class_name == "other"
-
-
-def test_a_quota_that_is_used_up_is_told_as_that(pod_of, monkeypatch):
-    """As the API server words it."""
-    operator, _ = pod_of()
-    message = 'pods "flights-fit" is forbidden: exceeded quota: loop-training, requested: requests.nvidia.com/gpu=1, used: 4, limited: 4'
-    refusal = ApiException(status=403)
-    refusal.body = json.dumps({"kind": "Status", "message": message})
-
-    def refuse(*_):
-        raise refusal
-
-    monkeypatch.setattr(StepPod, "client", SimpleNamespace(create_namespaced_pod=refuse))
-    monkeypatch.setattr(operator, "pods_of_step", list)
-    monkeypatch.setattr(operator, "_marks", lambda _: {})
-    monkeypatch.setattr(operator, "build_for", lambda *_: None)
-    with pytest.raises(AirflowException, match=r"over quota: the pod of fit-torch_mlp was not made.*exceeded quota.*namespace trainings a bigger quota"):
-        operator.find_or_create({})
-    refusal.body = json.dumps({"message": "pods is forbidden: User cannot create"})
-    with pytest.raises(ApiException):
-        operator.find_or_create({})
