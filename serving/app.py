@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from starlette.exceptions import HTTPException
 
-from serving import metrics, plain, v2
+from serving import feedback, metrics, plain, v2
 from serving.access import Access
 from serving.front import CALLER, Front, Handler, Router
 from serving.parts import Parts
@@ -114,6 +114,19 @@ def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema with everything in it: there is no place beside it for ``$defs``."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, dict):
+            return whole(parts[node["$ref"].rpartition("/")[2]]) if "$ref" in node else {key: whole(value) for key, value in node.items()}
+        return [whole(value) for value in node] if isinstance(node, list) else node
+
+    return whole(schema)
+
+
 def create_app(settings: Settings | None = None) -> Front:
     """The application; its threads start and end with its lifespan."""
     settings = settings or Settings()
@@ -187,7 +200,7 @@ def create_app(settings: Settings | None = None) -> Front:
         return {"name": name, "ready": bool(v2.version_of(parts.registry.route(name), name, version))}
 
     # Answered by the front, which knows the same paths; declared for the OpenAPI, and for other methods.
-    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": PredictRequest.model_json_schema()}}}}
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(PredictRequest)}}}}
 
     @app.post("/models/{name}/predict", tags=["models"], responses=_answers(400, 404, 408, 413, 422, 503), openapi_extra=body)
     async def predict(name: str) -> PredictResponse:
@@ -201,13 +214,15 @@ def create_app(settings: Settings | None = None) -> Front:
 
 def _router(parts: Parts) -> Router:
     """What the front answers itself."""
-    plain_predict, infer = partial(plain.predict, parts), partial(v2.infer, parts)
+    plain_predict, infer, take = partial(plain.predict, parts), partial(v2.infer, parts), partial(feedback.take, parts)
 
     def route(method: str, path: tuple[str, ...]) -> tuple[str, Handler] | None:
         if method == "POST" and len(path) == 3 and path[0] == "models" and path[2] == "predict":
             return "predict", plain_predict
         if method == "POST" and path[-1] == "infer" and path[:2] == ("v2", "models") and (len(path) == 4 or (len(path) == 6 and path[3] == "versions")):
             return "infer", infer
+        if method == "POST" and path == ("feedback",):
+            return "feedback", take
         return None
 
     return route

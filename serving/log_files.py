@@ -1,8 +1,10 @@
-"""Where the prediction log's files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
+"""Where the service's parquet files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
 
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,6 +14,9 @@ SCHEME = "s3://"
 class LogFiles(Protocol):
     def write(self, project: str, name: str, table: pa.Table) -> None:
         """Write ``<root>/<project>/<folder>/<name>``; raises OSError if that cannot be done now."""
+
+    def there(self, project: str, name: str) -> bool:
+        """Whether that file is there; raises OSError if that cannot be told now."""
 
 
 def log_files(root: str | Path, *, folder: str = "prediction_log", endpoint: str | None = None, region: str | None = None) -> LogFiles:
@@ -33,6 +38,9 @@ class FolderFiles:
         finally:
             partial.unlink(missing_ok=True)
 
+    def there(self, project: str, name: str) -> bool:
+        return (self.root / project / self.folder / name).exists()
+
 
 class BucketFiles:
     """Arrow's own S3 client, which comes with pyarrow; made at the first write."""
@@ -48,6 +56,11 @@ class BucketFiles:
         with self._open().open_output_stream(f"{self.root}/{project}/{self.folder}/{name}") as stream:
             stream.write(content.getvalue())
 
+    def there(self, project: str, name: str) -> bool:
+        from pyarrow import fs
+
+        return self._open().get_file_info(f"{self.root}/{project}/{self.folder}/{name}").type != fs.FileType.NotFound
+
     def _open(self):
         if self._filesystem is None:
             from pyarrow import fs
@@ -58,3 +71,15 @@ class BucketFiles:
                 retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),  # who writes the log tries again anyway
             )  # fmt: skip
         return self._filesystem
+
+
+def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction."""
+    if kind == pa.string():
+        texts = [value if type(value) is bytes else value.encode() for value in values]
+        offsets = np.cumsum([0, *map(len, texts)], dtype="int32")
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
+    if kind == pa.float64():
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64"))])
+    moments = [value.astimezone(UTC).replace(tzinfo=None) for value in values]
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="datetime64[us]"))])

@@ -16,7 +16,8 @@ from serving import metrics
 from serving.contract import Value
 from serving.encoding import dumps
 from serving.inputs import Inputs, Instance, rows_of
-from serving.lookup import FeatureLookup, LookedUp
+from serving.looked_up import LookedUp
+from serving.lookup import FeatureLookup
 from serving.problems import Problem, invalid, unavailable
 from serving.served import Route, Served
 
@@ -195,12 +196,12 @@ async def _look_up(served: Served, lookup: FeatureLookup, instances: Sequence[In
     wanted = inputs.view_features
     for place_ in needy:
         inputs.require_keys(instances[place_], numbers[place_])
-    service = lookup.service(contract.feature_service)
+    service = await lookup.find(contract.feature_service)
     _check_service(inputs, service)
     for place_ in needy:
         for key in service.types:
             lookup.check_key(service, key, instances[place_][key], f"instances[{numbers[place_]}].{key}")
-    answers = await lookup.fetch(contract.feature_service, [instances[place_] for place_ in needy])
+    answers = await lookup.fetch(service, [instances[place_] for place_ in needy])
     found = [LookedUp({}, {}) for _ in instances]
     now = time.time()
     for place_, answered in zip(needy, answers, strict=True):

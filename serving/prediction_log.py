@@ -12,10 +12,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from serving.log_files import log_files
+from serving.log_files import array_of, log_files
 
 SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
 TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
@@ -136,7 +135,7 @@ class PredictionLog:
     def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
         # Two services may write into one folder: the host is a part of the name.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
-        columns = [_array([row[field.name] for row in rows], field.type) for field in self._schema]
+        columns = [array_of([row[field.name] for row in rows], field.type) for field in self._schema]
         self._files.write(project, name, pa.Table.from_arrays(columns, schema=self._schema))
 
     def _failed(self, error: Exception) -> None:
@@ -144,15 +143,3 @@ class PredictionLog:
         with self._changed:
             self._counts["errors"] += 1
             self._last_error = f"{type(error).__name__}: {error}"
-
-
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction."""
-    if kind == pa.string():
-        texts = [value if type(value) is bytes else value.encode() for value in values]
-        offsets = np.cumsum([0, *map(len, texts)], dtype="int32")
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
-    if kind == pa.float64():
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64"))])
-    moments = [value.astimezone(UTC).replace(tzinfo=None) for value in values]
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="datetime64[us]"))])

@@ -5,7 +5,6 @@ requests, taken from one dictionary. What goes wrong leaves the model that is th
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from serving import metrics
 from serving.bundle import Bundle, BundleError, check_hashes
+from serving.mlflow_rest import MlflowRest, mlflow_by_itself
 from serving.model_cache import Kept, ModelCache
 from serving.problems import Problem, unavailable
 from serving.rollout import CHAMPION, TAG, Arm, Breaker, Shadow, traffic_of
@@ -321,17 +321,15 @@ class ModelRegistry:
 
 
 def _mlflow_client(uri: str):
-    # MLflow's own defaults wait for minutes on a server that is away.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if uri.startswith(("http://", "https://")):
+        return MlflowRest(uri)
+    return mlflow_by_itself(uri)  # a registry in a file, or one that only MLflow's own client reaches
 
 
 def _named(client, names: tuple[str, ...]):
+    if isinstance(client, MlflowRest):
+        yield from (found for name in names if (found := client.registered_model(name)))
+        return
     from mlflow.exceptions import MlflowException
 
     for name in names:
@@ -343,6 +341,9 @@ def _named(client, names: tuple[str, ...]):
 
 
 def _all(client):
+    if isinstance(client, MlflowRest):
+        yield from client.registered_models()
+        return
     token = None
     while True:
         page = client.search_registered_models(page_token=token)
@@ -354,6 +355,11 @@ def _all(client):
 
 def _download(client, uri: str, name: str, version: str, into: Path) -> Path:
     """The folder of a version's files, below ``into``."""
+    if isinstance(client, MlflowRest):
+        fetched = client.download(name, version, into / "files")
+        if fetched is not None:
+            return fetched
+        client = mlflow_by_itself(uri)
     import mlflow
 
     # Not models:/<name>/<version>: MLflow looks that up in its global registry, whatever URIs it is given (mlflow 3.17).

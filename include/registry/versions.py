@@ -76,6 +76,7 @@ def version_tags(project: Project, model: dict[str, Any], evaluation: dict[str, 
         "refitted": str(model["refitted"]).lower(),
         "judged_against": champion.rpartition("/")[2] if champion else "",
         "judged_rows": str(evaluation["judged_rows"]),
+        "bundle_sha256": json.dumps(model["bundle_sha256"], sort_keys=True) if "bundle_sha256" in model else "",  # serving loads no other files
         "gate": "passed" if verdict["passed"] else "refused",
         "gate_reasons": json.dumps(verdict["reasons"]),
         **{f"metric.{name}": f"{value:.6g}" for name, value in evaluation["challenger"].items()},

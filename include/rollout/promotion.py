@@ -8,7 +8,7 @@ that whoever takes up a killed rollout knows whether an alias stands where this 
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from include.projects.base import Project
 from include.registry import versions
@@ -34,6 +34,7 @@ class Rollout:
     dag_run: str
     cutoff: str
     reason: str = ""
+    traffic: dict[str, Any] | None = None  # arms and shadows beside the champion, which serving follows (serving/rollout.py)
     schema: int = 1
 
 

@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,15 @@ class Bundle:
 
     def save(self, folder: str | UPath) -> None:
         target = storage.path(folder)
-        contents = (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes)
-        for name, content in zip(FILES, contents, strict=True):
+        for name, content in self._contents().items():
             storage.write(target / name, content)
+
+    def hashes(self) -> dict[str, str]:
+        """File -> hex of the SHA-256 of what ``save`` writes: a version's tag, to which serving holds the files that it loads."""
+        return {name: sha256(content).hexdigest() for name, content in self._contents().items()}
+
+    def _contents(self) -> dict[str, bytes]:
+        return dict(zip(FILES, (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes), strict=True))
 
     @cached_property
     def _session(self):

@@ -145,7 +145,8 @@ def refit(
     client.set_terminated(run_id)
     _write(manifest, made_from, {
         "step": "refit", "project": project.name, "request": request, "candidate": judged["candidate"], "model_uri": f"models:/{model_id}", "run_id": run_id,
-        "refitted": refitted, "fitted_until": fitted_until, "evaluation": evaluation, "verdict": verdict, "git_sha": git_sha, "dag_run": dag_run, **facts,
+        "refitted": refitted, "fitted_until": fitted_until, "evaluation": evaluation, "verdict": verdict, "git_sha": git_sha, "dag_run": dag_run,
+        "bundle_sha256": bundle.hashes(), **facts,
     })  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Features come from a real Feast store, as Feast would give them."""
 
+import asyncio
 import sys
-import threading
 from datetime import timedelta
 
 import pytest
 import yaml
 
+from serving.looked_up import LookedUp
 from serving.lookup import FeatureLookup
 from serving.problems import Problem
 from tests.serving.conftest import NOW
@@ -16,7 +17,7 @@ SERVICE = "shops_v1"
 
 
 def test_values_and_the_time_of_each_view(lookup):
-    (found,) = lookup.look_up(SERVICE, [{"shop": "a", "customer": 7}])
+    (found,) = look_up(lookup, SERVICE, [{"shop": "a", "customer": 7}])
     assert found.values == {"sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4}
     assert found.times == {"shop_sales": NOW, "shop_weather": NOW - timedelta(hours=2), "customer_orders": NOW - timedelta(days=900)}
 
@@ -25,29 +26,29 @@ def test_what_feast_itself_answers_is_what_is_looked_up(lookup, features):
     rows = [{"shop": shop, "customer": customer} for shop, customer in (("b", 7), ("a", 8), ("c", 7), ("a", 7))]
     store = features.store()
     theirs = store.get_online_features(features=store.get_feature_service(SERVICE), entity_rows=rows).to_dict()
-    ours = lookup.look_up(SERVICE, rows)
+    ours = look_up(lookup, SERVICE, rows)
     assert [found.values for found in ours] == [{name: theirs[name][i] for name in found.values} for i, found in enumerate(ours)]
 
 
 def test_an_unknown_entity_has_no_values_and_no_time(lookup):
-    (found,) = lookup.look_up(SERVICE, [{"shop": "c", "customer": 8}])
+    (found,) = look_up(lookup, SERVICE, [{"shop": "c", "customer": 8}])
     assert set(found.values.values()) == {None} and set(found.times.values()) == {None}
 
 
 def test_a_null_in_the_store_has_a_time(lookup):
-    (found,) = lookup.look_up(SERVICE, [{"shop": "b", "customer": 8}])
+    (found,) = look_up(lookup, SERVICE, [{"shop": "b", "customer": 8}])
     assert (found.values["late_rate"], found.times["shop_sales"]) == (None, NOW)
 
 
 def test_a_key_of_null_belongs_to_nobody(lookup):
-    first, second = lookup.look_up(SERVICE, [{"shop": None, "customer": 7}, {"shop": "a", "customer": None}])
+    first, second = look_up(lookup, SERVICE, [{"shop": None, "customer": 7}, {"shop": "a", "customer": None}])
     assert first.values == {"sales_7d": None, "late_rate": None, "temp": None, "orders": 4}
     assert second.values == {"sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": None}
     assert first.times == {"shop_sales": None, "shop_weather": None, "customer_orders": NOW - timedelta(days=900)}
 
 
 def test_all_keys_null(lookup):
-    (found,) = lookup.look_up(SERVICE, [{"shop": None, "customer": None}])
+    (found,) = look_up(lookup, SERVICE, [{"shop": None, "customer": None}])
     assert set(found.values.values()) == {None}
 
 
@@ -55,7 +56,7 @@ def test_a_ttl_does_not_hide_old_rows(lookup, features):
     """Feast 0.67 keeps no TTL when it reads online: all rows here are of 2013, and every view's TTL is a day."""
     view = features.store().get_feature_view("customer_orders")
     assert view.ttl == timedelta(days=1)
-    (found,) = lookup.look_up(SERVICE, [{"shop": "a", "customer": 7}])
+    (found,) = look_up(lookup, SERVICE, [{"shop": "a", "customer": 7}])
     assert found.values["orders"] == 4
 
 
@@ -72,7 +73,7 @@ def test_a_view_that_is_being_filled_is_still_read(tmp_path):
     store.registry.apply_feature_view(view, store.project, commit=True)
     assert repository.store().get_feature_view("shop_weather").state is FeatureViewState.MATERIALIZING
     opened = open_lookup(repository)
-    assert opened.look_up(SERVICE, [{"shop": "a", "customer": 7}])[0].values["temp"] == 3.5
+    assert look_up(opened, SERVICE, [{"shop": "a", "customer": 7}])[0].values["temp"] == 3.5
     opened.close()
 
 
@@ -81,12 +82,12 @@ def test_services_and_values_that_come_later_are_found(tmp_path):
     opened = FeatureLookup(tmp_path, refresh_seconds=0.1)
     opened.start()
     with pytest.raises(Problem, match="is being opened|Registry|registry|database") as problem:  # nobody has made the registry yet
-        opened.look_up(SERVICE, [{"shop": "a", "customer": 7}])
+        look_up(opened, SERVICE, [{"shop": "a", "customer": 7}])
     assert problem.value.status == 503
     repository.register("others_v1", views=("shop_weather",))
     wait_for(lambda: opened.state == "ready", 60, lambda: opened.error)
     with pytest.raises(Problem, match="no feature service 'shops_v1'"):
-        opened.look_up(SERVICE, [{"shop": "a", "customer": 7}])
+        look_up(opened, SERVICE, [{"shop": "a", "customer": 7}])
     repository.register()
     repository.write("shop_weather", [{"shop": "a", "temp": 3.5}], NOW)
     found = wait_for(lambda: found_temp(opened), 10)
@@ -109,21 +110,15 @@ def test_keys_are_asked_for_by_their_type(lookup):
     lookup.check_key(service, "shop", None, "")
 
 
-def test_many_threads_read_at_once(lookup):
-    wrong = []
+def test_many_read_at_once(lookup):
+    async def read(shop: str) -> list[float]:
+        service = await lookup.find(SERVICE)
+        return [(await lookup.fetch(service, [{"shop": shop, "customer": 7}]))[0].values["sales_7d"] for _ in range(50)]
 
-    def read(shop: str, sales: float) -> None:
-        for _ in range(50):
-            (found,) = lookup.look_up(SERVICE, [{"shop": shop, "customer": 7}])
-            if found.values["sales_7d"] != sales:
-                wrong.append(found)
+    async def all_at_once() -> list[list[float]]:
+        return await asyncio.gather(*(read(shop) for shop in "abababab"))
 
-    threads = [threading.Thread(target=read, args=pair) for pair in (("a", 10.0), ("b", 20.0)) * 4]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert asyncio.run(all_at_once()) == [[10.0] * 50, [20.0] * 50] * 4
 
 
 def test_the_feature_repositorys_code_is_not_needed(lookup):
@@ -151,9 +146,16 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
     opened.close()
 
 
+def look_up(lookup: FeatureLookup, name: str, rows: list[dict]) -> list[LookedUp]:
+    async def ask() -> list[LookedUp]:
+        return await lookup.fetch(await lookup.find(name), rows)
+
+    return asyncio.run(ask())
+
+
 def found_temp(opened: FeatureLookup) -> float | None:
     try:
-        return opened.look_up(SERVICE, [{"shop": "a", "customer": 7}])[0].values["temp"]
+        return look_up(opened, SERVICE, [{"shop": "a", "customer": 7}])[0].values["temp"]
     except Problem:
         return None
 

@@ -48,7 +48,7 @@ def test_it_follows_a_real_server_and_outlives_it(server, features, started, tmp
     registry = Registry(server.url, tmp_path)
     registry.add(bias=1)
     service = started(tmp_path, server.url, features)
-    live, ready = service.wait("/live", 60), service.wait("/ready", 180)
+    live, ready = service.wait("/live", 120), service.wait("/ready", 240)
     print(f"/live after {live:.1f} s, /ready after {ready:.1f} s")
     assert service.get(f"/models/{NAME}/predict", {"instances": [ASKED]})[1]["predictions"][0]["prediction"] == expected(FOUND, 1)
 
@@ -76,10 +76,10 @@ def test_it_follows_a_real_server_and_outlives_it(server, features, started, tmp
 def test_a_start_without_the_registry(registry, features, started, tmp_path):
     registry.add(bias=1)
     first = started(tmp_path, registry.uri, features)
-    wait_for(lambda: version(first) == "1", 60, first.log.read_text)
+    wait_for(lambda: version(first) == "1", 240, first.log.read_text)
     first.end()
     again = started(tmp_path, "http://127.0.0.1:9", features)  # nobody listens there
-    wait_for(lambda: version(again) == "1", 60, again.log.read_text)
+    wait_for(lambda: version(again) == "1", 240, again.log.read_text)
     status, said = again.get(f"/models/{NAME}/predict", {"instances": [RAW]})
     assert (status, said["predictions"][0]["prediction"]) == (200, expected(RAW, 1))
     assert "registry does not answer" in again.get(f"/models/{NAME}")[1]["error"]
@@ -88,7 +88,7 @@ def test_a_start_without_the_registry(registry, features, started, tmp_path):
 def test_kill_9_loses_at_most_the_last_second(registry, features, started, tmp_path):
     registry.add(bias=1)
     service = started(tmp_path, registry.uri, features)
-    wait_for(lambda: version(service) == "1", 60, service.log.read_text)
+    wait_for(lambda: version(service) == "1", 240, service.log.read_text)
     answered: list[tuple[float, str]] = []
     until = time.monotonic() + 4
     while time.monotonic() < until:
@@ -106,7 +106,7 @@ def test_kill_9_loses_at_most_the_last_second(registry, features, started, tmp_p
 def test_sigterm_loses_nothing(registry, features, started, tmp_path):
     registry.add(bias=1)
     service = started(tmp_path, registry.uri, features)
-    wait_for(lambda: version(service) == "1", 60, service.log.read_text)
+    wait_for(lambda: version(service) == "1", 240, service.log.read_text)
     told = [p["prediction_id"] for _ in range(5) for p in service.get(f"/models/{NAME}/predict", {"instances": [RAW]})[1]["predictions"]]
     service.end()
     assert sorted(row["prediction_id"] for row in logged(tmp_path / "store")) == sorted(told)

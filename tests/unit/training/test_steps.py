@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from datetime import timedelta
+from hashlib import sha256
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from include.rollout import promotion
 from include.settings import get_settings
 from include.training import __main__ as command
 from include.training import evaluation, manifest, steps
-from include.training.bundle import Bundle
+from include.training.bundle import FILES, Bundle
 from tests.unit.training import made_up
 
 CUTOFF = "2013-02-10T00:00:00Z"
@@ -96,6 +97,8 @@ def test_what_a_first_model_leaves_in_mlflow(home, rows):
         "feature_service": project.feature_service, "entity": "origin,carrier,dest,route,tailnum", "refitted": "true", "request": request["id"],
     }  # fmt: skip
     assert expected.items() <= found.tags.items()
+    folder = versions.bundle(project, "1")
+    assert json.loads(found.tags["bundle_sha256"]) == {name: sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
     assert json.loads(found.tags["table_versions"]) == {"actuals": 3, "schedule": 2}
     assert 0.5 < float(found.tags["metric.auc"]) < 1 and "metric.brier" in found.tags
     assert "**Gate: passed**" in found.description and all(reason in found.description for reason in json.loads(found.tags["gate_reasons"]))

@@ -1,0 +1,79 @@
+"""Feast's online store in SQLite: all views of a request in one statement."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from serving.feast_registry import View
+from serving.feast_wire import value
+
+PATIENCE = 5.0  # seconds that a reader waits for a writer; in a thread
+Found = dict[bytes, tuple[datetime | None, dict[str, Any]]]  # entity key -> event time, feature -> value
+
+
+class SqliteOnline:
+    """Reads at once where it can; while a writer holds the file it waits in a thread, so that the event loop goes on."""
+
+    def __init__(self, path: Path, project: str) -> None:
+        self.path, self.project = path, project
+        self._quick: sqlite3.Connection | None = None
+        self._patient: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    async def read(self, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
+        """What the store has of each view's entity keys; a key without a row is left out.
+
+        Raises:
+            sqlite3.Error, OSError: the store cannot be read now.
+        """
+        try:
+            if self._quick is None:
+                self._quick = self._connect(0)
+            return self._read(self._quick, views, keys)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                self._quick = None  # the file may have been put there anew
+                raise
+        return await asyncio.to_thread(self._read_patiently, views, keys)
+
+    def _read_patiently(self, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
+        with self._lock:
+            if self._patient is None:
+                self._patient = self._connect(PATIENCE)
+            return self._read(self._patient, views, keys)
+
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=timeout, check_same_thread=False)
+
+    def _read(self, connection: sqlite3.Connection, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
+        found: list[Found] = [{} for _ in views]
+        tables = tuple((f"{self.project}_{view.stored}", len(asked)) for view, asked in zip(views, keys, strict=True))
+        for number, key, feature, raw, at in connection.execute(_statement(tables), [key for asked in keys for key in asked]):
+            row = found[number].get(key)
+            if row is None:
+                row = found[number][key] = (_moment(at), {})
+            row[1][feature] = value(raw)
+        return found
+
+
+@lru_cache(4096)
+def _statement(tables: tuple[tuple[str, int], ...]) -> str:
+    selects = []
+    for number, (table, count) in enumerate(tables):
+        quoted = '"' + table.replace('"', '""') + '"'
+        selects.append(f"SELECT {number}, entity_key, feature_name, value, event_ts FROM {quoted} WHERE entity_key IN ({','.join('?' * count)})")
+    return " UNION ALL ".join(selects)
+
+
+@lru_cache(65536)
+def _moment(stored: int | str | None) -> datetime | None:
+    """Feast's adapters write seconds, of a time without a zone that means UTC; older ones wrote text."""
+    if stored is None:
+        return None
+    at = datetime.fromtimestamp(stored) if isinstance(stored, int) else datetime.fromisoformat(stored)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

@@ -1,0 +1,216 @@
+"""Who answers whom: canaries, A/B arms and shadows of the rollout document, and what becomes of an arm that fails."""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from serving import predict as data_plane
+from serving.bundle import Bundle
+from serving.lookup import FeatureLookup
+from serving.problems import Problem
+from serving.registry import ModelRegistry
+from serving.rollout import Arm, Breaker, Shadow, place, traffic_of
+from serving.served import Member, Route, Served
+from tests.serving.stand import NAME, expected, write_bundle
+
+RAW = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory):
+    """Makes versions: the champion 1, and others with another bias."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def make(version: str, arm: str = "champion", bias: float = 0) -> Served:
+        return Served(NAME, version, f"models:/m-{version}", Bundle.load(write_bundle(folder / f"{version}-{arm}", bias)), datetime.now(UTC), arm)
+
+    return make
+
+
+def routed(versions, **arm) -> tuple[Route, Member]:
+    canary = Arm.model_validate({"name": "canary", "version": "2", "weight": 0.05} | arm)
+    member = Member(canary, versions("2", "canary", bias=100), Breaker(canary))
+    return Route(versions("1"), "salt", (member,)), member
+
+
+def ask(route: Route, *instances: dict, lookup=None) -> list[data_plane.Prediction]:
+    return asyncio.run(data_plane.answer(route, lookup or FeatureLookup(None), instances))
+
+
+def customers(count: int) -> list[dict]:
+    return [{**RAW, "customer": number} for number in range(count)]
+
+
+def test_an_arm_answers_its_share_and_an_entity_keeps_its_arm(versions):
+    route, _ = routed(versions)
+    first, again = ask(route, *customers(4000)), ask(route, *reversed(customers(4000)))
+    by_canary = [p.served.arm == "canary" for p in first]
+    assert 0.035 < np.mean(by_canary) < 0.065
+    assert by_canary == [p.served.arm == "canary" for p in reversed(again)]
+    assert all(p.prediction == expected(RAW, 100 if p.served.arm == "canary" else 0) for p in first)
+
+
+def test_a_greater_weight_keeps_those_that_it_had_and_another_salt_takes_others():
+    few, more = ({n for n in range(3000) if place("a", [n]) < share} for share in (0.05, 0.2))
+    assert few < more
+    assert len(few & {n for n in range(3000) if place("b", [n]) < 0.05}) < 30
+    assert place("a", ["x", 1]) == place("a", ["x", 1]) != place("a", ["x", 2])
+
+
+class Broken:
+    """In place of a graph: what a bad canary does."""
+
+    def __init__(self, inner: Bundle, do) -> None:
+        self.inputs, self.contract, self.seconds, self._inner, self._do = inner.inputs, inner.contract, inner.seconds, inner, do
+
+    def run(self, numbers, texts):
+        return self._do(self._inner.run(numbers, texts))
+
+
+def throw(_answers):
+    raise RuntimeError("out of cheese")
+
+
+def slow(answers):
+    time.sleep(0.3)
+    return answers
+
+
+@pytest.mark.parametrize(("does", "words"), [(throw, "fails on these inputs"), (lambda a: a * np.nan, "answers nan"), (slow, "no answer within 0.05 s")])
+def test_a_canary_that_throws_or_is_slow_or_gives_nan_is_taken_out_and_nobody_notices(versions, does, words):
+    route, member = routed(versions, max_seconds=0.05)
+    member.served.batcher.bundle = Broken(member.served.bundle, does)
+    its = [customer for customer in customers(4000) if route.arm_of(customer) is member]
+    assert len(its) > 100
+
+    async def one_after_another() -> int:
+        for number, customer in enumerate(its):
+            (answered,) = await data_plane.answer(route, FeatureLookup(None), [customer])
+            assert (answered.served.version, answered.prediction) == ("1", expected(RAW))  # the champion stood in
+            if member.breaker.stopped:
+                return number + 1
+        raise AssertionError("it was never taken out")
+
+    assert asyncio.run(one_after_another()) <= 200
+    assert words in member.breaker.stopped and "5 of its last 5 requests failed" in member.breaker.stopped
+    assert {p.served.arm for p in ask(route, *its)} == {"champion"}
+
+
+def test_a_request_that_is_wrong_is_not_the_arms_fault(versions):
+    route, member = routed(versions, weight=1.0)
+    for _ in range(10):
+        with pytest.raises(Problem, match="'hour' must be a number"):
+            ask(route, {**RAW, "hour": "nine"})
+    assert member.breaker.stopped is None
+    assert {p.served.arm for p in ask(route, *customers(20))} == {"canary"}
+
+
+def test_few_failures_among_many_requests_leave_it_in():
+    breaker = Breaker(Arm(name="a", version="1", weight=0.1))
+    for number in range(1000):
+        breaker.note("bad luck" if number % 30 == 0 else None)
+    assert breaker.stopped is None
+    for _ in range(2):
+        breaker.note("worse")
+    assert "5 of its last 100 requests failed; the last one: worse" in breaker.stopped
+
+
+def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
+    shadow = versions("3", "next", bias=7)
+    route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
+    kept: list[dict] = []
+
+    async def story() -> list[data_plane.Prediction]:
+        answered = await data_plane.answer(route, FeatureLookup(None), customers(3))
+        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), kept.extend)
+        while len(kept) < 3:
+            await asyncio.sleep(0.01)
+        return answered
+
+    answered = asyncio.run(asyncio.wait_for(story(), 60))
+    assert {p.prediction for p in answered} == {expected(RAW)}
+    assert [(row["prediction_id"], row["arm"], row["model_version"], row["prediction"]) for row in kept] == [
+        (p.prediction_id, "next", "3", expected(RAW, 7)) for p in answered
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "problem"),
+    [
+        (None, None),
+        ('{"version": "3", "state": "serving"}', None),
+        ("{", "rollout document: no JSON object"),
+        ("[]", "rollout document: no JSON object"),
+        ('{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 1.5}]}}', "traffic.arms.0.weight"),
+        ('{"traffic": {"arms": [{"name": "champion", "version": "2", "weight": 0.1}]}}', "names of their own"),
+        ('{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 0.6}, {"name": "b", "version": "3", "weight": 0.6}]}}', "add up to 1.2"),
+    ],
+)
+def test_a_document_that_cannot_be_followed_is_told_and_leaves_the_champion_alone(document, problem):
+    traffic, said = traffic_of(document)
+    assert traffic.entries == ()
+    assert said is None if problem is None else problem in said
+
+
+def test_the_registrys_document_is_followed(registry, tmp_path):
+    for bias in (1, 2, 3):
+        registry.add(bias=bias, champion=bias == 1)
+    bad = registry.add(bias=4, golden={"predictions": [9e9, 9e9, 9e9]}, champion=False)
+    models = ModelRegistry(registry.uri, tmp_path / "cache", poll_seconds=0.001)
+
+    def follow(**traffic) -> dict:
+        registry.client.set_registered_model_tag(NAME, "rollout", json.dumps({"state": "promoting", "traffic": traffic}))
+        models.poll()
+        return models.document(NAME)
+
+    canary = {"name": "canary", "version": "2", "weight": 0.5}
+    said = follow(arms=[canary], shadows=[{"name": "next", "version": "3"}])
+    assert [(arm["name"], arm["version"], arm["state"]) for arm in said["arms"]] == [("canary", "2", "ready"), ("next", "3", "ready")]
+    route = models.route(NAME)
+    assert {(p.served.arm, p.prediction) for p in ask(route, *customers(50))} == {("champion", expected(RAW, 1)), ("canary", expected(RAW, 2))}
+    assert [served.version for _, served in route.shadows] == ["3"]
+
+    models.poll()
+    assert models.route(NAME) is route  # nothing moved
+    route.arms[0].breaker.note("x")
+    for _ in range(4):
+        route.arms[0].breaker.note("it fails")
+    assert models.document(NAME)["arms"][0]["state"] == "stopped"
+    models.poll()
+    assert {p.served.arm for p in ask(models.route(NAME), *customers(50))} == {"champion"}  # and stays out
+    said = follow(arms=[{**canary, "weight": 0.6}])
+    assert said["arms"][0]["state"] == "ready"  # until the document says something else of it
+
+    said = follow(arms=[{**canary, "version": bad}])
+    assert said["arms"][0]["state"] == "refused" and "golden request" in said["arms"][0]["error"]
+    assert models.route(NAME).arms == ()
+    assert follow(arms=[{**canary, "version": "99"}])["arms"][0]["state"] == "error"
+    assert follow()["arms"] == []
+
+
+def test_a_version_is_held_to_its_hashes(registry, tmp_path):
+    from hashlib import sha256
+
+    def tag(version: str) -> None:
+        files = registry.artifacts(version)
+        hashes = {name: sha256((files / name).read_bytes()).hexdigest() for name in ("model.onnx", "contract.json", "golden.json")}
+        registry.client.set_model_version_tag(NAME, version, "bundle_sha256", json.dumps(hashes))
+
+    first = registry.add(bias=1)
+    tag(first)
+    models = ModelRegistry(registry.uri, tmp_path / "cache", poll_seconds=0.001)
+    models.poll()
+    assert (models.document(NAME)["version"], models.document(NAME)["hash_checked"]) == (first, True)
+
+    second = registry.add(bias=2, champion=False)
+    tag(second)
+    write_bundle(registry.artifacts(second), bias=3)  # whole, and answers its golden requests: only the hash tells
+    registry.point(second)
+    models.poll()
+    said = models.document(NAME)
+    assert (said["version"], said["state"]) == (first, "refused")
+    assert "model.onnx is not the file that was registered" in said["error"]
