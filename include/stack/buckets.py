@@ -1,6 +1,6 @@
 """The buckets of the Compose stack and who may do what in them, made once; `python -m include.stack.buckets` may be run again at any time.
 
-Airflow's tasks own the data, MLflow its artifacts; serving may add to the data in two kinds of folders, and read nothing. It is asked of versitygw's own
+Airflow's tasks own the data, MLflow its artifacts; serving may add to the data in two kinds of folders, and read next to nothing. It is asked of versitygw's own
 administration, with the root account that nobody else has. On another S3 service the same three users are made by its own means.
 """
 
@@ -14,8 +14,9 @@ import httpx
 DATA, ARTIFACTS = "airloop-data", "airloop-mlflow"
 OWNERS = {DATA: "airflow", ARTIFACTS: "mlflow"}
 USERS = ("airflow", "mlflow", "serving")
-# What serving writes: its prediction log, and what applications tell it afterwards.
-SERVING_WRITES = ("*/prediction_log/*", "*/landing/*")
+# What serving writes: its prediction log, and what applications tell it afterwards, of which it asks whether it has it already.
+SERVING_WRITES = ("*/prediction_log/*", "*/landing/feedback/*")
+SERVING_READS = ("*/landing/feedback/*",)
 
 
 class BucketsError(RuntimeError):
@@ -56,11 +57,14 @@ def make(endpoint: str, region: str, root: tuple[str, str], secrets: dict[str, s
 
 def policy() -> dict:
     """Of the data bucket; its owner may do everything anyway."""
-    resources = [f"arn:aws:s3:::{DATA}/{folder}" for folder in SERVING_WRITES]
+    bucket = f"arn:aws:s3:::{DATA}"
+    serving = {"Effect": "Allow", "Principal": {"AWS": ["serving"]}}
     # A multipart upload is begun and ended under the same right; one that fails is taken back.
-    write = {"Effect": "Allow", "Principal": {"AWS": ["serving"]}, "Action": ["s3:PutObject", "s3:AbortMultipartUpload"], "Resource": resources}
-    own = {"Effect": "Allow", "Principal": {"AWS": ["airflow"]}, "Action": ["s3:*"], "Resource": [f"arn:aws:s3:::{DATA}", f"arn:aws:s3:::{DATA}/*"]}
-    return {"Version": "2012-10-17", "Statement": [own, write]}
+    write = {"Action": ["s3:PutObject", "s3:AbortMultipartUpload"], "Resource": [f"{bucket}/{folder}" for folder in SERVING_WRITES]}
+    read = {"Action": ["s3:GetObject"], "Resource": [f"{bucket}/{folder}" for folder in SERVING_READS]}
+    names = {"Action": ["s3:ListBucket"], "Resource": [bucket]}  # without it S3 says "you may not" where it means "there is none"
+    own = {"Effect": "Allow", "Principal": {"AWS": ["airflow"]}, "Action": ["s3:*"], "Resource": [bucket, f"{bucket}/*"]}
+    return {"Version": "2012-10-17", "Statement": [own, *(serving | right for right in (write, read, names))]}
 
 
 class _Admin:

@@ -71,7 +71,9 @@ def test_each_user_may_do_what_it_must_and_no_more(server):
     serving.put_object(Bucket=data, Key="flights/prediction_log/1.parquet", Body=b"p")
     serving.put_object(Bucket=data, Key="flights/landing/feedback/1.json", Body=b"f")
     assert refused(serving.put_object, Bucket=data, Key="flights/tables/x", Body=b"") and refused(serving.put_object, Bucket=artifacts, Key="x", Body=b"")
-    assert refused(serving.get_object, Bucket=data, Key="flights/landing/a.csv") and refused(serving.list_objects_v2, Bucket=data)
+    assert refused(serving.get_object, Bucket=data, Key="flights/landing/a.csv")
+    assert refused(serving.get_object, Bucket=data, Key="flights/prediction_log/1.parquet")
+    assert refused(serving.list_objects_v2, Bucket=artifacts)
     assert refused(serving.delete_object, Bucket=data, Key="flights/landing/a.csv")
     assert airflow.get_object(Bucket=data, Key="flights/prediction_log/1.parquet")["Body"].read() == b"p"  # what serving wrote, tasks read
 
@@ -86,6 +88,10 @@ def test_arrow_writes_the_prediction_log_with_serving_s_rights(server, monkeypat
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "serving")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["serving"])
     log_files(f"s3://{buckets.DATA}", endpoint=server, region="us-east-1").write("flights", "2.parquet", pa.table({"a": [1]}))
+    feedback = log_files(f"s3://{buckets.DATA}", folder="landing/feedback", endpoint=server, region="us-east-1")
+    assert not feedback.there("flights", "3.parquet")
+    feedback.write("flights", "3.parquet", pa.table({"a": [1]}))
+    assert feedback.there("flights", "3.parquet")
     assert client(server, "airflow").head_object(Bucket=buckets.DATA, Key="flights/prediction_log/2.parquet")["ContentLength"] > 0
 
 
@@ -93,9 +99,9 @@ def test_a_new_secret_takes_the_old_one_s_place(server):
     buckets.make(server, "us-east-1", ROOT, SECRETS)
     changed = SECRETS | {"serving": f"serving-{token_hex(12)}"}
     buckets.make(server, "us-east-1", ROOT, changed)
-    client(server, "serving", changed).put_object(Bucket=buckets.DATA, Key="flights/landing/new", Body=b"")
+    client(server, "serving", changed).put_object(Bucket=buckets.DATA, Key="flights/landing/feedback/new", Body=b"")
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        client(server, "serving").put_object(Bucket=buckets.DATA, Key="flights/landing/old", Body=b"")
+        client(server, "serving").put_object(Bucket=buckets.DATA, Key="flights/landing/feedback/old", Body=b"")
 
 
 def test_another_root_is_told_so_without_the_secret(server):
