@@ -19,14 +19,14 @@ room = ComputeClass(
     memory="1Gi",
     memory_max="1Gi",
     ephemeral_storage="256Mi",
-    timeout=timedelta(minutes=5),
+    timeout=timedelta(minutes=20),
     schedule_timeout=timedelta(minutes=2),
     start_timeout=timedelta(minutes=3),
     node_lost_after=timedelta(minutes=5),
 )
 classes = {
     "cpu": room,
-    "tight": room.model_copy(update={"memory": "128Mi"}),
+    "tight": room.model_copy(update={"memory": "48Mi"}),
     "hasty": room.model_copy(update={"timeout": timedelta(seconds=30)}),
     "shaky": room.model_copy(update={"node_lost_after": timedelta(seconds=15)}),
 }
