@@ -1,7 +1,7 @@
 """The buckets of the Compose stack and who may do what in them, made once; `python -m include.stack.buckets` may be run again at any time.
 
-Airflow's tasks own the data, MLflow its artifacts; serving may add to the data in two kinds of folders, and read next to nothing. It is asked of versitygw's own
-administration, with the root account that nobody else has. On another S3 service the same three users are made by its own means.
+Airflow's tasks own the data, MLflow its artifacts; serving may add to the data in two kinds of folders, and read next to nothing. It is asked of
+versitygw's own administration, with the root account that nobody else has. On another S3 service the same three users are made by its own means.
 """
 
 import json
