@@ -21,7 +21,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serving-metrics-") as folder:
         if settings.workers > 1:
             # Before anything imports prometheus_client, here or in the workers; empty at each start, so counters begin at 0.
-            os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             os.environ["SERVING_WORKERS"] = str(settings.workers)  # each takes its share of a caller's rate
         uvicorn.run(
             "serving.app:app", host=given.host, port=given.port, workers=settings.workers, access_log=False, backlog=2048,

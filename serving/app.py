@@ -1,6 +1,7 @@
 """The service over HTTP. ``python -m uvicorn serving.app:app --host 127.0.0.1 --port 8000``, settings from ``SERVING_*``."""
 
 import asyncio
+import gc
 import logging
 from contextlib import asynccontextmanager
 from functools import partial
@@ -137,7 +138,9 @@ def create_app(settings: Settings | None = None) -> Front:
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         parts.start()
-        beat = asyncio.create_task(_beat(parts, front))
+        beat = asyncio.create_task(_beat(parts, front, pulse))
+        gc.freeze()  # what was imported stays: no use in looking through it again and again
+        gc.set_threshold(50_000, 20, 20)
         yield
         beat.cancel()
         parts.close()
@@ -163,8 +166,10 @@ def create_app(settings: Settings | None = None) -> Front:
         return _ready(parts, with_details=request.scope[CALLER] is not None, access=access)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
-    def scrape() -> Response:
+    async def scrape() -> Response:
         """For Prometheus; of all workers."""
+        pulse.take()
+        front.flush()
         content, media_type = metrics.exposition()
         return Response(content, media_type=media_type)
 
@@ -209,6 +214,7 @@ def create_app(settings: Settings | None = None) -> Front:
 
     front = Front(app, access, _router(parts), most_bytes=settings.max_bytes, most_requests=settings.max_requests, seconds=settings.request_seconds)
     front.parts = parts
+    pulse = metrics.Pulse(lambda: parts.state() | {"in_flight": front.in_flight})
     return front
 
 
@@ -228,11 +234,12 @@ def _router(parts: Parts) -> Router:
     return route
 
 
-async def _beat(parts: Parts, front: Front) -> None:
-    """Take the gauges once a second, until cancelled."""
-    pulse = metrics.Pulse(lambda: parts.state() | {"in_flight": front.in_flight})
+async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
+    """Once a second, until cancelled: the metrics, and an end to what takes too long."""
     while True:
         pulse.take()
+        front.flush()
+        front.end_the_overdue()
         await asyncio.sleep(1)
 
 

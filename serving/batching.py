@@ -74,6 +74,8 @@ class Batcher:
 
 
 def _batches(waiting: list[Waiting]) -> list[list[Waiting]]:
+    if len(waiting) == 1 or sum(len(numbers) for numbers, _, _ in waiting) <= MOST_ROWS:
+        return [waiting]
     batches: list[list[Waiting]] = []
     room = -math.inf
     for entry in waiting:

@@ -8,9 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving import metrics
 from serving.access import Access
@@ -27,16 +26,14 @@ PROBLEM = "application/problem+json"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     body: bytes
     media_type: str = "application/json"
     headers: Mapping[str, str] | None = None
     status: int = 200
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A request that has been read."""
 
     path: tuple[str, ...]
@@ -65,8 +62,9 @@ class Front:
         self.most_bytes, self.most_requests, self.seconds = most_bytes, most_requests, seconds
         self.in_flight = 0
         self.parts: Any = None  # of whoever made it, for those that look behind it
-        self._meters: dict[tuple[str, int], Any] = {}
-        self._seconds: dict[str, Any] = {}
+        self._noted: dict[tuple[str, int], int] = {}
+        self._since: dict[asyncio.Task[Any], float] = {}  # what is being answered, and since when
+        self._overdue: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the start and the end of the application; it has no websockets
@@ -76,46 +74,56 @@ class Front:
         started, path = time.perf_counter(), tuple(scope["path"].split("/")[1:])
         found = self.router(scope["method"], path)
         route = found[0] if found else "other"
-        status = 500
         try:
             caller = self.access.admit(scope["path"], scope["headers"], scope["client"])
             if found is None:
                 scope[CALLER] = caller
-
-                async def watched(message: Message) -> None:
-                    nonlocal status
-                    if message["type"] == "http.response.start":
-                        status = message["status"]
-                    await send(message)
-
-                await self.application(scope, receive, watched)
+                await self._pass_on(scope, receive, send)
                 return
             said = await self._answer(found[1], path, scope, receive, caller or "", started)
         except Problem as problem:
             if problem.status in (401, 403, 429):
                 metrics.refused.labels(problem.kind).inc()
             said = Answer(json.dumps(problem.document(scope["path"])).encode(), PROBLEM, problem.headers, problem.status)
-        finally:
-            if found is None:
-                self._count(route, status, started)
-        self._count(route, said.status, started)
+        self._count(route, said.status)
         told = [(b"content-type", said.media_type.encode()), (b"content-length", str(len(said.body)).encode())]
         if said.headers:
             told += [(name.lower().encode(), value.encode()) for name, value in said.headers.items()]
         await send({"type": "http.response.start", "status": said.status, "headers": told})
         await send({"type": "http.response.body", "body": said.body})
 
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the application behind."""
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.application(scope, receive, watched)
+        finally:
+            self._count("other", status)
+
     async def _answer(self, handler: Handler, path: tuple[str, ...], scope: Scope, receive: Receive, caller: str, started: float) -> Answer:
         if self.in_flight >= self.most_requests:
             metrics.refused.labels("queue-full").inc()
             raise unavailable("queue-full", "The queue is full", f"{self.in_flight} requests are being answered; ask again in a moment")
+        task = asyncio.current_task()
+        assert task is not None
         self.in_flight += 1
+        self._since[task] = started
         body = None
         try:
-            async with asyncio.timeout(self.seconds):
-                body = await self._body(scope["headers"], receive)
-                return await handler(Asked(path, scope["headers"], body, caller, started))
-        except TimeoutError:
+            body = await self._body(scope["headers"], receive)
+            return await handler(Asked(path, scope["headers"], body, caller, started))
+        except asyncio.CancelledError:
+            if task not in self._overdue:  # the server ends
+                raise
+            self._overdue.discard(task)
+            task.uncancel()
             if body is None:
                 raise Problem(408, "slow-body", "The body did not come", f"it was not there whole within {self.seconds:g} s") from None
             metrics.refused.labels("too-slow").inc()
@@ -127,6 +135,15 @@ class Front:
             raise Problem(500, "fault", "The service failed", "this is a fault of the service; its log says more") from None
         finally:
             self.in_flight -= 1
+            del self._since[task]
+
+    def end_the_overdue(self) -> None:
+        """Cancel what takes longer than it may. Called once a second: a timer for each request would cost more than all its checks."""
+        latest = time.perf_counter() - self.seconds
+        for task, started in self._since.items():
+            if started < latest and task not in self._overdue:
+                self._overdue.add(task)
+                task.cancel()
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         for name, value in headers:
@@ -150,10 +167,12 @@ class Front:
     def _too_long(self) -> Problem:
         return Problem(413, "too-long", HTTPStatus(413).phrase, f"the body is longer than {self.most_bytes} bytes", field="body")
 
-    def _count(self, route: str, status: int, started: float) -> None:
-        counter = self._meters.get((route, status))
-        if counter is None:
-            counter = self._meters[route, status] = metrics.requests.labels(route, str(status))
-            self._seconds.setdefault(route, metrics.latency.labels(route))
-        counter.inc()
-        self._seconds[route].observe(time.perf_counter() - started)
+    def flush(self) -> None:
+        """Count the requests that were noted since the last time."""
+        noted, self._noted = self._noted, {}
+        for (route, status), count in noted.items():
+            metrics.requests.labels(route, str(status)).inc(count)
+
+    def _count(self, route: str, status: int) -> None:
+        key = (route, status)
+        self._noted[key] = self._noted.get(key, 0) + 1

@@ -1,6 +1,6 @@
 """Where the service's parquet files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
 
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SCHEME = "s3://"
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 class LogFiles(Protocol):
@@ -81,5 +82,5 @@ def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
     if kind == pa.float64():
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64"))])
-    moments = [value.astimezone(UTC).replace(tzinfo=None) for value in values]
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="datetime64[us]"))])
+    moments = [(value - EPOCH) // MICROSECOND for value in values]
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="int64"))])

@@ -114,9 +114,10 @@ class FeatureLookup:
                 self.state, self.error = "ready", None
             except Exception as error:
                 # Before the first materialization there may be no registry at all; and one that is away must not stop look-ups.
-                self.error = f"{type(error).__name__}: {error}"
+                known, self.error = self.error, f"{type(error).__name__}: {error}"
                 self.state = "ready" if self._store else "failed"
-                log.warning("feature store %s: %s", self.repo, self.error)
+                if self.error != known:
+                    log.warning("feature store %s: %s", self.repo, self.error)
             self._stop.wait(self.refresh_seconds if self._store else min(1.0, self.refresh_seconds))
 
     def _refresh(self) -> None:

@@ -53,19 +53,17 @@ class Parts:
         seconds = time.perf_counter() - started
         self.prediction_log.append(data_plane.log_rows(predictions, predicted_at=datetime.now(UTC), latency_ms=seconds * 1000))
         if not route.arms:
-            meters = route.champion.meters
-            meters.predictions.inc(len(predictions))
-            meters.seconds.observe(seconds)
+            route.champion.meters.note(len(predictions), seconds)
         else:
             for served in {id(p.served): p.served for p in predictions}.values():
-                served.meters.predictions.inc(sum(p.served is served for p in predictions))
-                served.meters.seconds.observe(seconds)
+                served.meters.note(sum(p.served is served for p in predictions), seconds)
         if route.shadows:
             data_plane.shadow(route, instances, predictions, self.lookup, self.shadow_log.append)
 
     def state(self) -> dict[str, Any]:
         """For the gauges."""
         return {
+            "meters": [served.meters for route in self.registry.routes.values() for served in route.all],
             "registry": self.registry.polled_at is not None and self.registry.error is None,
             "lookup": self.lookup.state == "ready",
             "models": {name: model.state == "ready" for name, model in self.registry.models.items()},

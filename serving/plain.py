@@ -21,7 +21,7 @@ async def predict(parts: Parts, asked: Asked) -> Answer:
         {
             "prediction_id": p.prediction_id,
             "prediction": p.prediction,
-            "feature_times": data_plane.feature_times(p),
+            "feature_times": data_plane.feature_times(p) if p.feature_times else {},
             "missing": p.missing,
             "model_version": p.served.version,
             "arm": p.served.arm,

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import math
+import os
 import random
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,8 @@ from serving.lookup import FeatureLookup
 from serving.problems import Problem, invalid, unavailable
 from serving.served import Route, Served
 
+NO_TIMES: dict[str, datetime | None] = {}
+NO_TEXTS: list[str] = []
 MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of it
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Prediction:
 
     @property
     def missing(self) -> list[str]:
-        return [name for name, value in self.features.items() if value is None]
+        return [name for name, value in self.features.items() if value is None] if None in self.features.values() else []
 
 
 async def answer(route: Route, lookup: FeatureLookup, instances: Sequence[Instance]) -> list[Prediction]:
@@ -90,27 +92,43 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
     """
     inputs = served.bundle.inputs
     numbers = range(len(instances)) if numbers is None else numbers
-    needy = []
-    for place_, (number, instance) in enumerate(zip(numbers, instances, strict=True)):
-        inputs.check(instance, number)
-        if inputs.needs_look_up(instance):
-            needy.append(place_)
-    if needy:
-        looked_up = await _look_up(served, lookup, instances, needy, numbers)
-        rows = rows_of(inputs, instances, [found.values for found in looked_up])
-        times = [found.times for found in looked_up]
+    numeric: list[Sequence[float] | None] = [inputs.quick(instance) for instance in instances]
+    rows: Sequence[dict[str, Value]]
+    if None not in numeric:  # nothing to look up, nothing to complete
+        rows, times = instances, [NO_TIMES] * len(instances)
+        texts: list[list[str]] = [NO_TEXTS] * len(instances)
     else:
-        rows = [{name: instance[name] for name in inputs.names} for instance in instances]
-        times = [{} for _ in instances]
-    answers = await run(served, [inputs.numbers(row) for row in rows], [inputs.texts(row) for row in rows], numbers)
+        rows, times = await _completed(served, lookup, instances, numbers)
+        numeric = [inputs.numbers(row) for row in rows]
+        texts = [inputs.texts(row) for row in rows]
+    answers = await run(served, numeric, texts, numbers)
     given = inputs.given
     return [
-        Prediction(uuid.uuid4().hex, answer, {name: value for name, value in instance.items() if name in given}, row, found, served)
+        Prediction(
+            os.urandom(16).hex(), answer, instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given},
+            row, found, served,
+        )
         for answer, instance, row, found in zip(answers, instances, rows, times, strict=True)
-    ]
+    ]  # fmt: skip
 
 
-async def run(served: Served, numeric: list[list[float]], texts: list[list[str]], numbers: Sequence[int]) -> list[float]:
+async def _completed(
+    served: Served, lookup: FeatureLookup, instances: Sequence[Instance], numbers: Sequence[int]
+) -> tuple[list[dict[str, Value]], list[dict[str, datetime | None]]]:
+    """Instances checked one by one, with what was looked up for those that need it: every input of the model, and the views' times."""
+    inputs = served.bundle.inputs
+    needy = []
+    for place, (number, instance) in enumerate(zip(numbers, instances, strict=True)):
+        inputs.check(instance, number)
+        if inputs.needs_look_up(instance):
+            needy.append(place)
+    if not needy:
+        return [{name: instance[name] for name in inputs.names} for instance in instances], [NO_TIMES] * len(instances)
+    looked_up = await _look_up(served, lookup, instances, needy, numbers)
+    return rows_of(inputs, instances, [found.values for found in looked_up]), [found.times for found in looked_up]
+
+
+async def run(served: Served, numeric: Sequence[Any], texts: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[float]:
     """The graph's answers, all of them numbers.
 
     Raises:
@@ -123,11 +141,11 @@ async def run(served: Served, numeric: list[list[float]], texts: list[list[str]]
         log.warning("model %s version %s failed: %s", served.name, served.version, " ".join(str(error).split())[:300])
         detail = f"model '{served.name}' version {served.version} fails on these inputs"
         raise invalid("model-failed", "The model does not take these inputs", detail, "instances") from error
-    for place_, value in enumerate(answers):
+    for place, value in enumerate(answers):
         if not math.isfinite(value):
             served.meters.failures.inc(sum(not math.isfinite(answer) for answer in answers))
             detail = f"model '{served.name}' version {served.version} answers {value}"
-            raise invalid("no-number", "The model gives no number", detail, f"instances[{numbers[place_]}]")
+            raise invalid("no-number", "The model gives no number", detail, f"instances[{numbers[place]}]")
     return answers
 
 
@@ -163,21 +181,22 @@ async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions
 
 def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, latency_ms: float) -> list[dict[str, Any]]:
     """The rows of ``prediction_log.schema.json``."""
-    return [
-        {
+    rows = []
+    for p in predictions:
+        features = dumps(p.features)
+        rows.append({
             "prediction_id": p.prediction_id,
-            "project": p.served.bundle.contract.project,
+            "project": p.served.name,
             "model_version": p.served.version,
             "arm": p.served.arm,
             "predicted_at": predicted_at,
-            "key": dumps(p.key),
-            "features": dumps(p.features),
-            "feature_times": dumps(feature_times(p)),
+            "key": features if p.key is p.features else dumps(p.key),
+            "features": features,
+            "feature_times": dumps(feature_times(p)) if p.feature_times else b"{}",
             "prediction": p.prediction,
             "latency_ms": latency_ms,
-        }
-        for p in predictions
-    ]
+        })  # fmt: skip
+    return rows
 
 
 def feature_times(prediction: Prediction) -> dict[str, str | None]:
@@ -194,20 +213,20 @@ async def _look_up(served: Served, lookup: FeatureLookup, instances: Sequence[In
     """What Feast has for each instance, without what the instance gives itself; in one call for those that need it."""
     inputs, contract = served.bundle.inputs, served.bundle.contract
     wanted = inputs.view_features
-    for place_ in needy:
-        inputs.require_keys(instances[place_], numbers[place_])
+    for place in needy:
+        inputs.require_keys(instances[place], numbers[place])
     service = await lookup.find(contract.feature_service)
     _check_service(inputs, service)
-    for place_ in needy:
+    for place in needy:
         for key in service.types:
-            lookup.check_key(service, key, instances[place_][key], f"instances[{numbers[place_]}].{key}")
-    answers = await lookup.fetch(service, [instances[place_] for place_ in needy])
+            lookup.check_key(service, key, instances[place][key], f"instances[{numbers[place]}].{key}")
+    answers = await lookup.fetch(service, [instances[place] for place in needy])
     found = [LookedUp({}, {}) for _ in instances]
     now = time.time()
-    for place_, answered in zip(needy, answers, strict=True):
-        instance = instances[place_]
+    for place, answered in zip(needy, answers, strict=True):
+        instance = instances[place]
         used = {service.view_of[name] for name in wanted if name not in instance}
-        found[place_] = LookedUp(answered.values, {view: moment if view in used else None for view, moment in answered.times.items()})
+        found[place] = LookedUp(answered.values, {view: moment if view in used else None for view, moment in answered.times.items()})
         for view in used:
             moment = answered.times[view]
             if moment is not None:

@@ -81,6 +81,11 @@ class Route:
                 return None if member.breaker.stopped else member
         return None
 
+    @property
+    def all(self) -> tuple[Served, ...]:
+        """Everything that answers, or is asked beside."""
+        return (self.champion, *(member.served for member in self.arms), *(served for _, served in self.shadows))
+
     def version(self, version: str) -> Served | None:
         """The champion or arm of a version number."""
         return next((served for served in (self.champion, *(member.served for member in self.arms)) if served.version == version), None)
