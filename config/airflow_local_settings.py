@@ -1,5 +1,5 @@
-"""Read by every Airflow process as it starts; here the scheduler warms the workers and keeps tasks' logs out of its own, and the triggerer warms itself if
-it watches pods.
+"""Read by every Airflow process as it starts: each hides the settings' secrets in what it logs. The scheduler also warms the workers and keeps tasks' logs
+out of its own, and the triggerer warms itself if it watches pods.
 
 LocalExecutor forks its workers, and these fork the tasks, from the scheduler. A library that is imported here, once, costs a task
 nothing: feast, evidently and great_expectations alone take 4 to 6 s in each fresh process. Third-party libraries only, so that edits to
@@ -7,7 +7,17 @@ our own code are seen by the next task; nothing here may start a thread or open 
 in turn (``include.dag_kit.warm_child``). ``AIRLOOP_PRELOAD=false`` turns the warming off.
 """
 
+import os
 import sys
+
+from airflow._shared.secrets_masker import mask_secret
+from airflow.sdk.log import mask_secret as mask_in_tasks
+
+from include.settings import get_settings, known_secrets
+
+for secret in known_secrets(os.environ):  # tasks are forked from here and inherit it: so in rendered templates too, before a task's own code runs
+    mask_secret(secret)
+    mask_in_tasks(secret)
 
 PRELOADED = (
     "boto3",  # by Airflow itself, in each process, at its first asset (the amazon provider has a say about URIs)
@@ -19,11 +29,8 @@ PODS = ("kubernetes.client", "kubernetes.config", "kubernetes.watch", "kubernete
 
 if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
     import logging
-    import os
     from importlib import import_module
     from importlib.util import find_spec
-
-    from include.settings import get_settings
 
     settings = get_settings()
     if settings.preload and settings.compute == "kubernetes":

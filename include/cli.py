@@ -18,6 +18,10 @@ app = typer.Typer(
 )
 
 
+users = typer.Typer(no_args_is_help=True, help="Airflow's accounts and their roles: viewer, editor, operator, admin (docs/runbooks/access.md).")
+app.add_typer(users, name="users")
+
+
 @app.command()
 def up() -> None:
     """Start what does not run (Airflow, MLflow, serving), wait until each answers, print addresses and login.
@@ -102,6 +106,46 @@ def kubernetes_secrets(
     except SettingsError as error:
         _fail(str(error))
     typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+
+
+@users.command("add")
+def add_user(
+    name: Annotated[str, typer.Argument(help="As the person logs in.")],
+    role: Annotated[Literal["viewer", "editor", "operator", "admin"], typer.Option(help="viewer: reads. editor: also runs. operator: also configures.")],
+    email: Annotated[str | None, typer.Option(help="Default: NAME@localhost.")] = None,
+) -> None:
+    """Make an account, or give the one that is there another role; prints its new password, once."""
+    from include.stack import users as of
+
+    typer.echo(_told(of.UsersError, of.add, _settings(), name, role, email))
+
+
+@users.command("remove")
+def remove_user(name: Annotated[str, typer.Argument(help="As the person logs in.")]) -> None:
+    """Take an account away; whoever is logged in with it is out within half a minute."""
+    from include.stack import users as of
+
+    _told(of.UsersError, of.remove, _settings(), name)
+
+
+@users.command("list")
+def list_users() -> None:
+    """Show every account with its roles."""
+    from include.stack import users as of
+
+    for user in _told(of.UsersError, of.listed, _settings()):
+        typer.echo(f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>")
+
+
+@users.command("sync")
+def sync_users() -> None:
+    """Give the account admin the password of AIRLOOP_AIRFLOW_ADMIN_PASSWORD, and the roles their rights. `airloop migrate` does it too.
+
+    Doing it again changes nothing. A changed password ends the account's sessions.
+    """
+    from include.stack import users as of
+
+    typer.echo(_told(of.UsersError, of.sync, _settings()))
 
 
 @app.command()
@@ -295,6 +339,14 @@ def _or_exit(find, name: str):
         return find(name)
     except ValueError as error:
         _fail(str(error))
+
+
+def _told(error, do, *arguments):
+    """What ``do`` gives, or the error's words and exit status 2."""
+    try:
+        return do(*arguments)
+    except error as fault:
+        _fail(str(fault))
 
 
 def _fail(message: str) -> None:

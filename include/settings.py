@@ -1,14 +1,16 @@
 """Airloop's settings: the only place that reads the environment.
 
 Every field is set by an environment variable of the same name with the prefix ``AIRLOOP_`` (``AIRLOOP_HOME``, ...), or by a file of that name in
-``AIRLOOP_SECRETS_DIR``, or by a line of the settings file: ``.env`` in the repository, or what ``AIRLOOP_ENV_FILE`` names (empty: none). The first
-of these that has a value wins. The defaults are the *embedded* profile: one machine, SQLite and local files, servers on loopback.
+``AIRLOOP_SECRETS_DIR``, or by a secret of AWS Secrets Manager (``AIRLOOP_SECRETS_ID``), or by a line of the settings file: ``.env`` in the repository,
+or what ``AIRLOOP_ENV_FILE`` names (empty: none). The first of these that has a value wins. The defaults are the *embedded* profile: one machine,
+SQLite and local files, servers on loopback.
 """
 
 import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, computed_field, field_validator, model_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, SecretsSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, InitSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLACEHOLDER = "CHANGE_ME"  # what stands in the .env.<profile>.example files where a secret belongs
@@ -28,8 +30,10 @@ NEEDED = {
         "airflow_database_url", "ledger_url", "feast_registry_url", "online_store_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key",
         "airflow_admin_password", "mlflow_username", "mlflow_password", "serving_api_key",
     ),
-    "mlflow": ("mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key"),
-    "serving": ("feast_registry_url", "online_store_url", "mlflow_username", "mlflow_password", "serving_api_key"),
+    "mlflow": (
+        "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_username", "mlflow_password", "mlflow_reader_password",
+    ),
+    "serving": ("feast_registry_url", "online_store_url", "mlflow_reader_password", "serving_api_key"),
 }  # fmt: skip
 Part = Literal["airflow", "mlflow", "serving"]
 
@@ -50,6 +54,11 @@ class Settings(BaseSettings):
         "embedded", description="embedded: one machine, no secrets to choose. compose, kubernetes: real stores, and no start without real secrets."
     )
     secrets_dir: Path | None = Field(None, description="Folder of files, one a secret, named like its variable: Docker's /run/secrets, a Kubernetes volume.")
+    # docs/runbooks/access.md
+    secrets_backend: Literal["files", "aws"] = Field("files", description="Of Airflow's connections and variables: files in secrets_dir, or Secrets Manager.")
+    secrets_prefix: str = Field("airloop", description="They are <prefix>/connections/<id> and <prefix>/variables/<name> in AWS Secrets Manager.")
+    secrets_id: str | None = Field(None, description="Secret of AWS Secrets Manager that holds the settings' own secrets, as a JSON object of variables.")
+    secrets_profile: str | None = Field(None, description="Profile of the AWS credentials file for Secrets Manager; none: as this process may otherwise.")
 
     home: Path = Field(REPOSITORY / "data", description="Where this machine keeps state: databases, logs, process ids.")
     data_root: str | None = Field(None, description="Root of the projects' data: a path, or s3://bucket/prefix; default: <home>/store.")
@@ -75,7 +84,8 @@ class Settings(BaseSettings):
     airflow_api_secret_key: SecretStr | None = Field(None, description="Signs the API server's cookies; the same for all its copies; embedded: made.")
     mlflow_username: str | None = Field(None, description="As whom tasks and serving log in to MLflow; none: it asks nobody.")
     mlflow_password: SecretStr | None = Field(None, description="... and with which password.")
-    mlflow_admin_password: SecretStr | None = Field(None, description="Password of MLflow's user admin, who makes the others; for MLflow's server alone.")
+    mlflow_reader_password: SecretStr | None = Field(None, description="Password of MLflow's user reader, as whom serving logs in; none: as mlflow_username.")
+    mlflow_admin_password: SecretStr | None = Field(None, description="Password of MLflow's user admin; with it MLflow asks everybody who he is.")
     mlflow_flask_secret_key: SecretStr | None = Field(None, description="Signs MLflow's own cookies and forms; for MLflow's server alone.")
     serving_api_key: SecretStr | None = Field(None, description="With which the house's own tasks call serving; none: it asks nobody.")
 
@@ -95,6 +105,7 @@ class Settings(BaseSettings):
     # Data on an object store; see docs/runbooks/storage.md.
     storage_connection: str | None = Field(None, description="Airflow connection (amazon provider) of the object store; none: the variables AWS_* as they are.")
     storage_secret: str | None = Field(None, description="Kubernetes secret whose keys are the variables AWS_*, for pods.")
+    mlflow_secret: str | None = Field(None, description="Kubernetes secret with MLFLOW_TRACKING_USERNAME and _PASSWORD for pods; none: storage_secret.")
     storage_service_account: str | None = Field(None, description="Service account whose projected token gives pods access, instead of a secret.")
     storage_role: str | None = Field(None, description="Role (ARN) that the service account's token is exchanged for.")
     remote_logs: str | None = Field(None, description="Where Airflow keeps the tasks' logs too: s3://bucket/prefix, through storage_connection.")
@@ -122,12 +133,14 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
-        """The environment, then files of secrets, then the settings file."""
+        """The environment, then files of secrets, then AWS Secrets Manager, then the settings file."""
         file = DotEnvSettingsSource(settings_cls, env_file=settings_file())
-        folder = env_settings().get("secrets_dir") or file().get("secrets_dir")
+        said = file() | env_settings()
+        folder = said.get("secrets_dir")
         if folder and not Path(folder).is_dir():
             raise SettingsError(f"AIRLOOP_SECRETS_DIR is '{folder}', which is no folder")
-        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder), file
+        kept_away = InitSettingsSource(settings_cls, _from_secrets_manager(said.get("secrets_id"), said.get("secrets_profile")))
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder), kept_away, file
 
     @field_validator("data_root", "remote_logs")
     @classmethod
@@ -150,6 +163,15 @@ class Settings(BaseSettings):
     def _one_way_in(self):
         if self.storage_secret and self.storage_service_account:
             raise ValueError("AIRLOOP_STORAGE_SECRET and AIRLOOP_STORAGE_SERVICE_ACCOUNT are both set: pods get at the object store in one way, take one away")
+        needed = ["mlflow_username", "mlflow_password", *(["mlflow_flask_secret_key"] if self.mlflow_admin_password else [])]
+        lacks = [f"AIRLOOP_{name.upper()}" for name in needed if not getattr(self, name)]
+        asks = self.mlflow_username or self.mlflow_password or self.mlflow_admin_password
+        if self.profile == "embedded" and asks and lacks:  # elsewhere: see require
+            raise ValueError(f"MLflow is to ask who one is (AIRLOOP_MLFLOW_ADMIN_PASSWORD, _USERNAME or _PASSWORD is set), and {', '.join(lacks)} is missing")
+        if self.mlflow_username and self.mlflow_username.lower() in ("admin", "reader"):
+            raise ValueError(f"AIRLOOP_MLFLOW_USERNAME is '{self.mlflow_username}', an account of its own in MLflow; take another name, airloop say")
+        if self.compute == "kubernetes" and self.mlflow_password and not (self.mlflow_secret or self.storage_secret):
+            raise ValueError("AIRLOOP_COMPUTE is kubernetes and MLflow asks who one is: AIRLOOP_MLFLOW_SECRET must name a Kubernetes secret for pods")
         if self.remote_logs and not self.storage_connection:
             raise ValueError("AIRLOOP_REMOTE_LOGS needs AIRLOOP_STORAGE_CONNECTION: Airflow gets at its logs through a connection only")
         return self
@@ -249,7 +271,8 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The environment variables from which another process reads these same settings; secrets that are files stay files."""
         values = {name: _plain(getattr(self, name)) for name in type(self).model_fields if not self._is_in_a_file(name)}
-        # It has all of them, so it reads no settings file of its own.
+        # It has all of them, so it reads no settings file of its own, and asks nobody for secrets.
+        values.pop("secrets_id")
         return {f"AIRLOOP_{name.upper()}": str(value) for name, value in values.items() if value is not None} | {"AIRLOOP_ENV_FILE": ""}
 
     def _is_in_a_file(self, name: str) -> bool:
@@ -303,6 +326,29 @@ def secret_fields() -> tuple[str, ...]:
     return tuple(name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", (field.annotation,)))
 
 
+# Of other programs, by which our processes reach what the settings name.
+CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+
+
+def known_secrets(environment: Mapping[str, str]) -> list[str]:
+    """All that must not show in what this process writes: the settings' secrets, the passwords in their URLs, and what ``environment`` has for others."""
+    settings = get_settings()
+    found = [value.get_secret_value() for name in secret_fields() if (value := getattr(settings, name))]
+    found += [environment[name] for name in CREDENTIALS if environment.get(name)]
+    # In whatever variable a URL with a password stands: Airflow's own databases and brokers, connections, whatever a site has added.
+    for password in [password for value in (*found, *environment.values()) if (password := _password_in(value))]:
+        found += [password, unquote(password)]  # in a URL it is written with escapes, and a library may tell it without
+    return list(dict.fromkeys(found))
+
+
+def _password_in(value: str) -> str | None:
+    """Of a URL, or of an Airflow connection as JSON."""
+    try:
+        return json.loads(value).get("password") if value.startswith("{") else urlsplit(value).password if "://" in value else None
+    except (ValueError, AttributeError):  # no JSON, no such URL, or no text for a password
+        return None
+
+
 def settings_file() -> Path | None:
     """The settings file, if there is one.
 
@@ -337,6 +383,25 @@ def hand_on_standard_variables() -> None:
 def _driver(url: str) -> str:
     """psycopg 3, as Feast wants it; it would warn about the bare word."""
     return re.sub("^postgres(ql)?://", "postgresql+psycopg://", url)
+
+
+def _from_secrets_manager(secret_id: str | None, profile: str | None) -> dict[str, str]:
+    """The settings that a secret of AWS Secrets Manager holds.
+
+    Raises:
+        SettingsError: it cannot be read, or holds something that is no setting.
+    """
+    if not secret_id:
+        return {}
+    from include.secrets_manager import SecretsManagerError, read
+
+    try:
+        found = {name.lower().removeprefix("airloop_"): value for name, value in read(secret_id, profile).items() if value}
+    except SecretsManagerError as error:
+        raise SettingsError(f"AIRLOOP_SECRETS_ID is '{secret_id}': {error}") from None
+    if unknown := sorted(found.keys() - Settings.model_fields.keys()):
+        raise SettingsError(f"AIRLOOP_SECRETS_ID is '{secret_id}', and there is no setting AIRLOOP_{unknown[0].upper()}, which it holds; correct its name")
+    return found
 
 
 def _plain(value):

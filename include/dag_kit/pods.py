@@ -98,6 +98,8 @@ class StepPod(KubernetesPodOperator):
             **kwargs,
         )
         self.storage, self.priority_class = pod_storage(settings), settings.priority_class(step.compute)
+        if settings.mlflow_secret:
+            self.storage["env_from"] = [*self.storage["env_from"], {"secretRef": {"name": settings.mlflow_secret}}]
         self.step, self.compute_class = step, resources  # `resources` is a property of Airflow's own
 
     # --- before: the step's pod, found or made ---------------------------------------------------------------------------------------------------

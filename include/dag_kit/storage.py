@@ -55,6 +55,8 @@ def connection_variables(connection: str) -> dict[str, str]:
     try:
         found = Connection.get(connection)
     except AirflowNotFoundException as error:
+        if (fault := _of_backend()) is not None:
+            raise NoSuchConnection(f"the Airflow connection '{connection}' (AIRLOOP_STORAGE_CONNECTION) is not to be had: {fault}") from error
         raise NoSuchConnection(f"there is no such Airflow connection. {todo} (docs/runbooks/storage.md)") from error
     if found.conn_type != "aws":
         raise NoSuchConnection(f"the Airflow connection is of type '{found.conn_type}', not 'aws'. {todo} (docs/runbooks/storage.md)")
@@ -76,6 +78,16 @@ def connection_variables(connection: str) -> dict[str, str]:
         if variables[name]:
             mask_secret(variables[name])  # should a library ever log its environment
     return {name: value for name, value in variables.items() if value}
+
+
+def _of_backend() -> str | None:
+    """Why the secrets backend does not answer, if it does not: Airflow's own word on that is in a log that the task's reader does not see."""
+    settings = get_settings()
+    if settings.secrets_backend != "aws":
+        return None
+    from include.secrets_manager import fault
+
+    return fault(settings.secrets_profile)
 
 
 def pod_storage(settings: Settings) -> dict[str, Any]:

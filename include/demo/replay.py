@@ -18,6 +18,7 @@ from include import ledger
 from include.data import layout, tables
 from include.features.known import KnownTables
 from include.projects.base import Project
+from include.rollout.served import credentials
 from include.settings import get_settings
 from include.stack.api import AirflowApi
 
@@ -207,7 +208,8 @@ class Replay:
             return []
         self.watcher.stage("ask serving")
         instances = json.loads(due[[*project.entities, *project.request_features]].to_json(orient="records"))
-        answer = httpx.post(f"{get_settings().serving_url}/models/{project.name}/predict", json={"instances": instances}, timeout=30, trust_env=False)
+        address = f"{get_settings().serving_url}/models/{project.name}/predict"
+        answer = httpx.post(address, json={"instances": instances}, headers=credentials(), timeout=30, trust_env=False)
         if answer.is_error:
             raise ReplayFailed(f"serving answered {answer.status_code}: {answer.text[:300]}")
         body = answer.json()

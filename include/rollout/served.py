@@ -8,7 +8,10 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from include.settings import get_settings
+
 POLL_S = 0.5
+KEY_HINT = "(AIRLOOP_SERVING_API_KEY is the house's own key; serving knows its hash from the file SERVING_KEYS_FILE: docs/runbooks/access.md)"
 
 
 class NotServed(RuntimeError):
@@ -39,13 +42,20 @@ def wait_until_served(serving_url: str, name: str, version: str, *, timeout_s: f
         time.sleep(POLL_S)
 
 
+def credentials() -> dict[str, str]:
+    """The headers with which the house calls serving: its key, where the settings have one."""
+    key = get_settings().serving_api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+
 def ask(serving_url: str, name: str) -> dict[str, Any]:
     """``GET /models/<name>``; a service that does not answer, or an answer that is no JSON object, is said in ``unreachable``."""
     try:
-        with urllib.request.urlopen(f"{serving_url}/models/{name}", timeout=5) as response:
+        with urllib.request.urlopen(urllib.request.Request(f"{serving_url}/models/{name}", headers=credentials()), timeout=5) as response:
             said = json.load(response)
     except urllib.error.HTTPError as error:
-        return {"unreachable": f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"}
+        hint = f" {KEY_HINT}" if error.code in (401, 403) else ""
+        return {"unreachable": f"HTTP {error.code}: {error.read(300).decode(errors='replace')}{hint}"}
     except (OSError, ValueError) as error:
         return {"unreachable": str(error)}
     return said if isinstance(said, dict) else {"unreachable": f"not an object: {str(said)[:200]}"}

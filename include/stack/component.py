@@ -9,9 +9,11 @@ It becomes that part's process, with the environment that `airloop up` gives it 
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 
 from include.settings import Settings, SettingsError, get_settings
 from include.stack.environment import airflow_environment, mlflow_environment
+from include.stack.migrations import MigrationError, migrate, of_mlflow
 from include.stack.processes import Command
 from include.stack.services import mlflow_server
 
@@ -44,6 +46,16 @@ def command(settings: Settings, part: str, given: Mapping[str, str]) -> Command:
     return Command(part, arguments, airflow_environment(settings) | _options(given, "AIRFLOW__"))
 
 
+def prepare(settings: Settings, part: str) -> None:
+    """What a part does before it starts: MLflow's its own migration, since nobody else has its database's password, and those of its users.
+
+    Raises:
+        MigrationError: the database cannot be brought up.
+    """
+    if part == "mlflow":
+        migrate(settings, partial(print, flush=True), of_mlflow)
+
+
 def _options(given: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name: value for name, value in given.items() if name.startswith(prefix) and value}
 
@@ -54,7 +66,8 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"usage: python -m include.stack.component {{{','.join(PARTS)}}}")
     try:
         found = command(get_settings(), arguments[0], os.environ)
-    except (ValueError, SettingsError) as error:
+        prepare(get_settings(), arguments[0])
+    except (ValueError, SettingsError, MigrationError) as error:
         raise SystemExit(f"{arguments[0]}: {error}") from None
     os.execve(found.arguments[0], found.arguments, found.environment)
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 from include.data import storage
 from include.settings import REPOSITORY, Settings, secret_fields
+from include.stack import access, mlflow_users
 
 ADMIN = "admin"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-# Of MLflow's server and of `airloop databases`: no process of Airflow, and so no task, is told.
-NOT_AIRFLOWS = ("mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "database_admin_url", "feast_reader_url")
+# Of MLflow's server, serving, `airloop databases|migrate|users`, or told to Airflow in its own words: no process of Airflow, and so no task, is told.
+NOT_AIRFLOWS = (
+    "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_reader_url",
+    "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
+)  # fmt: skip
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
@@ -33,6 +37,9 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         **base,
         **storage_connection(settings),
         **remote_logging(settings),
+        **access.auth_manager(settings),
+        **access.secrets_backend(settings),
+        **access.mlflow_credentials(settings),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_folder),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
@@ -42,8 +49,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(settings.parallelism),  # LocalExecutor forks that many workers at once; the default is 32
         "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords_file(settings)),
+        **_simple_auth_manager(settings),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
         "AIRFLOW__API__HOST": settings.host,
         "AIRFLOW__API__PORT": str(settings.airflow_port),
@@ -103,7 +109,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
     }
     if storage.is_object_store(settings.store):
         storage.complete(environment)
-    return environment
+    return environment | mlflow_users.configuration(settings)
 
 
 def serving_environment(settings: Settings) -> dict[str, str]:
@@ -115,6 +121,8 @@ def serving_environment(settings: Settings) -> dict[str, str]:
     return environment | {
         **settings.feast_environment,
         "AIRLOOP_FEAST_REGISTRY": settings.feast_registry_to_read,
+        **access.mlflow_credentials(settings, reads_only=True),
+        **access.serving_keys(settings),
         "SERVING_MODELS": "",  # every registered model that has a champion
         "SERVING_MLFLOW_URI": settings.mlflow_url,
         "SERVING_FEATURE_REPO": str(REPOSITORY / "serving"),  # its own feature_store.yaml
@@ -163,6 +171,24 @@ def admin_password(settings: Settings) -> str:
     return json.loads(file.read_text())[ADMIN]
 
 
+def _simple_auth_manager(settings: Settings) -> dict[str, str]:
+    if settings.users != "simple":
+        return {}
+    return {
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_simple_passwords(settings)),
+    }
+
+
+def _simple_passwords(settings: Settings) -> Path:
+    """The file in which SimpleAuthManager finds the admin's password, as the settings say it or as it was made here."""
+    file, password = _passwords_file(settings), admin_password(settings)
+    if not file.exists() or json.loads(file.read_text()).get(ADMIN) != password:
+        file.unlink(missing_ok=True)
+        _write_private(file, json.dumps({ADMIN: password}))
+    return file
+
+
 def _passwords_file(settings: Settings) -> Path:
     return settings.home / "airflow" / "simple_auth_manager_passwords.json.generated"
 
@@ -178,7 +204,6 @@ def airflow_keys(settings: Settings) -> dict[str, str]:
 
 
 def _made_keys(settings: Settings) -> dict[str, str]:
-    admin_password(settings)
     file = settings.home / "airflow" / "secrets.json"
     if not file.exists():
         fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from include.settings import NEEDED, Settings, SettingsError, secret_fields
+from include.stack.access import mlflow_credentials
 from include.stack.environment import remote_logging, storage_connection
 
 # Of one machine, or the chart's to say; and what Airflow itself is given under the names that its chart wants.
@@ -18,6 +19,7 @@ OF_THE_CHART = {
 }  # fmt: skip
 STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION")
+MLFLOWS = tuple(name for name in NEEDED["mlflow"] if name != "mlflow_username")  # which is the chart's to say
 HOUSE_KEY = "airloop"  # the name of the house's own key in serving's file of keys
 
 
@@ -45,14 +47,20 @@ def secrets(
     settings.require()
     if settings.mlflow_uri is None or settings.serving_uri is None:
         raise SettingsError("AIRLOOP_MLFLOW_URI and AIRLOOP_SERVING_URI are not both set: the names by which Airflow's pods reach them")
-    login = {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username or "", "MLFLOW_TRACKING_PASSWORD": _plain(settings, "mlflow_password")}
+    login = mlflow_credentials(settings)
     found = [
         _secret("airloop-airflow", airflow_namespace, dict(_of_airflow(settings, environment)) | login),
         _secret("airloop-airflow-keys", airflow_namespace, {key: _plain(settings, field) for key, field in OF_THE_CHART.items()}),
-        _secret("airloop-mlflow", namespace, _variables(settings, (*NEEDED["mlflow"], "mlflow_password")) | _store("MLFLOW", environment)),
-        _secret("airloop-serving", namespace, login | _of_serving(settings) | _store("SERVING", environment)),
+        _secret(
+            "airloop-mlflow",
+            namespace,
+            _variables(settings, MLFLOWS) | _store("MLFLOW", environment),
+        ),
+        _secret("airloop-serving", namespace, mlflow_credentials(settings, reads_only=True) | _of_serving(settings) | _store("SERVING", environment)),
         _secret("airloop-serving-keys", namespace, {"keys.json": _keys(settings, keys_file)}),
     ]
+    if settings.mlflow_secret:  # of pods that have no storage_secret, say: a service account gives them the store
+        found.append(_secret(settings.mlflow_secret, settings.kubernetes_namespace, login))
     if settings.storage_secret:
         place = {name: environment[name] for name in PLACE if environment.get(name)}
         found.append(_secret(settings.storage_secret, settings.kubernetes_namespace, place | _store("TRAINING", environment) | login))

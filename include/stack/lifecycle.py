@@ -14,6 +14,7 @@ import httpx
 
 from include.data import storage
 from include.settings import REPOSITORY, Settings
+from include.stack import mlflow_users
 from include.stack.migrations import MigrationError, pending
 from include.stack.pod_settings import pods_cannot
 from include.stack.pools import PoolsError, pools_of_settings, set_pools
@@ -67,6 +68,8 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
             raise StackError(str(error)) from None
         if settings.compute == "kubernetes" and (wrong := pods_cannot(settings, settings.mlflow_url)):
             raise StackError(wrong)
+        if settings.users == "fab" and settings.airflow_admin_password is None:
+            raise StackError("AIRLOOP_AUTH_MANAGER is fab, and AIRLOOP_AIRFLOW_ADMIN_PASSWORD is not set: nobody could log in")
         wanted = services(settings)
         records = book.records()
         dead = [record for record in records.values() if record.process() is None or record.name == MIGRATE]
@@ -111,15 +114,16 @@ def _start(settings: Settings, book: ProcessBook, missing: list[Service], starte
     migrating: Record | None = None
     if any(service.needs_migration for service in missing) and not _migrated(settings):
         progress(MIGRATE, "starting")
-        migrating = book.start(migration(settings) if _on_files(settings) else whole_migration(settings))
+        migrating = book.start(migration(settings) if _is_plain(settings) else whole_migration(settings))
         started.append(migrating)
     while waiting or pending:
         if migrating and (exit_status := book.exit_status(migrating)) is not None:
             if exit_status != 0:
                 raise StackError(f"the databases could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
             book.stop([migrating])
-            if _on_files(settings):
+            if settings.airflow_database_url is None:
                 _let_readers_be(settings.home / "airflow" / "airflow.db")
+            if _is_plain(settings):
                 (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
             progress(MIGRATE, "done")
             migrating = None
@@ -164,13 +168,14 @@ def _let_readers_be(database: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _on_files(settings: Settings) -> bool:
-    """Whether no store is a server's: then each makes its own file as it needs it, but for Airflow's."""
-    return all(url.startswith("sqlite") for url in (settings.airflow_database, settings.mlflow_database, settings.feast_registry, settings.ledger))
+def _is_plain(settings: Settings) -> bool:
+    """Whether no store is a server's: then each makes its own file as it needs it, but for Airflow's; and nobody has accounts to be made."""
+    urls = (settings.airflow_database, settings.mlflow_database, settings.feast_registry, settings.ledger)
+    return all(url.startswith("sqlite") for url in urls) and settings.users == "simple" and not mlflow_users.users(settings)
 
 
 def _migrated(settings: Settings) -> bool:
-    if not _on_files(settings):
+    if not _is_plain(settings):
         try:
             return not pending(settings)
         except MigrationError as error:

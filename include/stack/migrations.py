@@ -17,13 +17,16 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from include.settings import REPOSITORY, Settings
+from include.stack import mlflow_users, users
 
 LOCK = 0x616972_6C6F6F70  # the key of Postgres's advisory lock: "airloop"
+AS_SET = "as the settings say"  # what accounts are, whose passwords follow their secrets
 OURS = "airloop_schema"  # the version table of what has none of its own
 
 
@@ -52,14 +55,17 @@ class Migration:
     run: Callable[[], None]
 
 
-def migrate(settings: Settings, say: Callable[[str], None] = lambda line: None) -> list[str]:
+def migrate(settings: Settings, say: Callable[[str], None] = lambda line: None, which: Callable[[Settings], list["Migration"]] | None = None) -> list[str]:
     """Bring every store up; gives the names of the migrations that this very process ran, none if there was nothing to do.
+
+    Args:
+        which: gives the migrations; default: all of them.
 
     Raises:
         MigrationError: a database is away, or a migration failed; nothing that was done before is undone, and it can be run again.
     """
     ran = []
-    for migration in migrations(settings):
+    for migration in (which or migrations)(settings):
         if _is_done(migration):
             say(f"{migration.name}: at {migration.wanted}")
             continue
@@ -97,9 +103,9 @@ def migrations(settings: Settings) -> list[Migration]:
         if settings.users == "fab":
             head = _head("airflow", "providers/fab/migrations/versions")
             found.append(Migration("airflow's users", *of_airflow, _from_table("alembic_version_fab"), head, run))
-    if _installed("mlflow") and (settings.mlflow_uri is None or settings.mlflow_database_url is not None):  # else its server is somebody else's
-        url, head = settings.mlflow_database, _head("mlflow", "store/db_migrations/versions")
-        found.append(Migration("mlflow", "AIRLOOP_MLFLOW_DATABASE_URL", url, _from_table("alembic_version"), head, partial(_mlflow, url)))
+            if settings.airflow_admin_password is not None:  # else this process may make tables, and somebody else makes the account
+                found.append(Migration("airflow's admin", *of_airflow, _if(users.in_order, settings), AS_SET, partial(_users, settings)))
+    found += of_mlflow(settings)
     for name, package, setting, place, make in (
         ("feast", "feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, _feast),
         ("studies", "optuna", "AIRLOOP_STUDIES_URL", settings.studies, _studies),
@@ -107,6 +113,18 @@ def migrations(settings: Settings) -> list[Migration]:
         if _installed(package):
             wanted = f"{package} {version(package)}"
             found.append(Migration(name, setting, place, _from_ours(name), wanted, partial(make, place, wanted)))
+    return found
+
+
+def of_mlflow(settings: Settings) -> list[Migration]:
+    """MLflow's own: also where nothing but its server is (``include.stack.component``)."""
+    if not _installed("mlflow") or not (settings.mlflow_uri is None or settings.mlflow_database_url is not None):  # else its server is somebody else's
+        return []
+    url, head = settings.mlflow_database, _head("mlflow", "store/db_migrations/versions")
+    found = [Migration("mlflow", "AIRLOOP_MLFLOW_DATABASE_URL", url, _from_table("alembic_version"), head, partial(_mlflow, url))]
+    if accounts := mlflow_users.users(settings):
+        theirs, bring_up = _if(mlflow_users.in_order, accounts), partial(mlflow_users.make, url, accounts)
+        found.append(Migration("mlflow's users", "AIRLOOP_MLFLOW_DATABASE_URL", url, theirs, AS_SET, bring_up))
     return found
 
 
@@ -139,6 +157,10 @@ def _from_ours(component: str) -> Callable[[Engine], str | None]:
             return connection.execute(text(f"SELECT version FROM {OURS} WHERE component = :component"), {"component": component}).scalar()
 
     return found
+
+
+def _if(in_order: Callable[[Engine, Any], bool], what: Any) -> Callable[[Engine], str | None]:
+    return lambda engine: AS_SET if in_order(engine, what) else None
 
 
 def _head(package: str, folder: str) -> str:
@@ -211,6 +233,13 @@ def _airflow(settings: Settings) -> None:
     done = subprocess.run(command.arguments, env=command.environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MigrationError(f"airflow: `airflow db migrate` ended with {done.returncode}:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+
+
+def _users(settings: Settings) -> None:
+    try:
+        users.sync(settings)
+    except users.UsersError as error:
+        raise MigrationError(f"airflow's admin: {error}") from None
 
 
 def _mlflow(url: str) -> None:

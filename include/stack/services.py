@@ -10,6 +10,7 @@ import httpx
 
 from include.data import storage
 from include.settings import Settings
+from include.stack import mlflow_users
 from include.stack.environment import airflow_environment, base_environment, mlflow_environment, serving_environment
 from include.stack.processes import Command, Record
 
@@ -73,7 +74,7 @@ def _mlflow(settings: Settings) -> Service:
         address=settings.mlflow_url,
         port=settings.mlflow_port,
         port_setting="AIRLOOP_MLFLOW_PORT",
-        needs_migration=settings.mlflow_database_url is not None,  # a SQLite file it makes by itself
+        needs_migration=settings.mlflow_database_url is not None or bool(mlflow_users.users(settings)),  # a SQLite file without users it makes by itself
     )
 
 
@@ -109,7 +110,8 @@ def mlflow_server(settings: Settings) -> list[str]:
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
     # The server passes artifacts through: who logs or loads a model needs no credentials of the store. No project's name begins with a _.
     artifacts = f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(home / "artifacts")
-    return [*arguments, "--serve-artifacts", "--artifacts-destination", artifacts]
+    asks = ["--app-name", mlflow_users.APP] if mlflow_users.users(settings) else []
+    return [*arguments, *asks, "--serve-artifacts", "--artifacts-destination", artifacts]
 
 
 @cache

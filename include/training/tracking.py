@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_TRACKING_URI
+from mlflow.environment_variables import (
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+    MLFLOW_TRACKING_PASSWORD,
+    MLFLOW_TRACKING_URI,
+    MLFLOW_TRACKING_USERNAME,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
@@ -23,8 +28,16 @@ from include.training.bundle import FILES, Bundle
 
 
 def tracking_uri() -> str:
-    """MLflow's server: MLflow's own variable MLFLOW_TRACKING_URI where it is set, else the one of the settings."""
-    return MLFLOW_TRACKING_URI.get() or get_settings().mlflow_url
+    """MLflow's server: MLflow's own variable MLFLOW_TRACKING_URI where it is set, else the one of the settings.
+
+    For the settings' server this process also gets the settings' credentials, where it has none of its own: MLflow's clients read them in its environment.
+    """
+    settings = get_settings()
+    uri = MLFLOW_TRACKING_URI.get() or settings.mlflow_url
+    if uri.rstrip("/") == settings.mlflow_url and settings.mlflow_username and settings.mlflow_password and not MLFLOW_TRACKING_USERNAME.is_set():
+        MLFLOW_TRACKING_USERNAME.set(settings.mlflow_username)
+        MLFLOW_TRACKING_PASSWORD.set(settings.mlflow_password.get_secret_value())
+    return uri
 
 
 def tracking_client() -> MlflowClient:
