@@ -16,6 +16,7 @@ import threading
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from urllib.parse import quote
 
 import httpx
@@ -26,16 +27,19 @@ from include.data import layout, storage, tables
 from include.demo.replay import Replay, Step
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings
+from include.stack.access import mlflow_credentials
 from include.stack.api import AirflowApi
 from include.training.tracking import tracking_client
 from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
 from tests.integration.s3.conftest import ACCESS_KEY, SECRET_KEY, forget
+from tests.loop.leaks import accounts, error_answers, nothing_leaked, secrets_of
 
 FLIGHTS = get_project("flights")
 # Of four weeks no candidate beats the baseline: the gate would refuse, and nothing would be deployed, scored or served.
 BEGIN, FIRST, SECOND = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
 STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
 PROBE = '''
+from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task
 
 from include.dag_kit.defaults import default_args
@@ -44,28 +48,42 @@ from include.projects import get_project
 
 @dag(dag_id="flights__probe", schedule=None, default_args=default_args(get_project("flights")) | {"retries": 0}, doc_md="test")
 def probe():
-    @task
+    @task(trigger_rule="all_done")
     def tell() -> list:
         """What a careless task does: prints and logs all that it has."""
         import logging
         import os
 
         print("printed", dict(os.environ))
-        logging.getLogger(__name__).warning("logged %s", os.environ["AWS_SECRET_ACCESS_KEY"])
-        return sorted(name for name in os.environ if name.startswith("AWS_"))
+        for name, value in os.environ.items():
+            logging.getLogger(__name__).warning("logged %s %s", name, value)
+        return sorted(os.environ)
+
+    @task
+    def fail():
+        """An error that tells what it was tried with, as some libraries' do."""
+        import os
+
+        from include.settings import get_settings, secret_fields
+
+        has = {name: value.get_secret_value() for name in secret_fields() if (value := getattr(get_settings(), name))}
+        raise ConnectionError(f"cannot log in with {has} and {dict(os.environ)}")
 
     @task
     def mapped(number: int) -> str:
         import os
 
-        return os.environ["AWS_ACCESS_KEY_ID"]
+        return os.environ.get("AWS_ACCESS_KEY_ID", "none")
 
-    tell()
+    render = BashOperator(task_id="render", bash_command="echo {{ conn.probe.password }} {{ conn.probe.get_uri() }} $MLFLOW_TRACKING_PASSWORD")
+    [fail(), render] >> tell()
     mapped.expand(number=[1, 2])
 
 
 probe()
 '''
+
+PROBES = f"of-the-probe-{token_hex(16)}"  # a connection's password, as somebody's own DAG has one
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 ENDED: dict[str, dict] = {}  # store -> how the loop ended there
@@ -88,13 +106,14 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
     if request.param == "s3":
         bucket = s3.make_bucket()
         settings = settings.model_copy(
-            update={"data_root": f"s3://{bucket}/data", "storage_connection": "airloop_store", "remote_logs": f"s3://{bucket}/task-logs"}
+            update={"data_root": f"s3://{bucket}/data", "storage_connection": "airloop_store", "remote_logs": f"s3://{bucket}/task-logs", **accounts()}
         )
         given = s3.variables
         if some_cluster:
-            settings = settings.model_copy(update=on_pods(some_cluster, given, tmp_path))
+            settings = settings.model_copy(update=on_pods(some_cluster, given | mlflow_credentials(settings), tmp_path))
             monkeypatch.setenv("KUBECONFIG", str(some_cluster.kubeconfig))
-    for name, value in {**settings.environment(), **given, "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+    probe = {"AIRFLOW_CONN_PROBE": f"http://somebody:{PROBES}@example.org"}
+    for name, value in {**settings.environment(), **given, **probe, "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
         monkeypatch.setenv(name, value)
     forget_all()
 
@@ -114,7 +133,7 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
 
 
 def on_pods(cluster: Cluster, credentials: dict[str, str], folder: Path) -> dict:
-    """The settings by which training steps are pods that reach MLflow and S3 on this machine, with a secret of that cluster."""
+    """The settings by which training steps are pods that reach MLflow and S3 on this machine; their credentials are a secret of that cluster."""
     secret = {"metadata": {"name": "airloop-storage"}, "stringData": credentials}
     cluster.api.create_namespaced_secret(cluster.namespace, secret)
     template = folder / "pod.json"
@@ -133,6 +152,8 @@ def free_port() -> int:
 
 def forget_all():
     forget()
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):  # the house's client put them there, for this stack's server
+        os.environ.pop(name, None)
     if (store := sys.modules.get("include.features.store")) is not None:
         store.feature_store.cache_clear()
 
@@ -155,7 +176,7 @@ def test_the_loop_closes(stack, s3, some_cluster):
         assert all(ended == ["succeeded"] for ended in pods.values()), pods
     if kind == "s3":
         on_s3(settings, api)
-        nothing_leaked(settings, api, s3)
+    nothing_is_told(kind, settings, api, s3)
 
 
 @contextmanager
@@ -231,33 +252,42 @@ def on_s3(settings: Settings, api: AirflowApi) -> None:
     assert "s3://" in text and "missing_column" in text, text[:2000]
 
 
-def nothing_leaked(settings: Settings, api: AirflowApi, s3) -> None:
-    """The secret is in no log, no database (so in no XCom, no rendered template, no MLflow run), no file of the store, and on no command line."""
+def nothing_is_told(kind: str, settings: Settings, api: AirflowApi, s3) -> None:
+    """After a task that says all that it knows, and asking for what there is not: no secret is in a log, a rendered template, an XCom or a DAG's params, in
+    MLflow, in serving's prediction log, in what any server answers, or on a command line."""
     run_id = api.trigger("flights__probe")
-    assert api.wait("flights__probe", run_id, timeout=120) == "success"
-    told = api.call("GET", f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances/tell/xcomEntries/return_value")["value"]
-    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP", "AWS_CONDITIONAL_PUT"} <= set(
-        json.loads(json.dumps(told))
-    )
-    mapped = api.call("GET", f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances/mapped/xcomEntries/return_value", params={"map_index": 1})["value"]
+    assert api.wait("flights__probe", run_id, timeout=600) == "success"
+    of_task = f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances"
+    told = api.call("GET", f"{of_task}/tell/xcomEntries/return_value")["value"]
+    secrets = secrets_of(settings, connection=PROBES)
+    rendered = api.call("GET", f"{of_task}/render")["rendered_fields"]["bash_command"]
+    assert rendered.startswith("echo ***"), rendered
+    texts = error_answers(settings, api, "flights")
+    if kind == "files":
+        nothing_leaked(settings, secrets, [settings.home], texts)
+        return
+    handed = {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ENDPOINT_URL",
+        "AWS_REGION",
+        "AWS_ALLOW_HTTP",
+        "AWS_CONDITIONAL_PUT",
+        "MLFLOW_TRACKING_PASSWORD",
+    }
+    others = {f"AIRLOOP_{name}" for name in ("AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_FERNET_KEY", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_READER_PASSWORD")}
+    assert handed <= set(told) and not others & set(told)  # a task has what it needs, and nothing of what others need
+    mapped = api.call("GET", f"{of_task}/mapped/xcomEntries/return_value", params={"map_index": 1})["value"]
     assert mapped == ACCESS_KEY
 
     everything, logs = [settings.home, s3.folder], s3.folder / storage.path(settings.remote_logs).path
     until(lambda: holding("printed", logs), 60, "the log of a task that has ended, which is uploaded after that")
     assert holding(ACCESS_KEY, *everything), "this way of looking finds nothing"  # it is no secret, and stands in the XCom above
-    assert holding(SECRET_KEY, *everything) == []
-    assert [process for process in Path("/proc").glob("[0-9]*") if SECRET_KEY.encode() in _read(process / "cmdline")] == []
+    nothing_leaked(settings, secrets | {"of the store": SECRET_KEY}, everything, texts)
 
 
 def holding(text: str, *folders: Path) -> list[str]:
-    return [str(file) for folder in folders for file in folder.rglob("*") if file.is_file() and text.encode() in _read(file)]
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
+    return [str(file) for folder in folders for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
 
 
 def test_it_ends_on_s3_as_on_files():
