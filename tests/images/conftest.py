@@ -37,6 +37,11 @@ def serving_image(engine):
 
 
 @pytest.fixture(scope="session")
+def mlflow_image(engine):
+    return engine.build("mlflow")
+
+
+@pytest.fixture(scope="session")
 def airflow_image(engine):
     return engine.build("airflow")
 
