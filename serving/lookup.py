@@ -174,8 +174,9 @@ def _config(repo: Path) -> dict[str, Any]:
     import yaml
 
     file = repo / "feature_store.yaml"
-    config = yaml.safe_load(os.path.expandvars(file.read_text()))
-    unset = sorted(set(re.findall(r"\$\{?\w+\}?", yaml.safe_dump(config))))
+    text = file.read_text()
+    named = set(re.findall(r"\$\{?\w+\}?", yaml.safe_dump(yaml.safe_load(text))))  # before their values are put in, which may hold a $ of their own
+    unset = sorted(name for name in named if name.strip("${}") not in os.environ)
     if unset:  # else SQLite would make a file of that name
         raise ValueError(f"{file} names {', '.join(unset)}, which the environment lacks")
-    return config
+    return yaml.safe_load(os.path.expandvars(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import Postgres, Redis, running
+from tests.stores import Postgres, Redis, Stores, running, settings_on
 
 os.environ["AIRLOOP_ENV_FILE"] = ""
 
@@ -33,3 +33,23 @@ def redis_server():
     """A Redis of this test process's own (tests.stores)."""
     with running(Redis) as server:
         yield server
+
+
+@pytest.fixture
+def real_settings(postgres_server, redis_server, tmp_path):
+    """Settings with databases of the test's own on the real stores, not made yet."""
+    return settings_on(postgres_server, redis_server, tmp_path)
+
+
+@pytest.fixture
+def stores(request) -> Stores:
+    """Files, unless the test is marked ``on_both_stores`` (tests.stores): then also empty databases on Postgres, and Redis."""
+    if getattr(request, "param", "embedded") == "embedded":
+        return Stores()
+    from include.stack.databases import make_databases
+
+    settings = request.getfixturevalue("real_settings")
+    make_databases(settings)
+    told = settings.environment()
+    names = [f"AIRLOOP_{name}_URL" for name in ("LEDGER", "FEAST_REGISTRY", "FEAST_READER", "ONLINE_STORE")]
+    return Stores({name: told[name] for name in names}, settings.mlflow_database)

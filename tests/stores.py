@@ -13,6 +13,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from secrets import token_urlsafe
 
@@ -21,6 +23,27 @@ import pytest
 
 USER = "nobody"  # Postgres refuses to run as root
 DATABASES = ("airflow_database_url", "mlflow_database_url", "feast_registry_url", "ledger_url")
+NUMBERS = count()
+
+# A test so marked runs twice, on files and on Postgres and Redis; its fixtures ask the fixture ``stores`` for the variables.
+on_both_stores = pytest.mark.parametrize("stores", ["embedded", "real"], indirect=True)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where a test's data lies, beside the tables.
+
+    Attributes:
+        variables: AIRLOOP_... that name the stores; none when they are files of the home.
+        mlflow: MLflow's database; None: whatever file the test likes.
+    """
+
+    variables: dict[str, str] = field(default_factory=dict)
+    mlflow: str | None = None
+
+    @property
+    def are_real(self) -> bool:
+        return bool(self.variables)
 
 
 def program(name: str, package: str) -> str:
@@ -100,10 +123,12 @@ class Postgres(Server):
             return False
         return True
 
-    def urls(self, prefix: str) -> dict[str, str]:
-        """Setting -> URL of a database of that name with a user of its own; nothing is made."""
+    def urls(self) -> dict[str, str]:
+        """Setting -> URL of a database that nobody else has, with a user of its own, and a reader of Feast's; nothing is made."""
+        prefix = f"t{next(NUMBERS)}"
         names = {setting: f"{prefix}_{setting.partition('_')[0]}" for setting in DATABASES}
-        return {setting: f"postgresql://{name}:{token_urlsafe(16)}@127.0.0.1:{self.port}/{name}" for setting, name in names.items()}
+        urls = {setting: f"postgresql://{name}:{token_urlsafe(16)}@127.0.0.1:{self.port}/{name}" for setting, name in names.items()}
+        return urls | {"feast_reader_url": urls["feast_registry_url"].replace("_feast:", "_feast_reader:", 1)}
 
 
 class Redis(Server):
@@ -135,6 +160,13 @@ class Redis(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def settings_on(postgres: Postgres, redis: Redis, home: Path):
+    """Settings with databases of their own on these servers, not made yet; of the embedded profile, so that nothing but the stores differs."""
+    from include.settings import Settings
+
+    return Settings(home=home, **postgres.urls(), online_store_url=redis.url(), database_admin_url=postgres.admin_url)
 
 
 @contextmanager

@@ -59,12 +59,13 @@ def airflow_home(tmp_path_factory):
 
 
 @pytest.fixture
-def fresh_store(tmp_path, monkeypatch):
-    """An AIRLOOP_HOME of its own: no files, no tables, an empty ledger. Gives its path."""
+def fresh_store(tmp_path, monkeypatch, stores):
+    """An AIRLOOP_HOME of its own: no files, no tables, an empty ledger, and the other stores as ``stores`` says. Gives its path."""
     home = tmp_path / "home"
     for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL", "AIRLOOP_PROJECTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AIRLOOP_HOME", str(home))
+    for name, value in {"AIRLOOP_HOME": str(home), **stores.variables}.items():
+        monkeypatch.setenv(name, value)
     _forget()
     yield home
     monkeypatch.undo()

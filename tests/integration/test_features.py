@@ -1,5 +1,7 @@
 """Features through Feast: history equals online, rows are published once, nothing goes back in time."""
 
+import time
+
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -10,16 +12,20 @@ from include.features.known import KnownTables
 from include.ledger import moment
 from include.projects.flights import features as flight_features
 from include.projects.flights import project
-from include.settings import get_settings
+from include.settings import REPOSITORY, get_settings
+from serving.lookup import FeatureLookup
+from tests.stores import on_both_stores
 from tests.unit.features.test_flights_features import Tables, frames  # noqa: F401  (the same made-up flights)
 
 FIRST, SECOND = "2013-01-20T10:00:00Z", "2013-02-10T10:00:00Z"
 
 
 @pytest.fixture
-def ingested(tmp_path, monkeypatch, frames):  # noqa: F811
+def ingested(tmp_path, stores, frames):  # noqa: F811
     """A home of its own whose tables hold the made-up flights."""
-    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
+    variables = pytest.MonkeyPatch()
+    for name, value in {"AIRLOOP_HOME": str(tmp_path), **stores.variables}.items():
+        variables.setenv(name, value)
     get_settings.cache_clear()
     store.feature_store.cache_clear()
     for name, rows in frames.items():
@@ -28,6 +34,7 @@ def ingested(tmp_path, monkeypatch, frames):  # noqa: F811
             layout.table(project, name), pa.Table.from_pandas(rows, schema=tables.arrow_schema(source.columns), preserve_index=False), writer="test", sequence=1
         )
     yield frames
+    variables.undo()
     get_settings.cache_clear()
     store.feature_store.cache_clear()
 
@@ -43,6 +50,7 @@ def rows_of(view):
     return tables.open_table(layout.feature_table(project, view)).to_pandas()
 
 
+@on_both_stores
 def test_history_equals_a_plain_asof_join_and_online_equals_history(ingested):
     run(FIRST)
     run(SECOND)
@@ -68,6 +76,36 @@ def test_history_equals_a_plain_asof_join_and_online_equals_history(ingested):
     ).to_df()
     names = [f.name for view in store.feature_views(project) for f in view.features]
     pd.testing.assert_frame_equal(at_cutoff[names].reset_index(drop=True), online[names].astype("float64"), check_dtype=False)
+
+
+@on_both_stores
+def test_serving_reads_what_materialize_wrote(ingested, monkeypatch):
+    """Each by its own feature_store.yaml; where the store is real, serving's user of the registry only reads."""
+    from include.stack.environment import serving_environment
+
+    run(FIRST)
+    run(SECOND)
+    now = moment(SECOND)
+    due = flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now).tail(40)
+    feast = store.feature_store()
+    keys = due[list(project.entities)].to_dict("records")
+    written = feast.get_online_features(features=feast.get_feature_service(project.feature_service), entity_rows=keys).to_dict()
+
+    for name, value in serving_environment(get_settings()).items():
+        monkeypatch.setenv(name, value)
+    lookup = FeatureLookup(REPOSITORY / "serving")
+    lookup.start()
+    deadline = time.monotonic() + 120
+    while lookup.state != "ready" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        found = lookup.look_up(project.feature_service, keys)
+    finally:
+        lookup.close()
+    names = [feature for view in store.feature_views(project) for feature in (f.name for f in view.features)]
+    assert [{name: one.values[name] for name in names} for one in found] == [{name: written[name][i] for name in names} for i in range(len(keys))]
+    assert sum(value is not None for one in found for value in one.values.values()) > 500
+    assert {time for one in found for time in one.times.values() if time} and all(time <= now for one in found for time in one.times.values() if time)
 
 
 def test_no_value_is_later_than_the_prediction_time(ingested):
@@ -110,13 +148,13 @@ def test_killed_between_two_views_the_next_cutoff_publishes_no_row_twice(ingeste
     with pytest.raises(KeyboardInterrupt):
         build.publish(project, FIRST)
     monkeypatch.undo()
-    monkeypatch.setenv("AIRLOOP_HOME", str(get_settings().home))
     run(SECOND)
     for view in project.feature_views:
         rows = rows_of(view)
         assert not rows.duplicated([rows.columns[0], "event_timestamp"]).any(), view
 
 
+@on_both_stores
 def test_an_older_cutoff_leaves_the_online_store_alone(ingested):
     run(SECOND)
     build.compute(project, FIRST)

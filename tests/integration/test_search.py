@@ -13,6 +13,7 @@ from include import ledger
 from include.data import layout
 from include.settings import get_settings
 from tests.integration import two_classes
+from tests.stores import on_both_stores
 from tests.unit.training import made_up
 
 PROJECT, TREES = two_classes.project, two_classes.project.candidates[0]
@@ -34,13 +35,13 @@ def dying():
 
 
 @pytest.fixture
-def train(run_dag, fresh_store, rows, dying, tmp_path, monkeypatch):
+def train(run_dag, fresh_store, stores, rows, dying, tmp_path, monkeypatch):
     """Runs the train DAG; twice with the same hour is the same run again. A store and a registry of the test's own."""
     from include.dag_kit.compute import TrainingStep
     from include.features import training_set
     from include.registry.client import registry_client
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.mlflow or f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("AIRLOOP_PROJECTS", PROJECT.name)
     get_settings.cache_clear()
     monkeypatch.setattr(training_set, "build", lambda project, request: made_up.write(project, request, rows))
@@ -84,7 +85,8 @@ def manifests(folder):
     return {path.name: (path.stat().st_mtime_ns, json.loads(path.read_text())) for path in folder.glob("*.json")}
 
 
-def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(train, dying, fresh_store):
+@on_both_stores
+def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(train, dying, fresh_store, stores):
     dying["trial-trees-1"] = IN_THE_FIT
     killed = train(1)
     assert killed.state == "failed" and "trial ended with exit code -9" in killed.log and not dying
@@ -105,7 +107,7 @@ def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(
     study = trials_of_study(request)
     assert {state for state, _, _ in study.values()} == {"COMPLETE"} and set(study) == {0, 1, 2, 3}
     assert {place: parameters for place, (_, parameters, _) in study.items()} == {place: parameters for place, (_, parameters, _) in before.items()}
-    assert (fresh_store / "studies.db").exists()
+    assert (fresh_store / "studies.db").exists() != stores.are_real
 
     # The fit, and what is registered, have the winner's parameters.
     folder = layout.training(PROJECT, request)

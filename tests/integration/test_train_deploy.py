@@ -19,6 +19,7 @@ from include import ledger
 from include.data import layout
 from include.projects import get_project
 from include.settings import REPOSITORY, get_settings
+from tests.stores import on_both_stores
 from tests.unit.training import made_up
 
 FLIGHTS = get_project("flights")
@@ -64,13 +65,13 @@ def rows():
 
 
 @pytest.fixture
-def loop(run_dag, fresh_store, rows, tmp_path, monkeypatch):
+def loop(run_dag, fresh_store, stores, rows, tmp_path, monkeypatch):
     """A store, a registry and a service of this test's own; gives the service."""
     from include.features import training_set
     from include.registry.client import registry_client
 
     service = Service()
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = stores.mlflow or f"sqlite:///{tmp_path / 'mlflow.db'}"
     for name, value in {"MLFLOW_TRACKING_URI": uri, "AIRLOOP_SERVING_PORT": str(service.server.server_port), "AIRLOOP_SERVING_TIMEOUT": "3"}.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
@@ -97,6 +98,7 @@ def requests_by_reason():
     return {r.reason: r for r in ledger.requests("flights")}
 
 
+@on_both_stores
 @pytest.mark.timeout(1800)  # ten whole DAG runs with some fifteen child processes
 def test_the_loop_trains_deploys_refuses_and_replaces(loop, run_dag):
     # The first model: floor and baseline decide, everything is fitted.
@@ -174,6 +176,7 @@ def wait_for_champion(version, seconds=120):
 WHERE = {"fit": "include.training.steps:_write", "evaluate": "include.training.evaluation:evaluation_page", "refit": "include.training.steps:_write"}
 
 
+@on_both_stores
 def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, run_dag, monkeypatch):
     from include.dag_kit.compute import TrainingStep
 

@@ -37,7 +37,10 @@ def registry(migrated: Path, tmp_path: Path) -> Registry:
 @pytest.fixture(scope="session")
 def features(tmp_path_factory: pytest.TempPathFactory) -> FeatureRepository:
     """Three views, written as materialization writes them: shops a and b, customer 7; nothing of shop c."""
-    repository = FeatureRepository(tmp_path_factory.mktemp("features"))
+    return filled(FeatureRepository(tmp_path_factory.mktemp("features")))
+
+
+def filled(repository: FeatureRepository) -> FeatureRepository:
     repository.register()
     repository.write("shop_sales", [{"shop": "a", "sales_7d": 10.0, "late_rate": 0.25}, {"shop": "b", "sales_7d": 20.0, "late_rate": None}], NOW)
     repository.write("shop_weather", [{"shop": "a", "temp": 3.5}, {"shop": "b", "temp": -1.0}], NOW - timedelta(hours=2))

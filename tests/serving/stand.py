@@ -129,14 +129,14 @@ class Registry:
 
 
 class FeatureRepository:
-    """A Feast repository of its own: SQL registry and SQLite online store, as the embedded stack has them, or another online store."""
+    """A Feast repository of its own: a SQL registry, and SQLite or Redis as online store; by default as the embedded stack has them."""
 
-    def __init__(self, folder: Path, online: str | None = None) -> None:
+    def __init__(self, folder: Path, online: str | None = None, registry: str | None = None) -> None:
         self.folder = folder
         online = online or f"{{type: sqlite, path: {folder / 'online.db'}}}"
         (folder / "feature_store.yaml").write_text(
             "project: tests\nprovider: local\nentity_key_serialization_version: 3\n"
-            f"registry: {{registry_type: sql, path: 'sqlite:///{folder / 'registry.db'}', cache_ttl_seconds: 60}}\n"
+            f"registry: {{registry_type: sql, path: '{registry or f'sqlite:///{folder}/registry.db'}', cache_ttl_seconds: 60}}\n"
             "offline_store: {type: feature_repo_that_is_not_there.Store}\n"
             f"online_store: {online}\n"
         )

@@ -10,10 +10,39 @@ import yaml
 from serving.looked_up import LookedUp
 from serving.lookup import FeatureLookup
 from serving.problems import Problem
-from tests.serving.conftest import NOW
+from tests.serving.conftest import NOW, filled
 from tests.serving.stand import REPOSITORY, FeatureRepository, wait_for
+from tests.stores import settings_on
 
 SERVICE = "shops_v1"
+
+
+@pytest.fixture(scope="module", params=["embedded", "real"])
+def repository_in(request):
+    """Makes an empty Feast repository in a folder: on SQLite, or on Postgres and Redis."""
+
+    def make(folder):
+        if request.param == "embedded":
+            return FeatureRepository(folder)
+        from include.stack.databases import make_databases
+
+        settings = settings_on(request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server"), folder)
+        make_databases(settings)
+        return FeatureRepository(folder, settings.feast_environment["AIRLOOP_FEAST_ONLINE_STORE"], settings.feast_registry)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def features(repository_in, tmp_path_factory):
+    return filled(repository_in(tmp_path_factory.mktemp("features")))
+
+
+@pytest.fixture(scope="module")
+def lookup(features):
+    opened = open_lookup(features)
+    yield opened
+    opened.close()
 
 
 def test_values_and_the_time_of_each_view(lookup):
@@ -60,11 +89,11 @@ def test_a_ttl_does_not_hide_old_rows(lookup, features):
     assert found.values["orders"] == 4
 
 
-def test_a_view_that_is_being_filled_is_still_read(tmp_path):
+def test_a_view_that_is_being_filled_is_still_read(repository_in, tmp_path):
     """Feast refuses to serve a view in the state MATERIALIZING, unless it is told otherwise."""
     from feast.feature_view import FeatureViewState
 
-    repository = FeatureRepository(tmp_path)
+    repository = repository_in(tmp_path)
     repository.register()
     repository.write("shop_weather", [{"shop": "a", "temp": 3.5}], NOW)
     store = repository.store()
@@ -77,8 +106,8 @@ def test_a_view_that_is_being_filled_is_still_read(tmp_path):
     opened.close()
 
 
-def test_services_and_values_that_come_later_are_found(tmp_path):
-    repository = FeatureRepository(tmp_path)
+def test_services_and_values_that_come_later_are_found(repository_in, tmp_path):
+    repository = repository_in(tmp_path)
     opened = FeatureLookup(tmp_path, refresh_seconds=0.1)
     opened.start()
     with pytest.raises(Problem, match="is being opened|Registry|registry|database") as problem:  # nobody has made the registry yet
@@ -134,6 +163,17 @@ def test_the_services_feature_store_is_that_of_the_feature_repository():
     for config in (ours, theirs):
         config["registry"].pop("cache_ttl_seconds")
     assert ours == theirs
+
+
+def test_a_password_with_a_dollar_is_a_password(tmp_path, monkeypatch):
+    """... and no variable, as it would be if its value were looked through again."""
+    monkeypatch.setenv("SHOPS_REGISTRY", f"sqlite:///{tmp_path}/pa$$word-$HOMES.db")
+    (tmp_path / "feature_store.yaml").write_text("online_store: {path: x}\nregistry: {registry_type: sql, path: '${SHOPS_REGISTRY}'}")
+    opened = FeatureLookup(tmp_path)
+    opened.start()
+    wait_for(lambda: opened.state == "failed", 60)
+    assert "which the environment lacks" not in opened.status()["error"]
+    opened.close()
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
