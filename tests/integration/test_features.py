@@ -14,6 +14,7 @@ from include.projects.flights import features as flight_features
 from include.projects.flights import project
 from include.settings import REPOSITORY, get_settings
 from serving.lookup import FeatureLookup
+from tests.serving.test_lookup import look_up
 from tests.stores import on_both_stores
 from tests.unit.features.test_flights_features import Tables, frames  # noqa: F401  (the same made-up flights)
 
@@ -99,7 +100,7 @@ def test_serving_reads_what_materialize_wrote(ingested, monkeypatch):
     while lookup.state != "ready" and time.monotonic() < deadline:
         time.sleep(0.1)
     try:
-        found = lookup.look_up(project.feature_service, keys)
+        found = look_up(lookup, project.feature_service, keys)
     finally:
         lookup.close()
     names = [feature for view in store.feature_views(project) for feature in (f.name for f in view.features)]
