@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from include.dag_kit.defaults import RETRIES
+from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
 from include.dag_kit.warm_child import WarmChild, die_with_parent
+from include.outages import STORE_AWAY
 from include.projects import get_project
 from include.projects.base import Project
 from include.projects.compute import ComputeClass
@@ -72,7 +73,9 @@ def training_step(
         "pool": compute,
         "pool_slots": resources.slots * workers,
         # Enough to go through all sizes of memory, and for two evictions beside. A step that fails by its own fault has RETRIES; see _failure.
-        "retries": RETRIES + len(resources.memory_sizes) - 1 + RETRIES,
+        # And for stores that are away.
+        "retries": RETRIES + len(resources.memory_sizes) - 1 + RETRIES + OUTAGES,
+        "retry_policy": PatientWithStores(own=None, retries=RETRIES + len(resources.memory_sizes) - 1 + RETRIES + OUTAGES),
         # The class's own timeout is kept where the step runs, and named in its error; this one is behind it, with time to end a step that hangs.
         "execution_timeout": resources.timeout + BACKSTOP,
     }
@@ -84,6 +87,10 @@ def training_step(
 def in_class(task: str, compute: str) -> str:
     """The id of a task that there is once for each compute class: ``fit``, and ``fit_gpu_a`` for other classes than ``cpu``."""
     return task if compute == "cpu" else f"{task}_{compute}"
+
+
+class StoreAway(AirflowException):
+    """A step ended since MLflow, the object store or a database did not answer: no fault of its own."""
 
 
 class TrainingStep(BaseOperator):
@@ -155,7 +162,7 @@ class TrainingStep(BaseOperator):
     @staticmethod
     def _failure(error: AirflowException, tries: int) -> AirflowException:
         """The error as it is, or, after so many tries that failed by the step's own fault, as one that Airflow tries no more."""
-        return AirflowFailException(str(error)) if tries > RETRIES else error
+        return AirflowFailException(str(error)) if tries > RETRIES and not isinstance(error, StoreAway) else error
 
     @property
     def _references(self) -> dict[str, Any]:
@@ -256,6 +263,8 @@ class TrainingStep(BaseOperator):
             self.on_kill()
         if late.is_set():
             raise AirflowException(f"{self.command} ran for longer than the {limit} of compute class {self.compute}: killed; last lines:\n" + "\n".join(last))
+        if code == STORE_AWAY:
+            raise StoreAway(f"{self.command} had no answer of a store; its last lines:\n" + "\n".join(last))
         if code != 0:
             raise AirflowException(f"{self.command} ended with exit code {code}; its last lines:\n" + "\n".join(last))
 

@@ -4,9 +4,8 @@ from datetime import timedelta
 
 from airflow.sdk import Param
 
+from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
 from include.projects.base import Project
-
-RETRIES = 2  # every task is safe to run again
 
 # For runs that a person or the schedule starts; runs started by an asset event find the cutoff in the event.
 CUTOFF = {
@@ -29,7 +28,8 @@ def hand_on_storage(context) -> None:
 def default_args(project: Project) -> dict:
     return {
         "owner": project.owner,
-        "retries": RETRIES,
+        "retries": RETRIES + OUTAGES,
+        "retry_policy": PatientWithStores(),  # after an error of its own a task has RETRIES of them
         "retry_delay": timedelta(seconds=5),
         "execution_timeout": timedelta(hours=1),
         "pre_execute": hand_on_storage,

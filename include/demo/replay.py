@@ -6,9 +6,11 @@ asks for trainings, an application that asks the serving API. Killed in the midd
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 import httpx
 import pandas as pd
@@ -17,11 +19,13 @@ import pyarrow.dataset as ds
 from include import ledger
 from include.data import layout, tables
 from include.features.known import KnownTables
+from include.outages import away
 from include.projects.base import Project
 from include.rollout.served import credentials
 from include.settings import get_settings
 from include.stack.api import AirflowApi
 
+T = TypeVar("T")
 CHAIN = ("ingest", "build_features", "score", "monitor")
 # What serving is asked for: flights whose prediction time comes this soon after the cutoff. New features come every half hour.
 NEXT_DEPARTURES = timedelta(minutes=29)
@@ -136,9 +140,9 @@ class Replay:
         return StepRecord(step.name, cutoff, time.monotonic() - began, stages, monitor, trainings, files, list(step.bad_files), len(answers), answers)
 
     def _train(self, cutoff: str, conf: dict, stages: dict) -> dict:
-        run_id = self.api.trigger(f"{self.project.name}__train", conf)
+        run_id = self._patiently(self.api.trigger, f"{self.project.name}__train", conf, f"replay__{uuid4()}")
         deadline = time.monotonic() + STAGE_TIMEOUT_S
-        while not (mine := [r for r in ledger.requests(self.project.name) if r.dag_run == run_id]):
+        while not (mine := [r for r in self._patiently(ledger.requests, self.project.name) if r.dag_run == run_id]):
             self._check_run("train", run_id)
             if time.monotonic() > deadline:
                 raise ReplayFailed(f"{self.project.name}__train {run_id} claimed no request in {STAGE_TIMEOUT_S:.0f} s")
@@ -150,7 +154,7 @@ class Replay:
         for stage, pending in (("train", {"open", "claimed"}), ("deploy", {"passed"})):
             self.watcher.stage(stage)
             began = time.monotonic()
-            while (request := ledger.get_request(request_id)).state in pending:
+            while (request := self._patiently(ledger.get_request, request_id)).state in pending:
                 if request.dag_run:
                     self._check_run("train", request.dag_run)
                 self._check_failed("deploy", began)
@@ -169,7 +173,7 @@ class Replay:
     def _await_stage(self, stage: str, cutoff: str, stages: dict) -> dict:
         self.watcher.stage(stage)
         began = time.monotonic()
-        while (found := ledger.stage_record(self.project.name, stage, cutoff)) is None:
+        while (found := self._patiently(ledger.stage_record, self.project.name, stage, cutoff)) is None:
             self._check_failed(stage, began)
             if time.monotonic() - began > STAGE_TIMEOUT_S:
                 raise ReplayFailed(
@@ -186,15 +190,27 @@ class Replay:
             return
         self._looked_at = now
         waiting_since = datetime.now(UTC) - timedelta(seconds=now - began)
-        for run in self.api.runs(f"{self.project.name}__{stage}", limit=3):
+        for run in self._patiently(self.api.runs, f"{self.project.name}__{stage}", limit=3):
             if run["state"] == "failed" and datetime.fromisoformat(run["end_date"]) > waiting_since:
                 self._check_run(stage, run["dag_run_id"])
 
     def _check_run(self, stage: str, run_id: str) -> None:
         dag_id = f"{self.project.name}__{stage}"
-        if self.api.run(dag_id, run_id)["state"] == "failed":
-            failed = [t["task_id"] for t in self.api.task_instances(dag_id, run_id) if t["state"] == "failed"]
+        if self._patiently(self.api.run, dag_id, run_id)["state"] == "failed":
+            failed = [t["task_id"] for t in self._patiently(self.api.task_instances, dag_id, run_id) if t["state"] == "failed"]
             raise ReplayFailed(f"{dag_id} failed in {', '.join(failed)}: {get_settings().airflow_url}/dags/{dag_id}/runs/{run_id} (docs/runbooks/{stage}.md)")
+
+    def _patiently(self, ask: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """The answer, once the ledger's database or Airflow is back where it was away: the loop outlives that, and so does who watches it."""
+        deadline = time.monotonic() + STAGE_TIMEOUT_S
+        while True:
+            try:
+                return ask(*arguments, **options)
+            except Exception as error:
+                if not (said := away(error)) or time.monotonic() > deadline:
+                    raise
+                self.watcher.said(f"waiting: {said}")
+                time.sleep(2)
 
     # --- an application that asks serving ------------------------------------------------------------------------------------------
 

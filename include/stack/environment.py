@@ -64,6 +64,10 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
         # and, worse, a deferred task that is back sooner is taken for lost (the scheduler gets its end for that of the second half).
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # A task outlives an API server, or its database, that is away for some minutes: by default it is ended after three missed heartbeats, some 30 s.
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",  # tasks of a killed scheduler are tried again after a minute, not five
         # A new DAG file is listed within 1 + 2 s. A changed one is parsed as soon as its mtime is seen (every loop), except when it was saved
         # while it was being parsed; that, and a change in a project, is seen at the next round: 0.15 to 0.3 s of CPU a file.

@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from threadpoolctl import threadpool_limits
 
+from include.outages import STORE_AWAY, away
 from include.settings import get_settings, git_sha
 
 # Before numpy is imported, for libraries that are loaded later; threads that spin while they wait for contended cores crawl.
@@ -94,5 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run() -> None:
+    try:
+        main()
+    except Exception as error:
+        if not away(error):
+            raise
+        traceback.print_exc()
+        sys.exit(STORE_AWAY)
+
+
 if __name__ == "__main__":
-    main()
+    _run()

@@ -1,5 +1,6 @@
-"""The whole loop through a real stack, once on files with processes and once on S3, with pods where there is a cluster: the same tables, decisions
-and metrics; and the secret is nowhere to be found.
+"""The whole loop through a real stack: on files with processes; on S3, with pods where there is a cluster; on S3, Postgres and Redis, with processes; and
+on those once more while each server and each part of Airflow is killed in the middle. The same tables, versions, decisions and metrics; and the secret is
+nowhere to be found.
 
 On S3 everything lies there: landing zone, tables, manifests, training sets, reports, MLflow's artifacts, the tasks' logs, serving's log. Airflow's
 processes have a connection and no credentials of their own, so whatever a task writes it writes with what it was handed.
@@ -13,30 +14,51 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from urllib.parse import quote
 
 import httpx
+import psutil
 import pytest
 
 from include import ledger
 from include.data import layout, storage, tables
 from include.demo.replay import Replay, Step
 from include.projects import get_project
-from include.settings import REPOSITORY, Settings
+from include.settings import REPOSITORY, Settings, secret_fields
 from include.stack.access import mlflow_credentials
 from include.stack.api import AirflowApi
+from include.stack.databases import make_databases
+from include.stack.processes import ProcessBook
 from include.training.tracking import tracking_client
 from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
 from tests.integration.s3.conftest import ACCESS_KEY, SECRET_KEY, forget
 from tests.loop.leaks import accounts, error_answers, nothing_leaked, secrets_of
+from tests.stores import Postgres, Redis, settings_on
 
 FLIGHTS = get_project("flights")
 # Of four weeks no candidate beats the baseline: the gate would refuse, and nothing would be deployed, scored or served.
 BEGIN, FIRST, SECOND = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
+SERVERS = {"postgres": "postgres_server", "redis": "redis_server", "s3": "s3"}
+# Who is killed, and what is being done at that moment. The first five before there is a champion, the others when there is one to answer.
+KILLS = (
+    ("s3", ("ingest ",)),
+    ("redis", ("build_features validate", "build_features publish", "build_features materialize")),
+    ("triggerer", ("build_features ", "train ")),
+    ("postgres", ("train fit",)),
+    ("mlflow", ("train evaluate", "train apply_gate", "train choose_refit", "train refit", "train register")),
+    ("mlflow", ("score ", "monitor ")),
+    ("scheduler", ("score ", "monitor ")),
+    ("postgres", ("score ", "monitor ")),
+)
+AWAY_S = 8
+EVERYTHING_GIVEN = dict.fromkeys(FLIGHTS.inputs.numeric, 1.0) | {"origin": "EWR", "carrier": "UA"}
 STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
 PROBE = '''
 from airflow.providers.standard.operators.bash import BashOperator
@@ -93,8 +115,8 @@ class Silent:
     step = stage = said = staticmethod(lambda _: None)
 
 
-@pytest.fixture(params=["files", "s3"])
-def stack(request, s3, some_cluster, tmp_path, monkeypatch):
+@pytest.fixture(params=["files", "s3", "real", "killed"])
+def stack(request, tmp_path, monkeypatch):
     """A stack of its own, up, on the store of that kind, and this process living in its home."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_CONN_", "MLFLOW_S3_"))]:
         monkeypatch.delenv(name)
@@ -103,7 +125,9 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
     settings = Settings(home=tmp_path / "home", dags_folder=tmp_path / "dags", projects="flights", parallelism=3, **ports)
     given = {}
-    if request.param == "s3":
+    if request.param != "files":
+        s3 = request.getfixturevalue("s3")
+        some_cluster = request.getfixturevalue("some_cluster") if request.param == "s3" else None
         bucket = s3.make_bucket()
         settings = settings.model_copy(
             update={"data_root": f"s3://{bucket}/data", "storage_connection": "airloop_store", "remote_logs": f"s3://{bucket}/task-logs", **accounts()}
@@ -112,14 +136,12 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
         if some_cluster:
             settings = settings.model_copy(update=on_pods(some_cluster, given | mlflow_credentials(settings), tmp_path))
             monkeypatch.setenv("KUBECONFIG", str(some_cluster.kubeconfig))
+    if request.param in ("real", "killed"):
+        settings = on_servers(settings, request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server"))
     probe = {"AIRFLOW_CONN_PROBE": f"http://somebody:{PROBES}@example.org"}
     for name, value in {**settings.environment(), **given, **probe, "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
         monkeypatch.setenv(name, value)
     forget_all()
-
-    def airloop(command):
-        return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=1000, check=False)
-
     up = airloop("up")
     try:
         assert up.returncode == 0, up.stdout + up.stderr
@@ -130,6 +152,17 @@ def stack(request, s3, some_cluster, tmp_path, monkeypatch):
         airloop("down")
         monkeypatch.undo()
         forget_all()
+
+
+def airloop(command: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=1000, check=False)
+
+
+def on_servers(settings: Settings, postgres: Postgres, redis: Redis) -> Settings:
+    """With databases of its own on these servers; `airloop up` migrates them."""
+    stores = settings_on(postgres, redis, settings.home)
+    make_databases(stores)
+    return settings.model_copy(update={name: value for name in secret_fields() if name != "database_admin_url" and (value := getattr(stores, name))})
 
 
 def on_pods(cluster: Cluster, credentials: dict[str, str], folder: Path) -> dict:
@@ -158,10 +191,24 @@ def forget_all():
         store.feature_store.cache_clear()
 
 
-def test_the_loop_closes(stack, s3, some_cluster):
+@contextmanager
+def as_it_is(kind: str, settings: Settings, request) -> Iterator[None]:
+    """What happens to the loop from outside while it runs."""
+    if settings.compute == "kubernetes":
+        with evictions(request.getfixturevalue("some_cluster"), "fit-torch-mlp", "refit"):
+            yield
+    elif kind == "killed":
+        servers = {name: request.getfixturevalue(fixture) for name, fixture in SERVERS.items()}
+        with kills(settings, servers):
+            yield
+    else:
+        yield
+
+
+def test_the_loop_closes(stack, request):
     kind, settings, api = stack
     on_pods = settings.compute == "kubernetes"
-    with evictions(some_cluster, "fit-torch-mlp", "refit") if on_pods else nullcontext():
+    with as_it_is(kind, settings, request):
         records = Replay(FLIGHTS, api, Silent()).run(
             [Step("history", BEGIN, FIRST, first_model=True), Step("three days", FIRST, SECOND, bad_files=("missing_column",))]
         )
@@ -174,9 +221,89 @@ def test_the_loop_closes(stack, s3, some_cluster):
         assert pods.keys() >= {"fit-baseline_rule", "fit-hist_gradient_boosting", "fit-torch_mlp", "evaluate", "refit"}
         assert [pods.pop("fit-torch_mlp"), pods.pop("refit")] == [["evicted", "succeeded"]] * 2
         assert all(ended == ["succeeded"] for ended in pods.values()), pods
-    if kind == "s3":
+    if kind != "files":
         on_s3(settings, api)
-    nothing_is_told(kind, settings, api, s3)
+    nothing_is_told(kind, settings, api, request.getfixturevalue("s3"))
+    if kind in ("real", "killed"):
+        assert [file.name for file in settings.home.rglob("*.db")] == []  # nothing fell back to a file
+
+
+@contextmanager
+def kills(settings: Settings, servers: dict) -> Iterator[None]:
+    """Kills each of ``KILLS`` with -9 when its moment has come, leaves it away for a while, and starts it again as an operator would.
+
+    From the first champion on an application asks serving all the time, and must be answered, whoever is away.
+    """
+    killed, not_answered, over = [], [], threading.Event()
+    answered: list[str] = []
+    api = AirflowApi.of(settings)
+
+    def kill_in_turn() -> None:
+        for who, moments in KILLS:
+            while not over.wait(0.2) and not works_at(api, moments):
+                start_what_died(settings)
+            if over.is_set():
+                return
+            print(f"kill -9 {who}", flush=True)
+            if who in servers:
+                servers[who].kill()
+            else:
+                kill_whole(settings, who)
+            time.sleep(AWAY_S)
+            if who in servers:
+                servers[who].start()
+            start_what_died(settings)
+            killed.append(who)
+            print(f"{who} is back", flush=True)
+        while not over.wait(2):
+            start_what_died(settings)
+
+    def ask_serving() -> None:
+        key = {"X-API-Key": settings.serving_api_key.get_secret_value()} if settings.serving_api_key else {}
+        with httpx.Client(base_url=settings.serving_url, headers=key, timeout=60, trust_env=False) as client:
+            while not over.wait(0.5):
+                state = client.get(f"/models/{FLIGHTS.name}")
+                if not answered and not (state.is_success and state.json()["version"]):
+                    continue  # no champion yet
+                answer = client.post(f"/models/{FLIGHTS.name}/predict", json={"instances": [EVERYTHING_GIVEN]})
+                (not_answered if answer.is_error else answered).append(answer.text)
+
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(kill_in_turn), pool.submit(ask_serving)]
+        try:
+            yield
+        finally:
+            over.set()
+            for done in watching:
+                done.result(1200)
+    assert killed == [who for who, _ in KILLS]
+    assert len(answered) > 20 and not_answered == []
+
+
+def works_at(api: AirflowApi, moments: tuple[str, ...]) -> bool:
+    """Whether a task works right now whose DAG's stage and id begin with one of these words."""
+    try:
+        running = api.call("GET", "dags/~/dagRuns/~/taskInstances", params={"state": "running", "limit": 50})["task_instances"]
+    except httpx.HTTPError:
+        return False
+    return any(f"{one['dag_id'].partition('__')[2]} {one['task_id']}".startswith(moments) for one in running)
+
+
+def start_what_died(settings: Settings) -> None:
+    """What a container's restart policy does: Airflow's parts end by themselves when their database is away for long."""
+    deadline = time.monotonic() + 600
+    while any(record.process() is None for record in ProcessBook(settings.home, REPOSITORY).records().values()):
+        up = airloop("up")
+        assert time.monotonic() < deadline, up.stdout + up.stderr
+
+
+def kill_whole(settings: Settings, service: str) -> None:
+    """The service's process and all that it has started."""
+    process = ProcessBook(settings.home, REPOSITORY).records()[service].process()
+    assert process
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 @contextmanager
@@ -290,17 +417,18 @@ def holding(text: str, *folders: Path) -> list[str]:
     return [str(file) for folder in folders for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
 
 
-def test_it_ends_on_s3_as_on_files():
-    if ENDED.keys() != {"files", "s3"}:
+@pytest.mark.parametrize("kind", ["s3", "real", "killed"])
+def test_it_ends_as_on_files(kind):
+    if not {"files", kind} <= ENDED.keys():
         pytest.skip("the loop was not run on both stores; run this file whole")
-    files, on_s3 = ENDED["files"], ENDED["s3"]
+    files, other = ENDED["files"], ENDED[kind]
     assert files["tables"]["schedule"][1] > 20_000 and files["gate"] and len(files["predictions"]) > 1000  # nothing is compared with nothing
     for what in ("tables", "training sets", "versions", "deploy", "files", "refused"):
-        assert on_s3[what] == files[what], what
-    assert [(verdict, cutoff) for verdict, _, cutoff in on_s3["gate"]] == [(verdict, cutoff) for verdict, _, cutoff in files["gate"]]
-    assert numbers(on_s3["figures"]) == pytest.approx(numbers(files["figures"]), abs=1e-6, nan_ok=True)
-    assert numbers(on_s3["monitor"]) == pytest.approx(numbers(files["monitor"]), abs=1e-6, nan_ok=True)
-    assert on_s3["predictions"] == pytest.approx(files["predictions"], abs=1e-6)
+        assert other[what] == files[what], what
+    assert [(verdict, cutoff) for verdict, _, cutoff in other["gate"]] == [(verdict, cutoff) for verdict, _, cutoff in files["gate"]]
+    assert numbers(other["figures"]) == pytest.approx(numbers(files["figures"]), abs=1e-6, nan_ok=True)
+    assert numbers(other["monitor"]) == pytest.approx(numbers(files["monitor"]), abs=1e-6, nan_ok=True)
+    assert other["predictions"] == pytest.approx(files["predictions"], abs=1e-6)
 
 
 def numbers(content, name: str = "") -> dict[str, object]:

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
@@ -33,13 +32,38 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=MISSING))
 
 
-@dataclass(frozen=True)
 class S3:
     """The server: where its buckets lie as folders, its address, and the variables by which clients find it."""
 
-    folder: Path
-    endpoint: str
-    server: subprocess.Popen
+    def __init__(self, folder: Path, host: str):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            self.address = f"{host}:{probe.getsockname()[1]}"
+        self.endpoint = f"http://{self.address}"
+        self.start()
+
+    def start(self) -> None:
+        """Until it answers."""
+        environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
+        said = self.folder.parent / f"{self.folder.name}.log"
+        with said.open("ab") as log:
+            self.server = subprocess.Popen(
+                [str(PROGRAM), "--port", self.address, "posix", str(self.folder)], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 60
+        while not answers(self.address):
+            assert self.server.poll() is None and time.monotonic() < deadline, said.read_text()[-2000:]
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.server.kill()
+        self.server.wait()
+
+    def stop(self) -> None:
+        self.server.terminate()
+        self.server.wait(10)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -61,22 +85,9 @@ def s3_host() -> str:
 def s3(tmp_path_factory, s3_host):
     if not PROGRAM:
         pytest.skip(MISSING)
-    folder = tmp_path_factory.mktemp("s3")
-    with socket.socket() as probe:
-        probe.bind((s3_host, 0))
-        address = f"{s3_host}:{probe.getsockname()[1]}"
-    environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
-    with (folder.parent / "versitygw.log").open("wb") as log:
-        server = subprocess.Popen([PROGRAM, "--port", address, "posix", str(folder)], env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 20
-        while not answers(address):
-            assert server.poll() is None and time.monotonic() < deadline, (folder.parent / "versitygw.log").read_text()[-2000:]
-            time.sleep(0.05)
-        yield S3(folder, f"http://{address}", server)
-    finally:
-        server.terminate()
-        server.wait(10)
+    server = S3(tmp_path_factory.mktemp("s3"), s3_host)
+    yield server
+    server.stop()
 
 
 def answers(address: str) -> bool:

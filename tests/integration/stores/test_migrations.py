@@ -55,7 +55,7 @@ def test_each_migration_runs_once_however_many_start_together_and_again_after_a_
     said = [lines_of(process) for process in together]
     ran = sorted(line.partition(":")[0] for lines in said for line in lines if line.endswith(", done"))
     assert ran == sorted(set(NAMES) - {"ledger"})  # that one was done before the kill
-    assert all({line.partition(":")[0] for line in lines} == set(NAMES) for lines in said)
+    assert all({line.partition(":")[0] for line in lines} >= set(NAMES) for lines in said)  # the products have words of their own
     assert migrations.pending(empty) == []
     assert migrations.migrate(empty) == []
 

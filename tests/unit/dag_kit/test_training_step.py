@@ -7,6 +7,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from include.dag_kit.compute import TrainingStep, command_line, training_step
+from include.dag_kit.retries import OUTAGES
 from include.projects import get_project
 from include.projects.compute import ComputeClass
 
@@ -33,8 +34,8 @@ def test_a_step_takes_as_many_slots_of_its_class_s_pool_as_gpus():
 
 def test_a_step_has_a_try_for_each_memory_size_of_its_class_and_more_for_what_comes_from_outside():
     project = FLIGHTS.model_copy(update={"compute": {"wide": ComputeClass(memory="1Gi", memory_max="32Gi")}})
-    assert training_step(project, "fit", compute="wide", arguments={}).retries == 5 + 4
-    assert training_step(project, "fit", arguments={}).retries == 2 + 4
+    assert training_step(project, "fit", compute="wide", arguments={}).retries == 5 + 4 + OUTAGES
+    assert training_step(project, "fit", arguments={}).retries == 2 + 4 + OUTAGES
 
 
 def test_the_line_has_the_references_of_all_mapped_steps_and_none_of_a_skipped_one():

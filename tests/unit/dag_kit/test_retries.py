@@ -1,0 +1,46 @@
+"""A task's tries: few for an error of its own, more while a store is away, and counted anew after it was cleared."""
+
+import pytest
+from airflow.sdk import RetryAction
+
+from include.dag_kit.compute import StoreAway, training_step
+from include.dag_kit.retries import OUTAGES, PAUSES, RETRIES, PatientWithStores
+from include.projects import get_project
+
+ALL = RETRIES + OUTAGES
+OWN, AWAY = ValueError("bad data"), ConnectionRefusedError("Connection refused")
+
+
+def decide(error, try_number, max_tries=ALL, policy=None):
+    return (policy or PatientWithStores()).evaluate(error, try_number, max_tries)
+
+
+def test_an_error_of_its_own_has_its_retries_and_then_none():
+    assert [decide(OWN, n).action for n in range(1, RETRIES + 2)] == [RetryAction.DEFAULT] * RETRIES + [RetryAction.FAIL]
+
+
+def test_a_store_that_is_away_is_waited_for_longer_and_longer():
+    decisions = [decide(AWAY, n) for n in range(1, ALL + 1)]
+    assert {d.action for d in decisions} == {RetryAction.RETRY}
+    seconds = [d.retry_delay.total_seconds() for d in decisions]
+    assert seconds == sorted(seconds) and sum(seconds) >= 240 and seconds[0] == PAUSES[0]
+    assert "ConnectionRefusedError" in decisions[0].reason
+
+
+def test_tries_before_a_clear_do_not_count():
+    assert decide(OWN, ALL + 1, max_tries=2 * ALL).action == RetryAction.DEFAULT
+    assert decide(OWN, ALL + RETRIES + 1, max_tries=2 * ALL).action == RetryAction.FAIL
+
+
+def test_a_training_step_counts_its_own_tries_by_itself():
+    step = training_step(get_project("flights"), "fit", arguments={})
+    assert step.retry_policy.evaluate(OWN, step.retries, step.retries).action == RetryAction.DEFAULT
+    assert step.retry_policy.evaluate(StoreAway("fit had no answer of a store"), 1, step.retries).action == RetryAction.RETRY
+
+
+@pytest.mark.parametrize("error, told", [(StoreAway("away"), StoreAway), (OWN, ValueError)])
+def test_a_step_that_had_no_answer_of_a_store_is_never_given_up_for_that(error, told):
+    from include.dag_kit.compute import TrainingStep
+
+    assert type(TrainingStep._failure(error, tries=RETRIES)) is told
+    assert type(TrainingStep._failure(StoreAway("away"), tries=99)) is StoreAway
