@@ -199,6 +199,22 @@ def migrate() -> None:
 
 
 @app.command()
+def materialize(project: Annotated[str, typer.Argument(help="A folder of include/projects.")]) -> None:
+    """Fill the online store again with all features of a project: after it has lost its data, or when it is another one now. Safe to repeat."""
+    from feast.errors import FeastObjectNotFoundException
+
+    from include.features.build import materialize_anew
+    from include.projects import get_project
+
+    found = _or_exit(get_project, project)
+    _settings()
+    try:
+        typer.echo(f"The online store has {project}'s features up to {materialize_anew(found)}.")
+    except (FeastObjectNotFoundException, ValueError) as error:
+        _fail(f"{error}")
+
+
+@app.command()
 def demo(
     months: Annotated[int, typer.Option(min=4, max=12, help="Replay January to this month.")] = 12,
     restart: Annotated[bool, typer.Option("--restart", help="Stop the stack, forget all data under AIRLOOP_HOME, begin again.")] = False,

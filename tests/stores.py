@@ -152,6 +152,13 @@ class Redis(Server):
         self._next += 1
         return f"redis://:{self.password}@127.0.0.1:{self.port}/{self._next - 1}"
 
+    def forget(self, url: str) -> None:
+        """All data of one database."""
+        import redis
+
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
+
     def answers(self) -> bool:
         import redis
 

@@ -80,6 +80,24 @@ def materialize(project: Project, cutoff: str) -> str:
     return cutoff
 
 
+def materialize_anew(project: Project) -> str:
+    """Fill the online store with everything that was ever brought into it: for one that has lost its data, or is another one now.
+
+    Returns:
+        Until when it is filled (ISO): as before.
+
+    Raises:
+        ValueError: nothing was ever materialized.
+    """
+    views = [store.feature_store().get_feature_view(name) for name in project.feature_views]
+    done = [view.most_recent_end_time for view in views]
+    if None in done:
+        raise ValueError(f"nothing of {project.name} was materialized yet: run {project.name}__build_features")
+    until = min(d for d in done if d).astimezone(UTC)
+    store.materialize(project, since=BEGINNING, cutoff=until)
+    return iso(until)
+
+
 def staged_views(project: Project, cutoff: str) -> dict[str, pd.DataFrame]:
     """What waits to be validated: view name -> rows; empty if it was published before."""
     folder = layout.staging(project, cutoff)

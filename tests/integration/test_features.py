@@ -5,6 +5,7 @@ import time
 import pandas as pd
 import pyarrow as pa
 import pytest
+from feast.errors import FeatureViewNotFoundException
 
 from include.data import layout, tables
 from include.features import build, store, training_set
@@ -107,6 +108,30 @@ def test_serving_reads_what_materialize_wrote(ingested, monkeypatch):
     assert [{name: one.values[name] for name in names} for one in found] == [{name: written[name][i] for name in names} for i in range(len(keys))]
     assert sum(value is not None for one in found for value in one.values.values()) > 500
     assert {time for one in found for time in one.times.values() if time} and all(time <= now for one in found for time in one.times.values() if time)
+
+
+@on_both_stores
+def test_an_online_store_that_lost_its_data_is_filled_again(ingested, stores, request):
+    with pytest.raises(FeatureViewNotFoundException):
+        build.materialize_anew(project)
+    run(FIRST)
+    run(SECOND)
+    feast = store.feature_store()
+    service = feast.get_feature_service(project.feature_service)
+    now = moment(SECOND)
+    keys = flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now).tail(40)[list(project.entities)].to_dict("records")
+    before = feast.get_online_features(features=service, entity_rows=keys).to_dict()
+    if stores.are_real:
+        request.getfixturevalue("redis_server").forget(stores.variables["AIRLOOP_ONLINE_STORE_URL"])
+    else:
+        (get_settings().home / "feast" / "online.db").unlink()
+    store.feature_store.cache_clear()
+    feast = store.feature_store()
+    feast.apply([feast.get_feature_view(name) for name in project.feature_views])  # SQLite's tables; Redis has none
+    lost = feast.get_online_features(features=service, entity_rows=keys).to_dict()
+    assert not any(value is not None for name in lost if name not in project.entities for value in lost[name])
+    assert build.materialize_anew(project) == SECOND
+    assert feast.get_online_features(features=service, entity_rows=keys).to_dict() == before
 
 
 def test_no_value_is_later_than_the_prediction_time(ingested):
