@@ -26,7 +26,7 @@ def test_it_asks_everybody_who_he_is(engine, mlflow_image):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    secrets = {f"MLFLOW_{name}": token_urlsafe(20) for name in ("PASSWORD", "ADMIN_PASSWORD", "FLASK_SECRET_KEY")}
+    secrets = {f"MLFLOW_{name}": token_urlsafe(20) for name in ("PASSWORD", "READER_PASSWORD", "ADMIN_PASSWORD", "FLASK_SECRET_KEY")}
     settings = {"HOST": "127.0.0.1", "MLFLOW_PORT": port, "MLFLOW_USERNAME": "airloop", **secrets}
     given = [option for key, value in settings.items() for option in ("--env", f"AIRLOOP_{key}={value}")]
     container = engine.start("run", "--rm", "--name", f"mlflow-{port}", *HARDENED, *given, mlflow_image)
