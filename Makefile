@@ -79,13 +79,15 @@ soak-cluster: setup  ## the failures of training pods, ten times each; the resul
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 
-.PHONY: bench-parse bench-loop bench-check bench-pods
+.PHONY: bench-serving bench-parse bench-loop bench-check bench-pods
 bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently
 	@$(BIN)/python -m bench.check_demo
 bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
 	@$(BIN)/python -m bench.bench_parse
 bench-pods: setup  ## what Airflow and Kubernetes add to a training pod: from the task's start to user code, from the pod's end to the task's
 	@$(BIN)/python -m bench.bench_pods $(if $(RUNS),--runs $(RUNS))
+bench-serving: setup  ## serving beside mlflow models serve, MLServer, BentoML and the bare server; the result goes to bench/results/serving.json
+	@$(BIN)/python -m bench.bench_serving $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
 	@$(BIN)/python -m bench.bench_loop
 

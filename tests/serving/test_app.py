@@ -7,7 +7,8 @@ import sys
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.app import PredictRequest, create_app
+from serving.app import create_app
+from serving.documents import PredictRequest
 from serving.settings import Settings
 from tests.serving.stand import LOCAL, NAME, REPOSITORY, expected, logged, wait_for
 

@@ -1,0 +1,140 @@
+"""Serving beside ``mlflow models serve``, MLServer, BentoML and the bare HTTP server: the same HistGradientBoosting, one worker each, 16 clients.
+
+    python -m bench.bench_serving [--rounds 3] [--seconds 5]
+
+All run at once and are asked in turn, round after round, so that whatever else the machine does hits all. A ratio is that of the medians.
+With more than one core the servers have one and the load generator another. Look-ups are asked at half the rate that the service reaches without them.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import result, serving_features, serving_model, serving_peers
+from bench.load import Figures
+from bench.serving_peers import Server
+
+CLIENTS, WARM = 16, 1.0
+PACKAGES = ("mlflow", "feast", "onnxruntime", "uvicorn", "uvloop", "httptools", "orjson", "scikit-learn", "numpy")
+AIMS = {"rps_ratio_mlflow": 10, "p99_ratio_mlflow": 0.1, "rps_ratio_mlserver": 1, "rps_ratio_bentoml": 1, "rps_share_of_bare": 0.6}
+
+
+class Turns:
+    """The servers, and what each gave in each round."""
+
+    def __init__(self, servers: list[Server], *, seconds: float) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self.servers, self.seconds = servers, seconds
+        self.server_core, self.load_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+        self.found: dict[str, list[tuple[Figures, float]]] = {server.name: [] for server in servers}
+
+    def start(self) -> None:
+        for server in self.servers:
+            server.start(self.server_core)
+            server.wait(600)
+
+    def take(self, server: Server, *, rate: float | None = None) -> Figures:
+        before = server.cpu()
+        figures = server.load(self.load_core, seconds=self.seconds, warm=WARM, clients=CLIENTS, rate=rate)
+        # With its first second, which is not among the requests: of use beside the others' figures only.
+        micros = (server.cpu() - before) / max(1.0, figures.rps * (self.seconds + WARM)) * 1e6
+        if figures.errors:
+            raise RuntimeError(f"{server.name}: {figures.errors} of {figures.requests} requests failed: {figures.first_error}")
+        self.found[server.name].append((figures, micros))
+        return figures
+
+    def summary(self, name: str) -> dict[str, Any]:
+        taken = self.found[name]
+        parts = {part: round(statistics.median(getattr(figures, part) for figures, _ in taken), 3) for part in ("rps", "p50_ms", "p99_ms")}
+        return parts | {"cpu_us_per_request": round(statistics.median(micros for _, micros in taken), 1), "rounds": len(taken)}
+
+    def end(self) -> None:
+        for server in self.servers:
+            server.end()
+
+
+def throughput(model: Any, folder: Path, environments: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+    servers = [
+        serving_peers.bare(folder), serving_peers.airloop(folder, model), serving_peers.mlflow(folder, model),
+        serving_peers.mlserver(folder, model, environments), serving_peers.bentoml(folder, model, environments),
+    ]  # fmt: skip
+    turns = Turns(servers, seconds=seconds)
+    try:
+        turns.start()
+        for _ in range(rounds):
+            for server in servers:
+                turns.take(server)
+        found = {server.name: turns.summary(server.name) for server in servers}
+    finally:
+        turns.end()
+    ours = found["airloop"]
+    ratios = {f"rps_ratio_{name}": round(ours["rps"] / found[name]["rps"], 2) for name in ("mlflow", "mlserver", "bentoml")}
+    ratios |= {f"p99_ratio_{name}": round(ours["p99_ms"] / found[name]["p99_ms"], 3) for name in ("mlflow", "mlserver", "bentoml")}
+    return {**ratios, "rps_share_of_bare": round(ours["rps"] / found["bare"]["rps"], 3), "servers": found}
+
+
+def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """p99 with look-ups beside p99 without them, all at half of the rate that is reached without them."""
+    with serving_features.redis(folder / "redis") as redis:
+        stores = {"sqlite": "sqlite"} | ({"redis": redis} if redis else {})
+        servers = [serving_peers.airloop(folder, model, "no_lookup")]
+        for name, online in stores.items():
+            said = serving_features.fill(folder / f"features-{name}", online)
+            servers.append(
+                serving_peers.airloop(
+                    folder, model, name, feature_store=said, body=serving_features.body, join_keys=("customer",), looked_up=serving_features.LOOKED_UP
+                )
+            )
+        turns = Turns(servers, seconds=seconds)
+        try:
+            turns.start()
+            most = turns.take(servers[0]).rps
+            turns.found["no_lookup"].clear()
+            for _ in range(rounds):
+                for server in servers:
+                    turns.take(server, rate=most / 2)
+            found = {server.name: turns.summary(server.name) for server in servers}
+        finally:
+            turns.end()
+    without = found["no_lookup"]["p99_ms"]
+    return {
+        "lookup_p99_ms": {name: found[name]["p99_ms"] for name in ("redis", "sqlite") if name in found},
+        "lookup_p99_ratio": {name: round(found[name]["p99_ms"] / without, 2) for name in ("redis", "sqlite") if name in found},
+        "lookup_rate_rps": round(most / 2, 1),
+        "lookups": found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.bench_serving")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument(
+        "--environments", type=Path, default=result.REPOSITORY / "data" / "cache" / "bench-serving", help="where the peers' environments are kept"
+    )
+    given = parser.parse_args()
+    console = Console()
+    given.environments.mkdir(parents=True, exist_ok=True)
+    model = serving_model.fit()
+    with tempfile.TemporaryDirectory() as folder:
+        found = throughput(model, Path(folder), given.environments, rounds=given.rounds, seconds=given.seconds)
+        found |= lookups(model, Path(folder), rounds=given.rounds, seconds=given.seconds)
+    found |= {"clients": CLIENTS, "rounds": given.rounds, "seconds": given.seconds, "aims": AIMS, "peers": serving_peers.ENVIRONMENTS}
+    target = result.write("serving", found, PACKAGES)
+    table = Table("server", "requests/s", "p50 ms", "p99 ms", "CPU us/request")
+    for name, figures in (found["servers"] | found["lookups"]).items():
+        table.add_row(name, *(f"{figures[part]:,.1f}" for part in ("rps", "p50_ms", "p99_ms", "cpu_us_per_request")))
+    console.print(table)
+    for name, aim in AIMS.items():
+        console.print(f"{name}: {found[name]} (aim: {'at most' if name.startswith('p99') else 'at least'} {aim})")
+    console.print(f"lookup_p99_ratio: {found['lookup_p99_ratio']} (aim: under 3)\n{target.relative_to(result.REPOSITORY)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Who is measured in the serving benchmark: the command that starts each server, and the request that it wants.
+
+All have one worker, and one thread of OpenMP.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import serving_model
+from bench.load import Figures
+from bench.result import REPOSITORY
+
+SKLEARN = "scikit-learn==1.9.1"  # the one that the model is fitted and pickled with
+ENVIRONMENTS = {"mlserver": ["mlserver==1.7.1", "mlserver-sklearn==1.7.1", SKLEARN], "bentoml": ["bentoml==1.4.39", SKLEARN]}
+BENTO = """import bentoml, joblib
+import numpy as np
+
+@bentoml.service(workers=1, traffic={"timeout": 60})
+class Bench:
+    def __init__(self):
+        self.model = joblib.load("model.joblib")
+
+    @bentoml.api
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        return self.model.predict_proba(rows)[:, 1]
+"""
+
+
+@dataclass
+class Server:
+    """A running server and how it is asked."""
+
+    name: str
+    path: str
+    body: Callable[[list[float]], dict[str, Any]]
+    command: list[str]
+    folder: Path
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, core: int | None) -> None:
+        with (self.folder / f"{self.name}.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment}, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            )  # fmt: skip
+
+    def wait(self, seconds: float) -> None:
+        """Until it answers a prediction.
+
+        Raises:
+            TimeoutError: with the end of its log.
+        """
+        content = json.dumps(self.body(serving_model.samples(1)[0].tolist())).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", data=content, headers={"Content-Type": "application/json"})
+        deadline, said = time.monotonic() + seconds, ""
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(request, timeout=10).read()
+                return
+            except urllib.error.HTTPError as error:
+                said = error.read().decode(errors="replace")[:500]
+            except OSError as error:
+                said = str(error)
+            time.sleep(0.2)
+        raise TimeoutError(f"{self.name} does not answer within {seconds:g} s: {said}\n{(self.folder / f'{self.name}.log').read_text()[-2000:]}")
+
+    def cpu(self) -> float:
+        """CPU seconds of the server and what it started."""
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        return sum(sum(one.cpu_times()[:2]) for one in (parent, *parent.children(recursive=True)))
+
+    def load(self, core: int | None, *, seconds: float, warm: float, clients: int, rate: float | None = None) -> Figures:
+        """Ask it, from a process of its own."""
+        bodies = [self.body(row) for row in serving_model.samples(200).tolist()]
+        plan = {"port": self.port, "path": self.path, "bodies": bodies, "seconds": seconds, "warm": warm, "clients": clients, "rate": rate}
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.load"], input=json.dumps(plan).encode(), capture_output=True, cwd=REPOSITORY, check=True,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )  # fmt: skip
+        return Figures(**json.loads(done.stdout))
+
+    def end(self) -> None:
+        if self.process is None:
+            return
+        for one in psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []:
+            one.terminate()
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(20)
+
+
+def named(row: list[float]) -> dict[str, Any]:
+    return {"instances": [dict(zip(serving_model.FEATURES, row, strict=True))]}
+
+
+def bare(folder: Path) -> Server:
+    port = _port()
+    command = [sys.executable, "-m", "uvicorn", "bench.bare:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    return Server("bare", "/models/bench/predict", named, command, _made(folder / "bare"), port, {"PYTHONPATH": str(REPOSITORY)})
+
+
+def airloop(folder: Path, model: Any, name: str = "airloop", *, feature_store: str = "", body: Callable = named, **parts: Any) -> Server:
+    """The service, started from its cache: no registry is away that it would miss. It logs its predictions, as it always does."""
+    home, port = _made(folder / name), _port()
+    serving_model.write_cache(model, home / "cache", **parts)
+    store = feature_store or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"
+    (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {store}\n")
+    environment = {
+        "PYTHONPATH": str(REPOSITORY), "SERVING_MLFLOW_URI": "http://127.0.0.1:9", "SERVING_CACHE": str(home / "cache"), "SERVING_LOG_ROOT": str(home / "log"),
+        "SERVING_FEATURE_REPO": str(home), "SERVING_POLL_SECONDS": "30",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "uvicorn", "serving.app:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    return Server(name, "/models/bench/predict", body, command, home, port, environment)
+
+
+def mlflow(folder: Path, model: Any) -> Server:
+    import mlflow.sklearn
+
+    home, port = _made(folder / "mlflow"), _port()
+    if not (home / "model").exists():
+        mlflow.sklearn.save_model(
+            model, str(home / "model"), serialization_format="cloudpickle", pyfunc_predict_fn="predict_proba", pip_requirements=["scikit-learn"]
+        )
+    arguments = ["models", "serve", "-m", str(home / "model"), "--env-manager", "local", "--port", str(port), "--workers", "1"]
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return Server("mlflow", "/invocations", lambda row: {"inputs": [row]}, [sys.executable, "-m", "mlflow", *arguments], home, port, environment)
+
+
+def mlserver(folder: Path, model: Any, environments: Path) -> Server:
+    home, port = _made(folder / "mlserver"), _port()
+    _dump(model, home)
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": _port(), "metrics_port": _port(), "parallel_workers": 0, "debug": False}
+    (home / "settings.json").write_text(json.dumps(settings))
+    of_model = {"name": "bench", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": "./model.joblib", "version": "v1"}}
+    (home / "model-settings.json").write_text(json.dumps(of_model))
+
+    def body(row: list[float]) -> dict[str, Any]:
+        inputs = [{"name": "predict", "shape": [1, len(row)], "datatype": "FP32", "data": row}]
+        return {"inputs": inputs, "outputs": [{"name": "predict_proba"}]}
+
+    return Server("mlserver", "/v2/models/bench/infer", body, [str(_environment("mlserver", environments) / "mlserver"), "start", "."], home, port)
+
+
+def bentoml(folder: Path, model: Any, environments: Path) -> Server:
+    home, port = _made(folder / "bentoml"), _port()
+    _dump(model, home)
+    (home / "service.py").write_text(BENTO)
+    binaries = _environment("bentoml", environments)
+    environment = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(home / "bentoml"), "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [str(binaries / "bentoml"), "serve", "service:Bench", "--port", str(port), "--host", "127.0.0.1"]
+    return Server("bentoml", "/predict", lambda row: {"rows": [row]}, command, home, port, environment)
+
+
+def _environment(name: str, environments: Path) -> Path:
+    """The folder of a peer's programs; made once, since its requirements are not ours."""
+    target = environments / name
+    stamp = target / "made"
+    wanted = "\n".join(ENVIRONMENTS[name])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(target)], check=True)
+        uv = Path(sys.executable).parent / "uv"
+        subprocess.run([str(uv), "pip", "install", "--quiet", "--python", str(target / "bin" / "python"), *ENVIRONMENTS[name]], check=True)
+        stamp.write_text(wanted)
+    return target / "bin"
+
+
+def _dump(model: Any, home: Path) -> None:
+    import joblib
+
+    joblib.dump(model, home / "model.joblib")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
