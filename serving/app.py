@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": ProblemDocument.model_jsonschema_of()}}
+    content = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 

@@ -93,7 +93,7 @@ class ProblemDocument(BaseModel):
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """A model's JSON schema with everything in it: there is no place beside it for ``$defs``."""
-    schema = model.model_jsonschema_of()
+    schema = model.model_json_schema()
     parts = schema.pop("$defs", {})
 
     def whole(node: Any) -> Any:
