@@ -61,10 +61,10 @@ def free_port() -> int:
 
 
 class Server(ABC):
-    """One server process with its data in ``folder``; ``start`` waits until it answers."""
+    """One server process with its data in ``folder``; ``start`` waits until it answers. ``address``: one of this machine, where pods find it, say."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, address: str = "127.0.0.1"):
+        self.folder, self.address, self.port = folder, address, free_port()
         self.process: subprocess.Popen | None = None
 
     @property
@@ -98,23 +98,25 @@ class Server(ABC):
 class Postgres(Server):
     """``admin_url`` is its superuser's; ``urls()`` are those of four databases that it may have."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, address: str = "127.0.0.1"):
+        super().__init__(folder, address)
         self.password = token_urlsafe(16)
         (folder / "password").write_text(self.password)
         own(folder)
         initdb = [program("initdb", "postgresql"), "-D", str(folder / "data"), "-U", "postgres", "-A", "scram-sha-256", "--pwfile", str(folder / "password")]
         subprocess.run(as_nobody([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"]), check=True, capture_output=True, cwd=folder)
+        with (folder / "data" / "pg_hba.conf").open("a") as allowed:
+            allowed.write("host all all samenet scram-sha-256\n")  # pods, where the address is one that they know
 
     @property
     def command(self) -> list[str]:
         # fsync off: the machine does not go down in these tests, and a process that is killed loses nothing that the kernel has.
-        options = ["-c", "fsync=off", "-c", "max_connections=200", "-c", "listen_addresses=127.0.0.1", "-k", str(self.folder)]
+        options = ["-c", "fsync=off", "-c", "max_connections=200", "-c", f"listen_addresses={self.address}", "-k", str(self.folder)]
         return [program("postgres", "postgresql"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
     @property
     def admin_url(self) -> str:
-        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://postgres:{self.password}@{self.address}:{self.port}/postgres"
 
     def answers(self) -> bool:
         try:
@@ -127,18 +129,18 @@ class Postgres(Server):
         """Setting -> URL of a database that nobody else has, with a user of its own, and a reader of Feast's; nothing is made."""
         prefix = f"t{next(NUMBERS)}"
         names = {setting: f"{prefix}_{setting.partition('_')[0]}" for setting in DATABASES}
-        urls = {setting: f"postgresql://{name}:{token_urlsafe(16)}@127.0.0.1:{self.port}/{name}" for setting, name in names.items()}
+        urls = {setting: f"postgresql://{name}:{token_urlsafe(16)}@{self.address}:{self.port}/{name}" for setting, name in names.items()}
         return urls | {"feast_reader_url": urls["feast_registry_url"].replace("_feast:", "_feast_reader:", 1)}
 
 
 class Redis(Server):
     """With a password and an append-only file: what it has acknowledged outlives a kill."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder)
+    def __init__(self, folder: Path, address: str = "127.0.0.1"):
+        super().__init__(folder, address)
         self.password = token_urlsafe(16)
         (folder / "redis.conf").write_text(
-            f'port {self.port}\nbind 127.0.0.1\ndir {folder}\nappendonly yes\nsave ""\nrequirepass {self.password}\ndatabases 64\n'
+            f'port {self.port}\nbind {address}\ndir {folder}\nappendonly yes\nsave ""\nrequirepass {self.password}\ndatabases 64\n'
         )
         own(folder)
         self._next = 0
@@ -150,7 +152,7 @@ class Redis(Server):
     def url(self) -> str:
         """Of a database of its own."""
         self._next += 1
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/{self._next - 1}"
+        return f"redis://:{self.password}@{self.address}:{self.port}/{self._next - 1}"
 
     def forget(self, url: str) -> None:
         """All data of one database."""
@@ -163,7 +165,7 @@ class Redis(Server):
         import redis
 
         try:
-            with redis.Redis(port=self.port, password=self.password, socket_timeout=5) as client:
+            with redis.Redis(host=self.address, port=self.port, password=self.password, socket_timeout=5) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
@@ -177,10 +179,10 @@ def settings_on(postgres: Postgres, redis: Redis, home: Path):
 
 
 @contextmanager
-def running(kind: type[Server]) -> Iterator[Server]:
+def running(kind: type[Server], address: str = "127.0.0.1") -> Iterator[Server]:
     """A server that is up, in a folder of its own, and gone afterwards."""
     with tempfile.TemporaryDirectory(prefix=f"airloop-{kind.__name__.lower()}-", ignore_cleanup_errors=True) as folder:
-        server = kind(Path(folder))
+        server = kind(Path(folder), address)
         try:
             server.start()
             yield server

@@ -1,0 +1,110 @@
+"""The training namespace that the chart makes, on a real cluster: its rights, quota, limits and priorities act."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import until
+from tests.cluster.release import Release, training_only
+from tests.helm import MISSING, PROGRAM
+
+pytestmark = [pytest.mark.stack, pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def release(cluster):
+    if not PROGRAM:
+        pytest.skip(MISSING)
+    with training_only(cluster) as installed:
+        yield installed
+
+
+@pytest.fixture(scope="module")
+def airflow(release):
+    """A client as the account that makes training pods."""
+    from kubernetes import client
+
+    api, account = release.cluster.api, "airflow-worker"
+    api.create_namespaced_service_account(release.namespace, {"metadata": {"name": account}})
+    token = api.create_namespaced_service_account_token(account, release.namespace, {"spec": {"expirationSeconds": 3600}}).status.token
+    configuration = client.Configuration.get_default_copy()
+    configuration.cert_file = configuration.key_file = None
+    configuration.api_key = {"authorization": f"Bearer {token}"}
+    return client.CoreV1Api(client.ApiClient(configuration))
+
+
+def training_pod(release: Release, name: str, **spec: Any) -> dict[str, Any]:
+    resources = spec.pop("resources", None)
+    container = {"name": "base", "image": release.cluster.image, "command": ["sleep", "3600"], **({"resources": resources} if resources else {})}
+    container["volumeMounts"] = [{"name": "usr", "mountPath": "/usr", "readOnly": True}]
+    volumes = [{"name": "usr", "hostPath": {"path": "/usr"}}]
+    return {"metadata": {"name": name}, "spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 0, **spec}}
+
+
+@pytest.fixture
+def training(release):
+    """The training namespace, without pods before and after."""
+    core = release.cluster.api
+
+    def empty():
+        core.delete_collection_namespaced_pod(release.training, grace_period_seconds=0)
+        until(lambda: not core.list_namespaced_pod(release.training).items, 120, "an empty training namespace")
+
+    empty()
+    yield release.training
+    empty()
+
+
+def refused(call: Any, *arguments: Any) -> str:
+    from kubernetes.client import ApiException
+
+    with pytest.raises(ApiException) as said:
+        call(*arguments)
+    assert said.value.status == 403, said.value
+    return json.loads(said.value.body)["message"]
+
+
+def test_airflows_account_may_train_and_no_more(release, training, airflow):
+    airflow.create_namespaced_pod(training, training_pod(release, "fit"))
+    assert [pod.metadata.name for pod in airflow.list_namespaced_pod(training).items] == ["fit"]
+    assert airflow.list_node().items
+    airflow.delete_namespaced_pod("fit", training)
+    assert "cannot list resource" in refused(airflow.list_namespaced_secret, training)
+    assert "cannot delete resource" in refused(airflow.delete_namespaced_resource_quota, "loop-training", training)
+    assert "cannot create resource" in refused(airflow.create_namespaced_pod, release.namespace, training_pod(release, "fit"))
+
+
+def test_the_quota_acts(release, training, airflow):
+    for number in range(3):
+        airflow.create_namespaced_pod(training, training_pod(release, f"fit-{number}"))
+    limits = airflow.list_namespaced_pod(training).items[0].spec.containers[0].resources
+    assert limits.requests == {"cpu": "100m", "memory": "512Mi"} and limits.limits == {"memory": "512Mi"}  # the LimitRange's: it asked for nothing
+    said = refused(airflow.create_namespaced_pod, training, training_pod(release, "fit-3"))
+    assert "exceeded quota: loop-training" in said and "pods=1" in said
+
+
+def test_a_pod_may_not_be_bigger_than_the_limit(release, training, airflow):
+    big = {"requests": {"memory": "65Gi"}, "limits": {"memory": "65Gi"}}
+    assert "maximum memory usage per Container is 64Gi" in refused(airflow.create_namespaced_pod, training, training_pod(release, "big", resources=big))
+
+
+def test_work_on_gpus_takes_the_place_of_preemptible_work(release, training, airflow):
+    gpus = int(release.cluster.node.status.allocatable.get("nvidia.com/gpu", 0))
+    if not gpus:
+        pytest.skip("the cluster's node has no nvidia.com/gpu")
+    all_of_them = {"limits": {"nvidia.com/gpu": str(gpus)}}
+
+    def start(name: str, priority: str) -> None:
+        airflow.create_namespaced_pod(training, training_pod(release, name, resources=all_of_them, priorityClassName=f"{release.namespace}-{priority}"))
+
+    def phases() -> dict[str, str]:
+        return {pod.metadata.name: pod.status.phase for pod in airflow.list_namespaced_pod(training).items if not pod.metadata.deletion_timestamp}
+
+    start("trial", "preemptible")
+    until(lambda: phases().get("trial") == "Running", 300, "the preemptible pod")
+    start("another-trial", "preemptible")
+    start("fit", "gpu")
+    until(lambda: phases().get("fit") == "Running", 300, "the pod with priority")
+    assert "trial" not in phases() or phases()["trial"] == "Failed", "nobody gave way"
+    assert phases()["another-trial"] == "Pending"  # of the same class as the first: it preempts nobody
