@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from include.settings import NEEDED, Settings, SettingsError, secret_fields
-from include.stack.access import mlflow_credentials
+from include.stack.access import mlflow_credentials, secrets_backend
 from include.stack.environment import remote_logging, storage_connection
 
 # Of one machine, or the chart's to say; and what Airflow itself is given under the names that its chart wants.
@@ -74,6 +74,7 @@ def _of_airflow(settings: Settings, environment: Mapping[str, str]) -> Iterator[
     yield from ((name, value) for name, value in settings.environment().items() if name.removeprefix("AIRLOOP_").lower() in told)
     yield "MLFLOW_TRACKING_URI", settings.mlflow_url
     yield from remote_logging(settings).items()
+    yield from secrets_backend(settings).items()
     credentials = {**environment, **_store("AIRFLOW", environment)}
     if settings.storage_connection and not credentials.get(STORE[0]):  # the workers' service account gives access; the connection must be there all the same
         place = {"region_name": environment.get("AWS_REGION"), "endpoint_url": environment.get("AWS_ENDPOINT_URL")}

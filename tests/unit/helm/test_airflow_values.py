@@ -17,6 +17,7 @@ from include.settings import Settings
 from include.stack.environment import airflow_environment
 from tests.helm import CHARTS
 from tests.unit.helm.airflow_chart import SCHEMA
+from tests.unit.helm.test_secrets import settings
 
 FOLDER = CHARTS / "airflow"
 # What the house says to an Airflow on one machine, and says otherwise, or not at all, on a cluster.
@@ -25,7 +26,7 @@ ELSEWHERE = {
     "AIRFLOW__CORE__FERNET_KEY": "fernetKeySecretName", "AIRFLOW__API__SECRET_KEY": "apiSecretKeySecretName", "AIRFLOW__API_AUTH__JWT_SECRET": "jwtSecretName",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "data.metadataSecretName", "AIRFLOW__LOGGING__BASE_LOG_FOLDER": "the chart's",
     "AIRFLOW__CORE__EXECUTOR": "executor", "AIRFLOW__API__HOST": "the chart's", "AIRFLOW__API__PORT": "the chart's",
-    "AIRFLOW__API__BASE_URL": "site.example.yaml", "AIRFLOW__API__WORKERS": "replicas instead",
+    "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "airloop-airflow", "AIRFLOW__API__BASE_URL": "site.example.yaml", "AIRFLOW__API__WORKERS": "replicas instead",
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "FAB", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": "FAB",
     # For who edits DAG files on their own machine, and sees them at once:
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "", "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "",
@@ -101,10 +102,22 @@ def installed_airflow() -> str:
 
 def test_every_option_that_the_house_sets_is_set_or_named(values, tmp_path):
     """A tuning that is added for one machine would otherwise be forgotten here."""
-    house = {name for name in airflow_environment(Settings(home=tmp_path)) if name.startswith("AIRFLOW__")}
+    both = (Settings(home=tmp_path), settings(home=tmp_path))  # one machine's, a cluster's
+    house = {name for one in both for name in airflow_environment(one) if name.startswith("AIRFLOW__")}
     said = {f"AIRFLOW__{section.upper()}__{option.upper()}" for section, options in values["config"].items() for option in options}
     assert house - said - ELSEWHERE.keys() == set()
-    assert ELSEWHERE.keys() - house - {"AIRFLOW__CORE__FERNET_KEY"} == set(), "no longer said by the house"
+    assert ELSEWHERE.keys() - house == set(), "no longer said by the house"
+
+
+def test_the_jobs_run_commands_that_there_are(values):
+    from importlib.util import find_spec
+
+    from include.cli import app
+
+    lines = [job["args"][-1] for job in (values["migrateDatabaseJob"], values["createUserJob"])]
+    assert (modules := set(re.findall(r"python -m ([\w.]+)", " ".join(lines)))) and all(find_spec(module) for module in modules)
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert set(re.findall(r"include\.cli (\w+)", " ".join(lines))) == {"migrate", "pools"} <= known
 
 
 def test_no_secret_stands_in_them():
