@@ -68,7 +68,7 @@ class Engine:
         options = [option for key, value in given.items() for option in ("--build-arg", f"{key}={value}")]
         mounts = [*(f"--volume={folder}:{folder}" for folder in find_links()), f"--volume={uv_cache()}:/var/cache/uv"]
         file = REPOSITORY / "deploy/images" / image / "Dockerfile"
-        self("build", "--network", "host", "--layers", *options, *mounts, "--file", str(file), "--tag", name, str(REPOSITORY))
+        self("build", "--network", "host", "--layers", *options, *mounts, "--file", str(file), "--tag", name, str(REPOSITORY), timeout=3600)
         return name
 
     @cached_property
