@@ -326,8 +326,11 @@ def secret_fields() -> tuple[str, ...]:
     return tuple(name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", (field.annotation,)))
 
 
-# Of other programs, by which our processes reach what the settings name.
-CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+# By which our processes reach what the settings name, and Airflow's own keys as it is told them: tasks are forked before it hides those itself.
+CREDENTIALS = (
+    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "AIRFLOW__CORE__FERNET_KEY",
+    "AIRFLOW__API__SECRET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET",
+)  # fmt: skip
 
 
 def known_secrets(environment: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ whose token it exchanges for them. Never by arguments, templates or XComs.
 import os
 from typing import Any
 
-from include.settings import Settings, get_settings
+from include.settings import Settings, get_settings, known_secrets
 
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 TOKEN_FOLDER = "/var/run/secrets/airloop-storage"
@@ -25,6 +25,7 @@ def hand_on_storage() -> None:
     Raises:
         NoSuchConnection.
     """
+    hide_secrets()
     settings = get_settings()
     if not settings.store.startswith("s3://"):
         return
@@ -37,6 +38,13 @@ def hand_on_storage() -> None:
                 os.environ.pop(name, None)
         os.environ.update(found)
     storage.complete(os.environ)
+
+
+def hide_secrets() -> None:
+    """Have this task's log show no secret that its process knows; its supervisor, which writes what it prints, is told too."""
+    from airflow.sdk.log import mask_secret
+
+    mask_secret(list(known_secrets(os.environ)))
 
 
 def connection_variables(connection: str) -> dict[str, str]:
