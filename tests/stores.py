@@ -27,6 +27,9 @@ NUMBERS = count()
 
 # A test so marked runs twice, on files and on Postgres and Redis; its fixtures ask the fixture ``stores`` for the variables.
 on_both_stores = pytest.mark.parametrize("stores", ["embedded", "real"], indirect=True)
+# The same for tests of minutes, whose second half runs where a variable asks for it.
+ASKED = pytest.mark.skipif(not os.environ.get("AIRLOOP_TEST_LOOP_ON_SERVERS"), reason="on Postgres and Redis too: AIRLOOP_TEST_LOOP_ON_SERVERS=yes runs it")
+on_both_stores_if_asked = pytest.mark.parametrize("stores", ["embedded", pytest.param("real", marks=ASKED)], indirect=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from include import ledger
 from include.data import layout
 from include.settings import get_settings
 from tests.integration import two_classes
-from tests.stores import on_both_stores
+from tests.stores import on_both_stores_if_asked
 from tests.unit.training import made_up
 
 PROJECT, TREES = two_classes.project, two_classes.project.candidates[0]
@@ -85,7 +85,7 @@ def manifests(folder):
     return {path.name: (path.stat().st_mtime_ns, json.loads(path.read_text())) for path in folder.glob("*.json")}
 
 
-@on_both_stores
+@on_both_stores_if_asked
 def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(train, dying, fresh_store, stores):
     dying["trial-trees-1"] = IN_THE_FIT
     killed = train(1)

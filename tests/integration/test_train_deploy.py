@@ -19,7 +19,7 @@ from include import ledger
 from include.data import layout
 from include.projects import get_project
 from include.settings import REPOSITORY, get_settings
-from tests.stores import on_both_stores
+from tests.stores import on_both_stores_if_asked
 from tests.unit.training import made_up
 
 FLIGHTS = get_project("flights")
@@ -98,7 +98,7 @@ def requests_by_reason():
     return {r.reason: r for r in ledger.requests("flights")}
 
 
-@on_both_stores
+@on_both_stores_if_asked
 @pytest.mark.timeout(1800)  # ten whole DAG runs with some fifteen child processes
 def test_the_loop_trains_deploys_refuses_and_replaces(loop, run_dag):
     # The first model: floor and baseline decide, everything is fitted.
@@ -176,7 +176,7 @@ def wait_for_champion(version, seconds=120):
 WHERE = {"fit": "include.training.steps:_write", "evaluate": "include.training.evaluation:evaluation_page", "refit": "include.training.steps:_write"}
 
 
-@on_both_stores
+@on_both_stores_if_asked
 def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, run_dag, monkeypatch):
     from include.dag_kit.compute import TrainingStep
 
