@@ -28,7 +28,9 @@ def test_the_commit_that_a_model_is_made_from_is_the_image_s_and_not_airflow_s()
 
 def test_a_pod_s_environment_has_no_credentials(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for pods")
-    given = settings(mlflow_password="nor this", airflow_fernet_key="nor that", serving_api_key="nor the key")
+    given = settings(
+        mlflow_secret="airloop-mlflow", mlflow_username="airloop", mlflow_password="nor this", airflow_fernet_key="nor that", serving_api_key="nor the key"
+    )
     assert not [
         name
         for name, value in pod_environment(given, STEP, ComputeClass()).items()
