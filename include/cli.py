@@ -51,6 +51,49 @@ def status() -> None:
 
 
 @app.command()
+def freeze(
+    why: Annotated[str, typer.Option(help="The reason; whoever meets the freeze reads it.")],
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All projects, also those to come.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who freezes. Default: the name of your login.")] = None,
+) -> None:
+    """Have nothing trained, promoted or rolled out, until `airloop thaw`. Ingest, features, scores, serving and monitoring go on.
+
+    Retrain requests wait. What runs at this moment ends, and what would come after it does not begin; a rollout that has begun is brought to its end.
+    """
+    from getpass import getuser
+
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    held, new = _or_exit(lambda _: freezing.freeze(project, by=by or getuser(), why=why), "")
+    typer.echo(f"{held}." if new else f"It was frozen already, and that stays: {held}.")
+
+
+@app.command()
+def thaw(
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="End the freeze of all. Projects that were frozen each for itself stay frozen.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who thaws. Default: the name of your login.")] = None,
+) -> None:
+    """End a freeze and have taken up what waited: requests are trained, a model that had passed the gate is deployed."""
+    from getpass import getuser
+
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    thawed = _or_exit(lambda _: freezing.thaw(_settings(), project, by=by or getuser()), "")
+    typer.echo(f"Thawed; it was so: {thawed.ended}." if thawed.ended else f"{project or 'Everything'} was not frozen.")
+    for one in thawed.still:
+        typer.echo(f"Still: {one}.")
+    for dag_id, run_id in thawed.started:
+        typer.echo(f"{_settings().airflow_url}/dags/{dag_id}/runs/{run_id}")
+    if thawed.trouble:
+        typer.echo(thawed.trouble, err=True)
+    _exit_unless(not thawed.trouble)
+
+
+@app.command()
 def pools(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Count what the nodes of the cluster (KUBECONFIG) have, instead of AIRLOOP_POOLS.")
@@ -280,6 +323,8 @@ def run(
     _or_exit(get_project, project)
     if stage not in STAGES:
         _fail(f"no stage '{stage}'; there is {', '.join(STAGES)}")
+    if stage in {"train", "deploy"}:
+        _say_if_frozen(project)
     conf = {"cutoff": ledger.iso(cutoff.replace(tzinfo=cutoff.tzinfo or UTC))} if cutoff else {}
     run_id = AirflowApi.of(_settings()).trigger(f"{project}__{stage}", conf)
     typer.echo(f"{_settings().airflow_url}/dags/{project}__{stage}/runs/{run_id}")
@@ -296,6 +341,7 @@ def request(
     from include.stack.api import AirflowApi
 
     _or_exit(get_project, project)
+    _say_if_frozen(project)
     conf = {"reason": reason, **({"last_days": last_days} if last_days else {})}
     run_id = AirflowApi.of(_settings()).trigger(f"{project}__train", conf)
     typer.echo(f"{_settings().airflow_url}/dags/{project}__train/runs/{run_id}")
@@ -331,6 +377,18 @@ def new_project(
     for path in _or_exit(lambda wanted: make(wanted, kind), name):
         typer.echo(path)
     typer.echo(f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in: docs/adding-a-project.md")
+
+
+def _one_or_all(project: str | None, everything: bool) -> None:
+    if (project is None) != everything:
+        _fail("name a project, or say --all")
+
+
+def _say_if_frozen(project: str) -> None:
+    from include import ledger
+
+    if held := ledger.freeze_of(project):
+        typer.echo(f"{held}. Until then it waits.", err=True)
 
 
 def _settings():
