@@ -1,5 +1,7 @@
 """Freeze and thaw: the ledger keeps the freeze, and whoever would train, promote or roll out asks there. After a thaw what waited is taken up."""
 
+import getpass
+import os
 from dataclasses import dataclass, field
 
 import httpx
@@ -27,6 +29,14 @@ class Thawed:
     still: list[Freeze]
     started: list[tuple[str, str]] = field(default_factory=list)
     trouble: str = ""
+
+
+def who() -> str:
+    """Whoever runs this command, by name; in a container, whose user may have none, by number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def freeze(project: str | None, *, by: str, why: str) -> tuple[Freeze, bool]:
