@@ -40,10 +40,11 @@ def create_deploy_dag(project: Project):
 
         @task
         def smoke_test(project_name: str, chosen: dict, cutoff: str, *, run_id=None) -> str:
-            from include.rollout.promotion import smoke_test
+            from include.rollout.promotion import refuse_frozen, smoke_test
 
             project = get_project(project_name)
             with ends_on_record(project, chosen, cutoff=cutoff, dag_run=run_id):
+                refuse_frozen(project, chosen["version"], dag_run=run_id)  # promote asks again
                 smoke_test(project, chosen["version"])
             return chosen["version"]
 

@@ -20,6 +20,7 @@ from include.projects.base import Project
 WISHES = {
     "reason": Param(None, type=["null", "string"], description="Why; stands in the ledger beside the result."),
     "last_days": Param(None, type=["null", "integer"], minimum=1, description="Train on the examples of the last so many days only."),
+    "request": Param(None, type=["null", "string"], description="Take up this open request instead of making one; `airloop thaw` does."),
     "candidates": Param(None, type=["null", "array"], items={"type": "string"}, description="Fit only these candidates (and the baseline)."),
 }
 

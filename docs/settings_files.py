@@ -53,7 +53,7 @@ SECTIONS = {
         "auth_manager", "airflow_admin_password", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "mlflow_username", "mlflow_password",
         "mlflow_secret", "mlflow_reader_password", "mlflow_admin_password", "mlflow_flask_secret_key", "serving_api_key",
     ),
-    "Servers": ("host", "airflow_port", "mlflow_port", "serving_port", "airflow_uri", "mlflow_uri", "serving_uri", "serving_timeout"),
+    "Servers": ("host", "airflow_port", "mlflow_port", "serving_port", "airflow_uri", "mlflow_uri", "mlflow_artifacts", "serving_uri", "serving_timeout"),
     "Data on an object store": ("data_root", "storage_connection", "storage_secret", "storage_service_account", "storage_role", "remote_logs"),
     "Training": (
         "compute", "pools", "training_threads", "checkpoint_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection", "kubernetes_namespace",

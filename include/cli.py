@@ -51,6 +51,126 @@ def status() -> None:
 
 
 @app.command()
+def freeze(
+    why: Annotated[str, typer.Option(help="The reason; whoever meets the freeze reads it.")],
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All projects, also those to come.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who freezes. Default: the name of your login.")] = None,
+) -> None:
+    """Have nothing trained, promoted or rolled out, until `airloop thaw`. Ingest, features, scores, serving and monitoring go on.
+
+    Retrain requests wait. What runs at this moment ends, and what would come after it does not begin; a rollout that has begun is brought to its end.
+    """
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    held, new = _or_exit(lambda _: freezing.freeze(project, by=by or freezing.who(), why=why), "")
+    typer.echo(f"{held}." if new else f"It was frozen already, and that stays: {held}.")
+
+
+@app.command()
+def thaw(
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="End the freeze of all. Projects that were frozen each for itself stay frozen.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who thaws. Default: the name of your login.")] = None,
+) -> None:
+    """End a freeze and have taken up what waited: requests are trained, a model that had passed the gate is deployed."""
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    thawed = _or_exit(lambda _: freezing.thaw(_settings(), project, by=by or freezing.who()), "")
+    typer.echo(f"Thawed; it was so: {thawed.ended}." if thawed.ended else f"{project or 'Everything'} was not frozen.")
+    for one in thawed.still:
+        typer.echo(f"Still: {one}.")
+    for dag_id, run_id in thawed.started:
+        typer.echo(f"{_settings().airflow_url}/dags/{dag_id}/runs/{run_id}")
+    if thawed.trouble:
+        typer.echo(thawed.trouble, err=True)
+    _exit_unless(not thawed.trouble)
+
+
+@app.command()
+def backup(
+    archive: Annotated[Path, typer.Argument(help="The file to write, like airloop-2026-01-31.zip. Nothing is overwritten.")],
+) -> None:
+    """Save what the loop cannot do without: ledger, Feast's registry, MLflow's database; pointers to the tables and hashes of the models' files.
+
+    The loop may run meanwhile. The data itself is not in it: that is for the file system's or the bucket's own backup. Read by its owner only.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from include.operations.archive import ArchiveError
+    from include.operations.backup import backup as save
+    from include.operations.rows import RowsError
+    from include.settings import SettingsError
+
+    try:
+        saved = save(_settings(), archive)
+    except (ArchiveError, RowsError, SettingsError, SQLAlchemyError) as error:
+        _fail(f"no backup was made: {error}")
+    for name, held in saved.held.items():
+        typer.echo(f"{name}: {held}")
+    for line in saved.in_progress:
+        typer.echo(f"in progress, and open again after a restore: {line}")
+    typer.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def restore(
+    archive: Annotated[Path, typer.Argument(help="What `airloop backup` wrote.")],
+    data_from: Annotated[str | None, typer.Option(help="Copy the projects' data from this data root (a folder, s3://bucket/prefix) first.")] = None,
+    artifacts_from: Annotated[str | None, typer.Option(help="... and MLflow's artifacts from here: <home>/mlflow/artifacts, or <data root>/_mlflow.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look whether it can be done.")] = False,
+) -> None:
+    """Restore a backup into empty stores, also of another kind (SQLite to Postgres). Then everything is frozen: look, and `airloop thaw --all`.
+
+    Refused, by name: a store that is not empty, a damaged archive, another version. Killed in the middle, do it again.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from include.data.storage import StorageUnavailable
+    from include.operations.archive import ArchiveError
+    from include.operations.moving import MovingError
+    from include.operations.restore import RestoreError
+    from include.operations.restore import restore as bring_back
+    from include.operations.rows import RowsError
+    from include.settings import SettingsError
+    from include.stack.migrations import MigrationError
+
+    refused = (ArchiveError, RestoreError, MovingError, RowsError, MigrationError, SettingsError, StorageUnavailable, SQLAlchemyError)
+    try:
+        bring_back(_settings(), archive, data_from=data_from, artifacts_from=artifacts_from, dry_run=dry_run, say=typer.echo)
+    except refused as error:
+        _fail(f"not restored:\n{error}")
+
+
+@app.command()
+def doctor() -> None:
+    """Ask everything whether it is well: settings, disks, databases, stores, servers, DAGs, pools, and whether they belong together.
+
+    Each fault comes with what to do about it. Exit status 1 if there is one.
+    """
+    from pydantic import ValidationError
+
+    from include.operations.doctor import examine
+    from include.operations.doctor.console import show
+    from include.settings import SettingsError, get_settings
+
+    console = _terminal()
+    try:
+        settings = get_settings()
+    except (SettingsError, ValidationError) as error:
+        from include.operations.doctor.machine import unreadable_settings
+
+        show(console, unreadable_settings(error))
+        raise typer.Exit(1) from None
+    found = examine(settings, lambda finding: show(console, finding))
+    faults = [finding for finding in found if finding.state == "fault"]
+    console.print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found." if faults else "All is well.", style="bold red" if faults else "bold green")
+    _exit_unless(not faults)
+
+
+@app.command()
 def pools(
     from_cluster: Annotated[
         bool, typer.Option("--from-cluster", help="Count what the nodes of the cluster (KUBECONFIG) have, instead of AIRLOOP_POOLS.")
@@ -280,6 +400,8 @@ def run(
     _or_exit(get_project, project)
     if stage not in STAGES:
         _fail(f"no stage '{stage}'; there is {', '.join(STAGES)}")
+    if stage in {"train", "deploy"}:
+        _say_if_frozen(project)
     conf = {"cutoff": ledger.iso(cutoff.replace(tzinfo=cutoff.tzinfo or UTC))} if cutoff else {}
     run_id = AirflowApi.of(_settings()).trigger(f"{project}__{stage}", conf)
     typer.echo(f"{_settings().airflow_url}/dags/{project}__{stage}/runs/{run_id}")
@@ -296,6 +418,7 @@ def request(
     from include.stack.api import AirflowApi
 
     _or_exit(get_project, project)
+    _say_if_frozen(project)
     conf = {"reason": reason, **({"last_days": last_days} if last_days else {})}
     run_id = AirflowApi.of(_settings()).trigger(f"{project}__train", conf)
     typer.echo(f"{_settings().airflow_url}/dags/{project}__train/runs/{run_id}")
@@ -331,6 +454,18 @@ def new_project(
     for path in _or_exit(lambda wanted: make(wanted, kind), name):
         typer.echo(path)
     typer.echo(f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in: docs/adding-a-project.md")
+
+
+def _one_or_all(project: str | None, everything: bool) -> None:
+    if (project is None) != everything:
+        _fail("name a project, or say --all")
+
+
+def _say_if_frozen(project: str) -> None:
+    from include import ledger
+
+    if held := ledger.freeze_of(project):
+        typer.echo(f"{held}. Until then it waits.", err=True)
 
 
 def _settings():

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     # Where the servers are for who calls them, when they are not this stack's own on this machine, and as whom they are called.
     airflow_uri: str | None = Field(None, description="Airflow's address, when it is not http://<host>:<airflow_port>.")
     mlflow_uri: str | None = Field(None, description="MLflow's address, when it is not http://<host>:<mlflow_port>. Then `airloop up` starts none.")
+    mlflow_artifacts: str | None = Field(
+        None, description="Where MLflow's server keeps the models' files: a folder or s3://bucket/prefix; default: <data root>/_mlflow on S3, else in <home>."
+    )
     serving_uri: str | None = Field(None, description="Serving's address, when it is not http://<host>:<serving_port>. Then `airloop up` starts none.")
     auth_manager: Literal["simple", "fab"] | None = Field(None, description="Airflow's users: simple (one developer) or fab (roles); default: by the profile.")
     airflow_admin_password: SecretStr | None = Field(None, description="Password of Airflow's user admin; embedded: made at the first start.")
@@ -142,7 +145,7 @@ class Settings(BaseSettings):
         kept_away = InitSettingsSource(settings_cls, _from_secrets_manager(said.get("secrets_id"), said.get("secrets_profile")))
         return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder), kept_away, file
 
-    @field_validator("data_root", "remote_logs")
+    @field_validator("data_root", "remote_logs", "mlflow_artifacts")
     @classmethod
     def _root(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or "://" not in value:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from include.dag_kit.requests import refuse_frozen_step
 from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
 from include.dag_kit.warm_child import WarmChild, die_with_parent
 from include.outages import STORE_AWAY
@@ -119,6 +120,8 @@ class TrainingStep(BaseOperator):
 
     def execute(self, context) -> str:
         context["candidate"] = self._called  # names the mapped task in the UI
+        if request := self._references.get("request"):
+            refuse_frozen_step(self.project, request, context["ti"].run_id, context["ti"])
         if get_settings().compute == "kubernetes":
             self._pod = self._pod_of(context)
             return self.pod_ended(context, self._pod.start(context, "pod_ended"))

@@ -1,4 +1,6 @@
-"""The one door to training: a run works on a request that stands in the ledger."""
+"""The one door to training: a run works on a request that stands in the ledger, unless the project is frozen."""
+
+from typing import Any
 
 from airflow.sdk import task
 
@@ -8,29 +10,75 @@ from include.projects.base import Project
 def claim_request(project: Project):
     """First task of ``train``: claims the oldest open request and gives it as a dict (``id``, ``cutoff``, ``reason``, ...).
 
-    A run that a person or the schedule started makes its request here. A run that was woken by an event and finds no
-    open request (Airflow repeated the event, or another run was faster) is skipped: there is nothing to do.
+    A run that a person or the schedule started makes its request here, except one that was told by its parameter ``request`` which one to take up.
+    A run that finds no open request (Airflow repeated an event, or another run was faster) is skipped: there is nothing to do. So is, in a frozen
+    project, every run; what it was to work on waits in the ledger.
     """
 
     @task(task_id="claim_request")
-    def claim(project_name: str, *, dag_run=None, params=None, triggering_asset_events=None) -> dict:
+    def claim(project_name: str, *, dag_run=None, params=None, triggering_asset_events=None, ti=None) -> dict:
         from airflow.sdk.exceptions import AirflowSkipException
 
         from include import ledger
 
+        wishes = params or {}
+        told = wishes.get("request")
         run_type = str(getattr(dag_run.run_type, "value", dag_run.run_type))
         woken_by_event = any(triggering_asset_events.values()) if triggering_asset_events else False
-        if not woken_by_event and run_type in {"manual", "scheduled"}:
-            cutoff = (params or {}).get("cutoff") or ledger.now(project_name)
-            wanted = {k: v for k, v in (params or {}).items() if k not in {"cutoff", "reason"} and v is not None}
-            reason = "schedule" if run_type == "scheduled" else (params or {}).get("reason") or "person"
+        if not told and not woken_by_event and run_type in {"manual", "scheduled"}:
+            cutoff = wishes.get("cutoff") or ledger.now(project_name)
+            wanted = {k: v for k, v in wishes.items() if k not in {"cutoff", "reason", "request"} and v is not None}
+            reason = "schedule" if run_type == "scheduled" else wishes.get("reason") or "person"
             ledger.request_retraining(project_name, cutoff=cutoff, reason=reason, asked_by=dag_run.run_id, parameters=wanted)
-        request = ledger.claim_request(project_name, dag_run.run_id)
+        if held := ledger.freeze_of(project_name):
+            give_back(project_name, None, dag_run.run_id)
+            raise AirflowSkipException(tell_frozen(project_name, held, ti))
+        request = ledger.claim_request(project_name, dag_run.run_id, only=told)
         if request is None:
-            raise AirflowSkipException(f"no open retrain request for {project_name}: nothing to do")
+            raise AirflowSkipException(f"request {told} is not open any more" if told else f"no open retrain request for {project_name}: nothing to do")
         return request._asdict()
 
     return claim(project.name)
+
+
+def refuse_frozen_step(project: str, request: str, dag_run: str, ti: Any) -> None:
+    """Before a training step begins: in a frozen project it is skipped, and the request given back, so that another run takes it up after the thaw.
+
+    The other steps of this run are then skipped too, also if the thaw comes between two of them: a model of half its candidates would be judged else.
+    """
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    from include import ledger
+
+    if held := ledger.freeze_of(project):
+        give_back(project, request, dag_run)
+        raise AirflowSkipException(tell_frozen(project, held, ti))
+    if ledger.lost_request(request, dag_run):
+        raise AirflowSkipException(f"request {request} was given back while {project} was frozen: another run works on it")
+
+
+def give_back(project: str, request: str | None, dag_run: str) -> None:
+    """Open the request again that this run has claimed and not ended (None: whichever it is)."""
+    from include import ledger
+
+    for mine in [r.id for r in ledger.requests(project) if r.dag_run == dag_run and request in (None, r.id)]:
+        ledger.release_request(mine, dag_run)
+
+
+def tell_frozen(project: str, held: Any, ti: Any) -> str:
+    """Put it on record that a run of ``train`` met a freeze: in the ledger, as the task's report, and in the words that this gives."""
+    from include import ledger
+    from include.data import layout
+    from include.projects import get_project
+    from include.training import page
+
+    waiting = [r for r in ledger.requests(project) if r.state == "open"]
+    text = f"nothing is trained: {held}. {len(waiting)} retrain request{'' if len(waiting) == 1 else 's'} waiting; the thaw has them taken up"
+    ledger.decide(project, "train", ti.run_id, verdict="frozen", reasons=[text], cutoff=waiting[0].cutoff if waiting else ledger.now(project))
+    rows = [(r.id, r.reason, r.cutoff, r.asked_by) for r in waiting]
+    content = page.page(f"{project}: frozen", page.paragraph(text, "no"), page.table(["waiting request", "reason", "cutoff", "asked by"], rows))
+    page.write_page(layout.report(get_project(project), ti.dag_id, ti.run_id, ti.task_id), content)
+    return text
 
 
 def episode_of(request: str) -> str | None:

@@ -11,12 +11,14 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
     """Around a task's work on the rollout of a chosen version.
 
     * nothing to do any more (superseded): the task is skipped,
+    * the project is frozen: it is skipped, and says by whom and why,
     * a bad model, or an alias that somebody moved meanwhile: it fails, and a retry would not help,
     * serving does not serve it: it fails without a retry, so that the old one comes back now,
     * anything else (the registry is away) is tried again.
     """
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+    from include import ledger
     from include.rollout import promotion, records, served
 
     def record(state: str, error: Exception) -> str:
@@ -25,6 +27,8 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
 
     try:
         yield
+    except ledger.Frozen as error:
+        raise AirflowSkipException(record("frozen", error)) from error
     except promotion.Superseded as error:
         raise AirflowSkipException(record("superseded", error)) from error
     except promotion.Overtaken as error:

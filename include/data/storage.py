@@ -130,6 +130,30 @@ def remove(folder: UPath) -> None:
         folder.fs.rm(folder.path, recursive=True)
 
 
+def probe(root: str) -> None:
+    """Write, read and take away a small file.
+
+    Raises:
+        StorageUnavailable: one of these cannot be done.
+    """
+    import socket
+
+    target = path(root) / "_doctor" / f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        write(target, b"written to see whether it can be")
+        target.fs.invalidate_cache()
+        if target.fs.cat_file(target.path) != b"written to see whether it can be":
+            raise OSError("what was written is not what is read")
+        target.fs.rm_file(target.path)
+    except Exception as error:  # botocore's, aiohttp's and s3fs' own
+        bucket, key = urlsplit(root).netloc, os.environ.get("AWS_ACCESS_KEY_ID") or "none"
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise StorageUnavailable(
+            f"bucket '{bucket}' (access key {key}) is read-only or full: it can be listed, and not be written, read and deleted in ({said}). "
+            "To do: let that key GetObject, PutObject and DeleteObject there, and see the server's mode and disk; docs/runbooks/storage.md"
+        ) from error
+
+
 def delta_options(uri: str) -> dict[str, str] | None:
     """Storage options of a Delta table. A commit is a put that only succeeds where nothing is yet: two writers cannot both make a version."""
     return {"aws_conditional_put": "etag"} if is_object_store(uri) else None

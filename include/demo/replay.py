@@ -100,6 +100,8 @@ class Replay:
         """Raises:
         ReplayFailed: a stage failed or took too long; the message says which and where to look.
         """
+        if held := ledger.freeze_of(self.project.name):
+            raise ReplayFailed(f"the replay trains and deploys, and must not: {held}")
         done = {record.name for record in self.records}
         for step in steps:
             self.watcher.step(step)

@@ -94,6 +94,7 @@ def materialize_anew(project: Project) -> str:
     if None in done:
         raise ValueError(f"nothing of {project.name} was materialized yet: run {project.name}__build_features")
     until = min(d for d in done if d).astimezone(UTC)
+    store.register(project)  # with the places that the tables have now, should they have moved; and a new online store gets its tables
     store.materialize(project, since=BEGINNING, cutoff=until)
     return iso(until)
 

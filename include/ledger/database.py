@@ -38,8 +38,12 @@ def transaction():
         yield connection
 
 
-def migrate(url: str | None = None) -> str:
+def migrate(url: str | None = None, *, to: str = HEAD) -> str:
     """Bring the ledger's tables up to this code; gives the version that they had before ("" if there were none). Doing it again changes nothing.
+
+    Args:
+        url: of its database; None: that of the settings.
+        to: an older version, to load a backup's rows into.
 
     Raises:
         LedgerError: they are of newer code, or this user may not change them.
@@ -48,15 +52,15 @@ def migrate(url: str | None = None) -> str:
     try:
         with engine.begin() as connection:
             before = version_of(connection)
-            if before == HEAD:
+            if before == to:
                 return before
             if engine.dialect.name == "postgresql":  # SQLite's transaction is exclusive already
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
                 before = version_of(connection)
             if before > HEAD:
                 raise LedgerError(f"the ledger is at version {before}, this code knows {HEAD}: it was made by a newer Airloop. Use that, or restore a backup")
-            if before != HEAD:
-                _upgrade(connection)
+            if before < to:
+                _upgrade(connection, to)
             return before
     except ProgrammingError as error:
         if "permission denied" not in str(error).lower():
@@ -132,14 +136,14 @@ def _engine(url: str) -> Engine:
         return _engines[url]
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, to: str) -> None:
     from alembic import command  # here: only who finds the tables behind pays for it
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    command.upgrade(config, to)
 
 
 def _prepare_sqlite(connection, _record) -> None:

@@ -99,10 +99,11 @@ def release_request(request_id: str, dag_run: str) -> bool:
         return bool(connection.execute(update(REQUESTS).where(*mine).values(state="open", dag_run=None)).rowcount)
 
 
-def holds_request(request_id: str, dag_run: str) -> bool:
-    """Whether this run is the one that works, or worked, on the request."""
+def lost_request(request_id: str, dag_run: str) -> bool:
+    """Whether the request is not, or no more, this run's: it was given back, and perhaps claimed by another run. One that is not on record is nobody's."""
     with transaction() as connection:
-        return connection.execute(select(REQUESTS.c.dag_run).where(REQUESTS.c.id == request_id)).scalar() == dag_run
+        found = connection.execute(select(REQUESTS.c.dag_run).where(REQUESTS.c.id == request_id)).first()
+    return found is not None and found.dag_run != dag_run
 
 
 def settle_request(request_id: str, state: str, **outcome: Any) -> None:

@@ -53,8 +53,10 @@ def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any]
 
 
 def unclaimed_request(project: Project) -> Request | None:
-    """The oldest of the monitor's requests that no run of ``train`` took up: what was just asked, or one whose event got lost."""
-    return next((r for r in ledger.requests(project.name) if r.reason in REASONS and r.state == "open"), None)
+    """The oldest request that no run of ``train`` took up: what was just asked, or one whose event got lost. In a frozen project all of them wait."""
+    if ledger.freeze_of(project.name):
+        return None
+    return next((r for r in ledger.requests(project.name) if r.state == "open"), None)
 
 
 def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict, dict[str, Any] | None]:

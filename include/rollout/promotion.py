@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from include import ledger
 from include.projects.base import Project
 from include.registry import versions
 from include.registry.versions import CHAMPION, PREVIOUS
@@ -55,6 +56,17 @@ def rollout_document(project: Project) -> Rollout | None:
     return Rollout(**json.loads(text)) if text else None
 
 
+def refuse_frozen(project: Project, version: str, *, dag_run: str) -> None:
+    """No rollout begins in a frozen project. One that this run has begun is brought to its end: half of one would be worse.
+
+    Raises:
+        ledger.Frozen.
+    """
+    begun = rollout_document(project)
+    if begun is None or (begun.version, begun.dag_run) != (version, dag_run):
+        ledger.refuse_frozen(project.name, f"version {version} is not promoted")
+
+
 def smoke_test(project: Project, version: str) -> float:
     """Load a version as serving would and ask its golden requests; gives the largest difference.
 
@@ -82,8 +94,9 @@ def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_per
         by_person: a person chose this version, so it need not be one that was judged against today's champion.
 
     Raises:
-        Superseded, Overtaken: see there; no alias was moved.
+        Superseded, Overtaken, ledger.Frozen: see there; no alias was moved.
     """
+    refuse_frozen(project, version, dag_run=dag_run)
     rollout = rollout_document(project)
     current = versions.aliases(project).get(CHAMPION)
     if rollout is None or (rollout.version, rollout.dag_run) != (version, dag_run):

@@ -28,17 +28,28 @@ def chosen_version(project: Project, events: list[dict[str, Any]], wanted: str |
 
 
 def record_end(project: Project, chosen: dict[str, Any], state: str, reason: str, *, cutoff: str, dag_run: str) -> None:
-    """Put the end of a rollout on record: deployed, rolled_back, overtaken, refused or superseded. Safe to repeat."""
+    """Put the end of a rollout on record: deployed, rolled_back, overtaken, refused, superseded; or frozen, which is no end. Safe to repeat."""
     ledger.decide(project.name, "deploy", f"version {chosen['version']}, {dag_run}"[:100], verdict=state, reasons=[reason], cutoff=cutoff)
     if chosen.get("request"):
         known = ledger.get_request(chosen["request"]).state
-        if state != "superseded" or known == "passed":  # one that was deployed stays so, whoever runs its deployment again
+        if state == "frozen":
+            if known == "passed":  # it waits, and says so; see held_deployment
+                ledger.settle_request(chosen["request"], known, deploy=state, deploy_reason=reason)
+        elif state != "superseded" or known == "passed":  # one that was deployed stays so, whoever runs its deployment again
             ledger.settle_request(chosen["request"], REQUEST_STATE[state], deploy=state, deploy_reason=reason)
+    if state == "frozen":
+        return
     if state == "deployed":
         _close_episode(project, chosen, cutoff)
     if state != "superseded" or ledger.stage_record(project.name, "deploy", cutoff) is None:
         summary = {"version": chosen["version"], "state": state, "reason": reason, "request": chosen.get("request")}
         ledger.record_stage(project.name, "deploy", cutoff, dag_run=dag_run, summary=summary)
+
+
+def held_deployment(project: Project) -> ledger.Request | None:
+    """The newest request whose model passed the gate and was not deployed, because the project was frozen."""
+    waiting = [r for r in ledger.requests(project.name) if r.state == "passed" and r.outcome.get("deploy") == "frozen"]
+    return max(waiting, key=lambda r: int(r.outcome["version"]), default=None)
 
 
 def _close_episode(project: Project, chosen: dict[str, Any], cutoff: str) -> None:

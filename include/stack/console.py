@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from include import ledger
 from include.data.storage import StorageUnavailable
 from include.settings import Settings
 from include.stack import lifecycle
@@ -49,10 +50,22 @@ def status(settings: Settings, console: Console) -> bool:
     for line in lines:
         if line.state in {"died", "not answering"}:
             console.print(f"{line.name}: its log is {line.log}", soft_wrap=True)
+    print_freezes(console)
     all_up = all(line.state == "answering" for line in lines)
     if all_up:
         print_addresses(settings, console)
     return all_up
+
+
+def print_freezes(console: Console) -> None:
+    """What is frozen, by whom and why; nothing if nothing is."""
+    try:
+        held = ledger.freezes()
+    except Exception as error:  # the database's own; whoever asks what runs must be told the rest all the same
+        console.print(Text(f"whether something is frozen is not known, the ledger cannot be read: {error}", style="yellow"), soft_wrap=True)
+        return
+    for one in held:
+        console.print(Text(f"{one}", style="bold yellow"), soft_wrap=True)
 
 
 def print_addresses(settings: Settings, console: Console) -> None:

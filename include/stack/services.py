@@ -103,15 +103,21 @@ def whole_migration(settings: Settings) -> Command:
     return Command("migrate", [sys.executable, "-m", "include.cli", "migrate"], base_environment(settings))
 
 
+def artifacts_root(settings: Settings) -> str:
+    """Where MLflow's server keeps the artifacts that it is handed: on the object store where there is one. No project's name begins with a _."""
+    if settings.mlflow_artifacts:
+        return settings.mlflow_artifacts
+    return f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(settings.home / "mlflow" / "artifacts")
+
+
 def mlflow_server(settings: Settings) -> list[str]:
     """Its command line."""
     home = settings.home / "mlflow"
     home.mkdir(parents=True, exist_ok=True)  # mlflow_environment names the database
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
-    # The server passes artifacts through: who logs or loads a model needs no credentials of the store. No project's name begins with a _.
-    artifacts = f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(home / "artifacts")
     asks = ["--app-name", mlflow_users.APP] if mlflow_users.users(settings) else []
-    return [*arguments, *asks, "--serve-artifacts", "--artifacts-destination", artifacts]
+    # The server passes artifacts through: who logs or loads a model needs no credentials of the store.
+    return [*arguments, *asks, "--serve-artifacts", "--artifacts-destination", artifacts_root(settings)]
 
 
 @cache

@@ -16,7 +16,7 @@ OURS = ("airloop-airflow:", "airloop-mlflow:", "airloop-serving:")
 # Why a service of others may lack a digest: none was found that several others pin.
 NO_DIGEST = {"statsd-exporter"}
 # Who may have which secret: a variable of the settings file -> services. Airflow's parts are one, since any of them may run a project's code.
-AIRFLOW = {"migrate", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "airloop"}
+AIRFLOW = {"migrate", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "airloop", "operations"}
 WHO = {
     "POSTGRES_PASSWORD": {"postgres"},
     "AIRLOOP_DATABASE_ADMIN_URL": {"databases"},
@@ -24,7 +24,7 @@ WHO = {
     "AIRLOOP_LEDGER_URL": AIRFLOW | {"databases"},
     "AIRLOOP_FEAST_REGISTRY_URL": AIRFLOW | {"databases"},
     "AIRLOOP_FEAST_READER_URL": {"serving", "databases"},
-    "AIRLOOP_MLFLOW_DATABASE_URL": {"mlflow", "databases"},
+    "AIRLOOP_MLFLOW_DATABASE_URL": {"mlflow", "databases", "operations"},
     "AIRLOOP_ONLINE_STORE_URL": AIRFLOW,
     "REDIS_PASSWORD": {"redis", "serving"},
     "CELERY_BROKER_PASSWORD": AIRFLOW | {"broker"},
@@ -38,8 +38,8 @@ WHO = {
     "AIRLOOP_MLFLOW_FLASK_SECRET_KEY": {"mlflow"},
     "AIRLOOP_SERVING_API_KEY": AIRFLOW | {"serving-keys"},
     "SERVING_METRICS_KEY": {"serving-keys", "prometheus"},
-    "S3_ROOT_SECRET": {"s3", "buckets"},
-    "S3_AIRFLOW_SECRET": AIRFLOW | {"buckets"},
+    "S3_ROOT_SECRET": {"s3", "buckets", "operations"},
+    "S3_AIRFLOW_SECRET": AIRFLOW - {"operations"} | {"buckets"},
     "S3_MLFLOW_SECRET": {"mlflow", "buckets"},
     "S3_SERVING_SECRET": {"serving", "buckets"},
     "GRAFANA_ADMIN_PASSWORD": {"grafana"},
@@ -184,7 +184,7 @@ def test_the_stack_s_parts_are_those_of_the_issue(compose):
         ("s3", "volumes", ["./data:/data"], "s3's volume ./data:/data has no name, or lets it write to the host"),
         ("proxy", "networks", ["edge", "mlflow-postgres", "proxy-airflow", "proxy-mlflow", "proxy-serving", "proxy-grafana", "proxy-metrics"],
          "network mlflow-postgres joins strangers: ['mlflow', 'proxy']"),
-        ("serving", "environment", {"X": "${S3_ROOT_SECRET:?run make secrets}"}, "serving has S3_ROOT_SECRET, which is for buckets, s3"),
+        ("serving", "environment", {"X": "${S3_ROOT_SECRET:?run make secrets}"}, "serving has S3_ROOT_SECRET, which is for buckets, operations, s3"),
         ("postgres", "environment", {"POSTGRES_PASSWORD": "${POSTGRES_PASSWORD:-postgres}"}, "POSTGRES_PASSWORD has a default"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ Six weeks of history and a first model, then ten days at a time. One stack serve
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from include.data import layout, tables
 from include.demo.replay import Replay, Step
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings, get_settings
+from include.stack import lifecycle
 from include.stack.api import AirflowApi
 
 FLIGHTS = get_project("flights")
@@ -190,3 +192,42 @@ def test_what_serving_answered_is_in_its_log(stack):
         rows = pq.read_table(str(path), columns=["prediction_id", "prediction"]).to_pydict()
         logged |= dict(zip(rows["prediction_id"], rows["prediction"], strict=True))
     assert asked and asked.items() <= logged.items()
+
+
+def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by_the_thaw_itself(stack):
+    api, _ = stack
+    wait_until_quiet(api)
+
+    def airloop(*arguments):
+        return subprocess.run([sys.executable, "-m", "include.cli", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+
+    before = state()
+    frozen = airloop("freeze", "flights", "--why", "audit until Friday", "--by", "jo")
+    assert frozen.returncode == 0 and "flights is frozen since" in frozen.stdout, frozen.stderr
+    asked = airloop("request", "flights", "--reason", "new_code", "--last-days", "30")
+    assert "by jo: audit until Friday" in asked.stderr and "Until then it waits" in asked.stderr
+    run_id = next(r["dag_run_id"] for r in api.runs("flights__train", limit=1))
+    assert api.wait("flights__train", run_id) == "success"
+    assert {t["state"] for t in api.task_instances("flights__train", run_id)} == {"skipped"}
+    (waiting,) = [r for r in ledger.requests("flights") if r.state == "open"]
+
+    scheduler = next(line for line in lifecycle.status(get_settings()) if line.name == "scheduler")
+    os.kill(scheduler.pid, signal.SIGKILL)
+    assert airloop("up").returncode == 0
+    shown = airloop("status")
+    assert shown.returncode == 0 and "by jo: audit until Friday" in shown.stdout
+    by_hand = api.trigger("flights__deploy", {"version": before["versions"][0][0]})
+    assert api.wait("flights__deploy", by_hand) == "success"
+    after = state()
+    assert (after["aliases"], after["versions"]) == (before["aliases"], before["versions"])
+    assert ledger.get_request(waiting.id).state == "open"
+
+    thawed = airloop("thaw", "flights", "--by", "kim")
+    assert thawed.returncode == 0 and "/dags/flights__train/runs/thawed__" in thawed.stdout, thawed.stdout + thawed.stderr
+    deadline = time.monotonic() + 900
+    while (ended := ledger.get_request(waiting.id)).state in {"open", "claimed", "passed"}:
+        assert time.monotonic() < deadline, ended
+        time.sleep(1)
+    assert ended.dag_run.startswith("thawed__") and ended.state in {"refused", "deployed"}
+    assert len(state()["versions"]) == len(before["versions"]) + 1
+    assert [d["verdict"] for d in ledger.decisions("flights", "freeze")] == ["frozen", "thawed"]

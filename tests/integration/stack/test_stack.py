@@ -95,6 +95,11 @@ def test_everything_answers_and_status_says_so(api, airloop):
     assert set(api.health()) >= {"scheduler", "dag_processor", "triggerer"}
 
 
+def test_a_stack_that_is_up_is_well(api, airloop):
+    result = airloop("doctor")
+    assert result.returncode == 0 and "All is well" in result.stdout, result.stdout + result.stderr
+
+
 def test_a_second_up_changes_nothing(api, airloop, stack_settings, sessions):
     result = airloop("up")
     assert result.returncode == 0

@@ -10,6 +10,7 @@ from include.dag_kit.compute import TrainingStep, command_line, training_step
 from include.dag_kit.retries import OUTAGES
 from include.projects import get_project
 from include.projects.compute import ComputeClass
+from include.settings import get_settings
 
 FLIGHTS = get_project("flights")
 
@@ -48,10 +49,13 @@ def test_a_class_that_the_project_has_not_is_named_with_those_it_has():
 
 
 @pytest.mark.parametrize(("tries", "error"), [(2, AirflowException), (3, AirflowFailException)])
-def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tries, error):
+def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tmp_path, tries, error):
     monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", "")
+    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
+    get_settings.cache_clear()
     step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "r"}, module="no_such_module", retries=6)
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="fit", try_number=10 + tries, max_tries=16)  # cleared after ten tries
     with pytest.raises(AirflowException, match="No module named no_such_module") as caught:
         step.execute({"ti": ti})
     assert caught.type is error
+    get_settings.cache_clear()

@@ -59,10 +59,10 @@ def test_a_run_can_claim_one_request_only():
 def test_a_request_that_is_given_back_is_open_for_another_run():
     request = ask()
     ledger.claim_request("flights", "first")
-    assert ledger.holds_request(request.id, "first")
+    assert not ledger.lost_request(request.id, "first")
     assert not ledger.release_request(request.id, "second")
     assert ledger.release_request(request.id, "first") and not ledger.release_request(request.id, "first")
-    assert not ledger.holds_request(request.id, "first")
+    assert ledger.lost_request(request.id, "first") and not ledger.lost_request("of nobody", "first")
     assert ledger.claim_request("flights", "second").id == request.id
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from include import ledger
 from include.ledger import database, schema
@@ -100,12 +100,12 @@ def test_a_migration_that_is_broken_off_leaves_nothing(ledger_url, monkeypatch):
         assert inspect(connection).get_table_names() == []
 
 
-def test_a_user_who_may_not_make_tables_is_told_who_should(postgres_url, postgres_server):
+def test_a_user_who_may_not_make_tables_is_told_who_should(postgres_url):
     name = postgres_url.rpartition("/")[2]
     with create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg2:"), isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE ROLE reader_{name} LOGIN"))
+        connection.execute(text(f"CREATE ROLE reader_{name} LOGIN PASSWORD 'reads'"))
     with pytest.raises(ledger.LedgerError, match=f"user 'reader_{name}' of database '{name}' may not: let its owner run `airloop migrate`"):
-        ledger.migrate(postgres_url.replace("//airloop@", f"//reader_{name}@"))
+        ledger.migrate(str(make_url(postgres_url).set(username=f"reader_{name}", password="reads").render_as_string(hide_password=False)))
 
 
 def test_a_forked_child_opens_connections_of_its_own(own_ledger):

@@ -176,6 +176,14 @@ def test_a_request_whose_event_got_lost_is_found_until_somebody_works_on_it():
     assert episodes.unclaimed_request(PROJECT) is None
 
 
+def test_a_request_waits_for_the_thaw_and_is_found_then_whoever_asked():
+    request = ledger.request_retraining("flights", cutoff=MAY, reason="person", asked_by="somebody").id
+    ledger.freeze("flights", by="somebody", why="audit")
+    assert run(MAY)["state"] == "drifting" and episodes.unclaimed_request(PROJECT) is None
+    ledger.thaw("flights", by="somebody")
+    assert episodes.unclaimed_request(PROJECT).id == request
+
+
 def test_an_old_champion_is_challenged_once_in_its_age_and_no_episode_opens():
     def months(project=AGEING):
         return [episodes.decide_retraining(project, cutoff, HEALTHY, {"share": 0.4}, dag_run="run")["asked"] for cutoff in (MAY, JUNE, JULY, AUGUST)]
