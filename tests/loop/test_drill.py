@@ -26,7 +26,13 @@ from tests.stores import free_port
 FLIGHTS = get_project("flights")
 BEGIN, FIRST, SECOND = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
 STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(5400)]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(5400),
+    pytest.mark.skipif(
+        not os.environ.get("AIRLOOP_TEST_LOOP_ON_SERVERS"), reason="two more whole loops, the second on Postgres and Redis: AIRLOOP_TEST_LOOP_ON_SERVERS=yes"
+    ),
+]
 
 
 class Silent:
