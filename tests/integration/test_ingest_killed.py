@@ -49,7 +49,7 @@ def run(home, kill=None) -> int:
     environment = {name: value for name, value in os.environ.items() if name.startswith(("AIRLOOP_", "AWS_"))}
     process = PROCESSES.Process(target=work, args=(environment | {"AIRLOOP_HOME": str(home)}, kill))
     process.start()
-    process.join(120)
+    process.join(500)
     return process.exitcode
 
 
