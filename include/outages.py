@@ -5,7 +5,7 @@ Told by the names of the exceptions' classes, so that nothing has to be imported
 
 from collections.abc import Iterator
 
-STORE_AWAY = 75  # a step's exit code that says so: EX_TEMPFAIL of sysexits.h
+STORE_AWAY = 69  # a step's exit code that says so: EX_UNAVAILABLE of sysexits.h; 70 and 75 are the workers' own (include/training/workers.py)
 AWAY = {
     "include.dag_kit.compute.StoreAway",
     "builtins.ConnectionError", "builtins.TimeoutError",

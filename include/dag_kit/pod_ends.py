@@ -7,6 +7,8 @@ import re
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from include.outages import STORE_AWAY
+
 CONTAINER = "base"
 SEEN = "already_checked"  # the provider's label of a pod whose end a task has dealt with
 BAD_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
@@ -48,6 +50,7 @@ class Kind(StrEnum):
     UNSCHEDULABLE = "unschedulable"
     NOT_STARTED = "not started"
     HUNG = "hung"
+    STORE_AWAY = "store away"
     CRASHED = "crashed"
 
 
@@ -101,6 +104,8 @@ def end_of(pod: dict[str, Any], verdict: Verdict = Verdict.ENDED) -> End:
         return End(Kind.NODE_LOST, f"lost with its node ({said})")
     if ended and ended.get("reason") in FORGOTTEN:  # its exit code, 137 or 255, is made up
         return End(Kind.NODE_LOST, f"lost: {node(pod)} knows nothing of its container any more, as after a restart ({ended.get('message') or said})")
+    if ended and ended.get("exitCode") == STORE_AWAY:
+        return End(Kind.STORE_AWAY, "had no answer of MLflow, the object store or a database")
     if verdict == Verdict.HUNG or status.get("reason") == "DeadlineExceeded":
         return End(Kind.HUNG, "killed: it ran for longer than a step of its compute class may")
     if verdict == Verdict.BAD_IMAGE:

@@ -322,7 +322,7 @@ class StepPod(KubernetesPodOperator):
             parts = [self._out_of_memory(pod_ends.memory_limit(pod))]
         if end.kind == Kind.UNSCHEDULABLE:
             parts += [f"It asked for {self._asked(pod)} and waited {self.compute_class.schedule_timeout}.", f"The cluster has: {self._nodes()}"]
-        if end.kind in (Kind.CRASHED, Kind.HUNG, Kind.OUT_OF_MEMORY) and last:
+        if end.kind in (Kind.CRASHED, Kind.HUNG, Kind.OUT_OF_MEMORY, Kind.STORE_AWAY) and last:
             parts += ["Its last lines:", *last]
         return "\n".join(parts)
 

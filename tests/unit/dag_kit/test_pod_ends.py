@@ -6,6 +6,7 @@ import pytest
 
 from include.dag_kit.pod_ends import Kind, Verdict, cannot_start, end_of, sort_out, too_little
 from include.dag_kit.pod_trigger import judge, lines_after, moment
+from include.outages import STORE_AWAY
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = {"schedule": 60.0, "start": 30.0, "run": 100.0}
@@ -50,6 +51,7 @@ RUNNING = {"running": {"startedAt": stamp(5)}}
             pod(ended(137, "OOMKilled"), conditions=disrupted("EvictionByEvictionAPI")), Verdict.ENDED, Kind.OUT_OF_MEMORY, False, id="memory before eviction"
         ),
         pytest.param(pod(ended(137), phase="Failed"), Verdict.ENDED, Kind.CRASHED, False, id="a signal is not memory"),
+        pytest.param(pod(ended(STORE_AWAY), phase="Failed"), Verdict.ENDED, Kind.STORE_AWAY, False, id="a store that is away is no fault of its own"),
         pytest.param(pod(ended(143), conditions=disrupted("EvictionByEvictionAPI")), Verdict.GONE, Kind.EVICTED, False, id="evicted"),
         pytest.param(pod(RUNNING, conditions=disrupted("DeletionByTaintManager")), Verdict.GONE, Kind.NODE_LOST, False, id="its node did not answer"),
         pytest.param(pod(RUNNING, conditions=disrupted("DeletionByPodGC")), Verdict.GONE, Kind.NODE_LOST, False, id="its node was taken away"),
