@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -25,6 +24,7 @@ from include.operations.moving import MovingError
 from include.operations.restore import RestoreError, restore
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings, get_settings
+from tests.integration.published import publish
 from tests.serving.conftest import migrated  # noqa: F401
 from tests.serving.stand import Registry
 
@@ -97,17 +97,8 @@ def old(tmp_path, monkeypatch, migrated) -> House:  # noqa: F811
 
 
 def fill_features(house: House, cutoff: str, value: float, *, online: bool = True) -> None:
-    from include.features import build, store
-
     house.enter()
-    moment = ledger.moment(cutoff)
-    for view in store.feature_views(FLIGHTS):
-        columns = {**dict.fromkeys(view.join_keys, "string"), "event_timestamp": "timestamp", **{f.name: "float64" for f in view.features}}
-        row = {**dict.fromkeys(view.join_keys, "X"), "event_timestamp": moment, **{f.name: value for f in view.features}}
-        made = pa.Table.from_pylist([row], schema=tables.arrow_schema(columns))
-        tables.append(layout.feature_table(FLIGHTS, view.name), made, writer=build.WRITER, sequence=int(moment.timestamp()))
-    if online:
-        build.materialize(FLIGHTS, cutoff)
+    publish(cutoff, value, online=online)
 
 
 def online_values(house: House) -> dict:

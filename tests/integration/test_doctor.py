@@ -14,17 +14,16 @@ from pathlib import Path
 
 import httpx
 import psycopg2
-import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from include import ledger
-from include.data import layout, tables
 from include.operations.doctor import machine, servers, stores, wiring
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings, get_settings
 from include.stack.databases import make_databases
 from include.stack.environment import airflow_environment
+from tests.integration.published import publish
 from tests.integration.s3.conftest import ACCESS_KEY, PROGRAM, SECRET_KEY, clean_variables, forget  # noqa: F401
 from tests.serving.conftest import features, migrated  # noqa: F401
 from tests.serving.stand import NAME, FeatureRepository, Process, Registry, serving_process, wait_for
@@ -247,19 +246,6 @@ def online(request, use, tmp_path):
 
         url = server.url()
         yield use(Settings(home=tmp_path, online_store_url=url)), lambda: redis.Redis.from_url(url).flushdb()
-
-
-def publish(cutoff: str, value: float, *, online: bool) -> None:
-    from include.features import build, store
-
-    moment = ledger.moment(cutoff)
-    for view in store.feature_views(FLIGHTS):
-        columns = {**dict.fromkeys(view.join_keys, "string"), "event_timestamp": "timestamp", **{f.name: "float64" for f in view.features}}
-        row = {**dict.fromkeys(view.join_keys, "X"), "event_timestamp": moment, **{f.name: value for f in view.features}}
-        made = pa.Table.from_pylist([row], schema=tables.arrow_schema(columns))
-        tables.append(layout.feature_table(FLIGHTS, view.name), made, writer=build.WRITER, sequence=int(moment.timestamp()))
-    if online:
-        build.materialize(FLIGHTS, cutoff)
 
 
 def test_an_online_store_that_is_stale_or_empty_and_is_filled_again(online):

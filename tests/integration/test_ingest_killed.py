@@ -1,6 +1,5 @@
 """kill -9 of an ingest task's process, at every point where something was just written; the retry ends as if nothing had been."""
 
-import multiprocessing
 import os
 import signal
 from importlib import import_module
@@ -13,18 +12,15 @@ from include.data.ingest import ingest_source
 from include.ledger import moment
 from include.projects import get_project
 from include.settings import get_settings
+from tests.integration.children import child
 
 FLIGHTS = get_project("flights")
 SCHEDULE = FLIGHTS.source("schedule")
 CUTOFF = "2013-01-02T10:00:00Z"
-PROCESSES = multiprocessing.get_context("forkserver")  # children of a server that has the imports behind it, and has never used them
-PROCESSES.set_forkserver_preload(["great_expectations.expectations", "include.data.ingest", "include.projects.flights.feed"])
 
 
-def work(environment: dict[str, str], kill: tuple[str, str, int] | None) -> None:
+def work(kill: tuple[str, str, int] | None) -> None:
     """The task: ingest the schedule; die after the n-th call of a function."""
-    os.environ.update(environment)
-    get_settings.cache_clear()
     if kill:
         module, name, calls = kill
         owner = import_module(module)
@@ -46,8 +42,7 @@ def report():
 
 
 def run(home, kill=None) -> int:
-    environment = {name: value for name, value in os.environ.items() if name.startswith(("AIRLOOP_", "AWS_"))}
-    process = PROCESSES.Process(target=work, args=(environment | {"AIRLOOP_HOME": str(home)}, kill))
+    process = child(work, kill, AIRLOOP_HOME=str(home))
     process.start()
     process.join(500)
     return process.exitcode

@@ -197,13 +197,13 @@ class Process:
                 cwd=REPOSITORY, env={**os.environ, **environment}, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    def get(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    def get(self, path: str, body: dict[str, Any] | None = None, timeout: float = 20) -> tuple[int, Any]:
         """Status and JSON of an answer; (0, None) when nobody answers."""
         request = urllib.request.Request(
             self.url + path, data=None if body is None else json.dumps(body).encode(), headers={} if body is None else {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
                 return response.status, _json(response.read())
         except urllib.error.HTTPError as error:
             return error.code, _json(error.read())

@@ -1,6 +1,5 @@
 """The door to the store on a real S3 server: whole writes, fresh listings, Delta tables with many writers, and errors that say what to do."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,7 +10,8 @@ import pytest
 
 from include.data import layout, storage, tables
 from include.projects import get_project
-from include.settings import REPOSITORY, get_settings
+from include.settings import REPOSITORY
+from tests.integration.children import child
 from tests.integration.s3.conftest import SECRET_KEY, forget
 
 FLIGHTS = get_project("flights")
@@ -53,13 +53,9 @@ def test_a_big_file_is_put_whole_or_not_at_all(s3_store, s3):
 
 
 WRITERS, APPENDS = 6, 4
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["include.data.tables"])
 
 
-def append_some(uri: str, environment: dict[str, str], writer: int) -> None:
-    os.environ.update(environment)
-    get_settings.cache_clear()
+def append_some(uri: str, writer: int) -> None:
     storage.path(uri)
     for number in range(APPENDS):
         tables.append(uri, pa.table({"writer": [writer], "number": [number]}), writer=f"w{writer}", sequence=number + 1)
@@ -67,8 +63,7 @@ def append_some(uri: str, environment: dict[str, str], writer: int) -> None:
 
 def test_no_append_is_lost_with_many_writers(s3_store):
     uri = layout.table(FLIGHTS, "quarantine")
-    environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "AIRLOOP_"))}
-    writers = [PROCESSES.Process(target=append_some, args=(uri, environment, writer)) for writer in range(WRITERS)]
+    writers = [child(append_some, uri, writer) for writer in range(WRITERS)]
     for process in writers:
         process.start()
     for process in writers:
