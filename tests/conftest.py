@@ -15,10 +15,11 @@ HERE = Path(__file__).parent
 ON_THE_CLUSTER = (HERE / "cluster", HERE / "loop" / "test_stores.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's workers read the groups in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         on_the_cluster = any(item.path.is_relative_to(place) for place in ON_THE_CLUSTER)
-        item.add_marker(pytest.mark.xdist_group("cluster" if on_the_cluster else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_the_cluster else str(item.path.relative_to(HERE))))
 
 
 @pytest.fixture(scope="session")
