@@ -1,9 +1,9 @@
-"""For all tests: the settings file of whoever runs them has no say; and which tests may run side by side, where ``--dist loadgroup`` asks for that: a
-file is one group, and all that uses the cluster is one, since its tests let the cluster's only node hang.
+"""For all tests: the settings file of whoever runs them has no say; and which tests may run side by side, where ``--dist loadfile`` asks for that: those
+of different files, but of those that use the cluster one after the other, since they let the cluster's only node hang.
 """
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,15 +11,21 @@ from tests.stores import Postgres, Redis, Stores, running, settings_on
 
 os.environ["AIRLOOP_ENV_FILE"] = ""
 
-HERE = Path(__file__).parent
-ON_THE_CLUSTER = (HERE / "cluster", HERE / "loop" / "test_stores.py")
+ON_THE_CLUSTER = ("tests/cluster/", "tests/loop/test_stores.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's workers read the groups in this very hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        on_the_cluster = any(item.path.is_relative_to(place) for place in ON_THE_CLUSTER)
-        item.add_marker(pytest.mark.xdist_group("cluster" if on_the_cluster else str(item.path.relative_to(HERE))))
+@pytest.hookimpl(optionalhook=True)  # one of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneClusterAtATime(LoadFileScheduling):  # and not --dist loadgroup, which pytest 9.2 has silently broken (pytest-xdist issue 1386)
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the cluster" if file.startswith(ON_THE_CLUSTER) else file
+
+    return OneClusterAtATime(config, log)
 
 
 @pytest.fixture(scope="session")
