@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from ipaddress import ip_address
 from pathlib import Path
 
 from include import secrets_manager
@@ -24,6 +25,27 @@ def auth_manager(settings: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__AUTH_MANAGER": FAB,
         "AIRFLOW__FAB__COOKIE_SECURE": str(address.startswith("https://")),
     }
+
+
+def open_to_the_network(settings: Settings) -> str | None:
+    """What is wrong with an embedded server that others than this machine reach and that asks nobody who they are; None: nothing.
+
+    Serving answers nobody else without a key by itself, and Airflow always asks.
+    """
+    if settings.mlflow_uri or mlflow_users.users(settings) or _is_loopback(settings.host):
+        return None
+    return (
+        f"AIRLOOP_HOST is {settings.host}, where others than this machine reach MLflow, and it asks nobody who they are: whoever writes its registry decides "
+        "what is served. Set AIRLOOP_MLFLOW_ADMIN_PASSWORD, AIRLOOP_MLFLOW_USERNAME, AIRLOOP_MLFLOW_PASSWORD and AIRLOOP_MLFLOW_FLASK_SECRET_KEY, or take "
+        "AIRLOOP_HOST away"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def secrets_backend(settings: Settings) -> dict[str, str]:

@@ -15,6 +15,7 @@ import httpx
 from include.data import storage
 from include.settings import REPOSITORY, Settings
 from include.stack import mlflow_users
+from include.stack.access import open_to_the_network
 from include.stack.migrations import MigrationError, pending
 from include.stack.pod_settings import pods_cannot
 from include.stack.pools import PoolsError, pools_of_settings, set_pools
@@ -67,6 +68,8 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
         except PoolsError as error:
             raise StackError(str(error)) from None
         if settings.compute == "kubernetes" and (wrong := pods_cannot(settings, settings.mlflow_url)):
+            raise StackError(wrong)
+        if wrong := open_to_the_network(settings):
             raise StackError(wrong)
         if settings.users == "fab" and settings.airflow_admin_password is None:
             raise StackError("AIRLOOP_AUTH_MANAGER is fab, and AIRLOOP_AIRFLOW_ADMIN_PASSWORD is not set: nobody could log in")

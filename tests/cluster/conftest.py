@@ -27,8 +27,10 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from include.settings import REPOSITORY, Settings, get_settings
+from include.stack.access import mlflow_credentials
 from include.stack.api import AirflowApi
 from include.stack.processes import ProcessBook
 
@@ -329,9 +331,18 @@ def settings_of(cluster: Cluster, root: Path) -> Settings:
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
     return Settings(
         home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
-        training_image=cluster.image, pod_template=template, host=address_for_pods(cluster),
+        training_image=cluster.image, pod_template=template, host=address_for_pods(cluster), **mlflow_accounts(cluster),
         pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,
     )  # fmt: skip
+
+
+def mlflow_accounts(cluster: Cluster) -> dict[str, Any]:
+    """Settings with which MLflow asks who one is, since the network reaches it; pods have their account by a secret of the cluster."""
+    made: dict[str, Any] = {f"mlflow_{name}": SecretStr(token_hex(16)) for name in ("admin_password", "password", "flask_secret_key")}
+    login = {"MLFLOW_TRACKING_USERNAME": "airloop", "MLFLOW_TRACKING_PASSWORD": made["mlflow_password"].get_secret_value()}
+    name = f"airloop-mlflow-{token_hex(4)}"
+    cluster.api.create_namespaced_secret(cluster.namespace, {"metadata": {"name": name}, "stringData": login})
+    return {**made, "mlflow_username": "airloop", "mlflow_secret": name}
 
 
 @pytest.fixture(scope="session")
@@ -355,7 +366,7 @@ def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> su
 def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
     """A stack that is up, and is taken down at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**settings.environment(), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+        for name, value in {**settings.environment(), **mlflow_credentials(settings), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
             patch.setenv(name, value)
         get_settings.cache_clear()
         try:

@@ -10,6 +10,7 @@ import pytest
 
 from include.settings import Settings
 from include.stack import lifecycle
+from include.stack.access import open_to_the_network
 from include.stack.processes import Command
 from include.stack.services import Service
 
@@ -121,3 +122,16 @@ def test_what_ran_before_a_failed_up_goes_on_running(settings, stand_ins, ports)
     with pytest.raises(lifecycle.StackError):
         lifecycle.up(settings)
     assert states(settings)["one"] == "answering"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "machine.example.org"])
+def test_a_mlflow_that_asks_nobody_is_not_shown_to_the_network(tmp_path, host):
+    with pytest.raises(lifecycle.StackError, match="AIRLOOP_HOST is .* it asks nobody .* Set AIRLOOP_MLFLOW_ADMIN_PASSWORD"):
+        lifecycle.up(Settings(home=tmp_path, host=host))
+    assert not list(tmp_path.rglob("*.log"))  # nothing was started
+
+
+def test_it_may_be_elsewhere_or_ask_or_be_this_machines_alone(tmp_path):
+    asks = {"mlflow_admin_password": "Zx-one", "mlflow_username": "airloop", "mlflow_password": "Zx-two", "mlflow_flask_secret_key": "Zx-three"}
+    for settings in ({"mlflow_uri": "http://mlflow:5000", "host": "0.0.0.0"}, asks | {"host": "0.0.0.0"}, {"host": "::1"}, {"host": "localhost"}, {}):
+        assert open_to_the_network(Settings(home=tmp_path, **settings)) is None
