@@ -131,7 +131,7 @@ COMPOSE_TIMEOUT ?= 900
 .PHONY: compose-up compose-down test-compose
 compose-up:  ## docker-compose.yaml: build what changed, start everything, wait until it is well (secrets first: make secrets)
 	@test -f $(ENV_FILE) || { echo "make: there is no $(ENV_FILE), the settings with the secrets; make it: make secrets" >&2; exit 1; }
-	@GIT_SHA=$$(git describe --always --dirty --abbrev=40) $(COMPOSE) --env-file $(ENV_FILE) build --quiet
+	@GIT_SHA=$$(git describe --always --dirty --abbrev=40) $(COMPOSE) --env-file $(ENV_FILE) build
 	@$(COMPOSE) --env-file $(ENV_FILE) up --detach --no-build || echo "make: not all of it started; waiting says who" >&2
 	@$(PYTHON) deploy/compose/wait.py --engine $(ENGINE) --project "$${COMPOSE_PROJECT_NAME:-airloop}" --timeout $(COMPOSE_TIMEOUT)
 compose-down:  ## stop it; the data stay in the volumes (VOLUMES=yes takes them away too)
