@@ -39,6 +39,7 @@ class Prediction:
     features: dict[str, Value]  # every input of the model, as it was used
     feature_times: dict[str, datetime | None]
     served: Served
+    failed_arm: str = ""  # that should have answered, and did not
 
     @property
     def missing(self) -> list[str]:
@@ -73,6 +74,8 @@ async def answer(route: Route, lookup: FeatureLookup, instances: Sequence[Instan
                     raise
                 made = await predict(route.champion, lookup, part, its)  # raises if the request or the look-up is at fault, not the arm
                 member.note_failure(error, len(part))
+                for prediction in made:
+                    prediction.failed_arm = member.arm.name
             found.update(zip(its, made, strict=True))
         predictions = [found[number] for number in numbers]
     return predictions
@@ -170,10 +173,9 @@ async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions
     began, at = time.perf_counter(), datetime.now(UTC)
     try:
         made = await predict(served, lookup, instances)
-    except Problem as problem:
+    except Problem as problem:  # logged as asked in vain: who judges the shadow counts that
         log.info("shadow %s of %s: %s", served.arm, served.name, problem.detail)
-        served.meters.failures.inc(len(instances))
-        return
+        made = [Prediction(answered.prediction_id, math.nan, answered.key, {}, NO_TIMES, served) for answered in predictions]
     for prediction, answered in zip(made, predictions, strict=True):
         prediction.prediction_id = answered.prediction_id
     keep(log_rows(made, predicted_at=at, latency_ms=(time.perf_counter() - began) * 1000))
@@ -189,6 +191,7 @@ def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, laten
             "project": p.served.name,
             "model_version": p.served.version,
             "arm": p.served.arm,
+            "failed_arm": p.failed_arm,
             "predicted_at": predicted_at,
             "key": features if p.key is p.features else dumps(p.key),
             "features": features,

@@ -14,8 +14,8 @@ import httpx
 DATA, ARTIFACTS = "airloop-data", "airloop-mlflow"
 OWNERS = {DATA: "airflow", ARTIFACTS: "mlflow"}
 USERS = ("airflow", "mlflow", "serving")
-# What serving writes: its prediction log, and what applications tell it afterwards, of which it asks whether it has it already.
-SERVING_WRITES = ("*/prediction_log/*", "*/landing/feedback/*")
+# What serving writes: its prediction log, that of the shadows, and what applications tell it afterwards, of which it asks whether it has it already.
+SERVING_WRITES = ("*/prediction_log/*", "*/shadow_log/*", "*/landing/feedback/*")
 SERVING_READS = ("*/landing/feedback/*",)
 
 

@@ -15,7 +15,7 @@ from serving.prediction_log import SCHEMA_FILE, PredictionLog, arrow_schema
 from tests.serving.stand import NAME, REPOSITORY, wait_for
 
 ROW = {
-    "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC),
+    "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "failed_arm": "", "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC),
     "key": '{"shop": "a"}', "features": "{}", "feature_times": "{}", "prediction": 0.5, "latency_ms": 1.5,
 }  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_the_arrow_schema_is_that_of_the_schema_file():
     document = json.loads(SCHEMA_FILE.read_text())
     schema = arrow_schema()
     assert schema.names == [column["name"] for column in document["columns"]] == list(ROW)
-    assert schema.metadata == {b"prediction_log_version": b"1"}
+    assert schema.metadata == {b"prediction_log_version": b"2"}
     assert schema.field("predicted_at").type == pa.timestamp("us", tz="UTC")
     assert all(column["description"] for column in document["columns"])
 

@@ -91,6 +91,8 @@ def test_a_canary_that_throws_or_is_slow_or_gives_nan_is_taken_out_and_nobody_no
         for number, customer in enumerate(its):
             (answered,) = await data_plane.answer(route, FeatureLookup(None), [customer])
             assert (answered.served.version, answered.prediction) == ("1", expected(RAW))  # the champion stood in
+            (row,) = data_plane.log_rows([answered], predicted_at=datetime.now(UTC), latency_ms=1)
+            assert (row["arm"], row["failed_arm"]) == ("champion", "canary")  # and the log says for whom
             if member.breaker.stopped:
                 return number + 1
         raise AssertionError("it was never taken out")
@@ -136,6 +138,25 @@ def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
     assert [(row["prediction_id"], row["arm"], row["model_version"], row["prediction"]) for row in kept] == [
         (p.prediction_id, "next", "3", expected(RAW, 7)) for p in answered
     ]
+
+
+@pytest.mark.parametrize("does", [throw, lambda a: a * np.nan])
+def test_a_shadow_that_gives_no_answer_is_logged_as_asked_in_vain(versions, does):
+    shadow = versions("3", "next", bias=7)
+    shadow.batcher.bundle = Broken(shadow.bundle, does)
+    route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
+    kept: list[dict] = []
+
+    async def story() -> list[data_plane.Prediction]:
+        answered = await data_plane.answer(route, FeatureLookup(None), customers(3))
+        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), kept.extend)
+        while len(kept) < 3:
+            await asyncio.sleep(0.01)
+        return answered
+
+    answered = asyncio.run(asyncio.wait_for(story(), 60))
+    assert {p.prediction for p in answered} == {expected(RAW)}
+    assert [(row["prediction_id"], row["arm"], np.isnan(row["prediction"])) for row in kept] == [(p.prediction_id, "next", True) for p in answered]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def test_each_user_may_do_what_it_must_and_no_more(server):
 
     serving.put_object(Bucket=data, Key="flights/prediction_log/1.parquet", Body=b"p")
     serving.put_object(Bucket=data, Key="flights/landing/feedback/1.json", Body=b"f")
+    serving.put_object(Bucket=data, Key="flights/shadow_log/1.parquet", Body=b"s")
     assert refused(serving.put_object, Bucket=data, Key="flights/tables/x", Body=b"") and refused(serving.put_object, Bucket=artifacts, Key="x", Body=b"")
     assert refused(serving.get_object, Bucket=data, Key="flights/landing/a.csv")
     assert refused(serving.get_object, Bucket=data, Key="flights/prediction_log/1.parquet")
