@@ -15,8 +15,9 @@ from serving.prediction_log import SCHEMA_FILE, PredictionLog, arrow_schema
 from tests.serving.stand import NAME, REPOSITORY, wait_for
 
 ROW = {
-    "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "failed_arm": "", "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC),
-    "key": '{"shop": "a"}', "features": "{}", "feature_times": "{}", "prediction": 0.5, "latency_ms": 1.5,
+    "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "failed_arm": "",
+    "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC), "key": '{"shop": "a"}',
+    "features": "{}", "feature_times": "{}", "prediction": 0.5, "latency_ms": 1.5,
 }  # fmt: skip
 
 
