@@ -6,7 +6,15 @@ ANSWER = {
     "model": "bench",
     "model_version": "1",
     "predictions": [
-        {"prediction_id": "5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80", "prediction": 0.37, "feature_times": {}, "missing": [], "model_version": "1", "arm": "champion"}
+        {
+            "prediction_id": "5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80",
+            "prediction": 0.37,
+            "feature_times": {},
+            "missing": [],
+            "model_version": "1",
+            "arm": "champion",
+            "gaps": [],
+        }
     ],
 }
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from serving.bundle import Bundle
+from serving.graph import Graph
 
 INLINE_SECONDS = 0.002  # a batch that takes longer runs in a thread: handing it over costs a tenth of that
 MOST_ROWS = 256  # in one run: a big request must not hold up small ones for long
@@ -22,10 +22,10 @@ Waiting = tuple[Numbers, Texts, "asyncio.Future[list[float]]"]
 
 
 class Batcher:
-    """The way into one model. Belongs to the event loop that uses it."""
+    """The way into one graph. Belongs to the event loop that uses it."""
 
-    def __init__(self, bundle: Bundle, *, always_in_thread: bool = False) -> None:
-        self.bundle = bundle
+    def __init__(self, graph: Graph, *, always_in_thread: bool = False) -> None:
+        self.graph = graph
         self._always_in_thread = always_in_thread
         self._waiting: list[Waiting] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -48,7 +48,7 @@ class Batcher:
         waiting, self._waiting = self._waiting, []
         for batch in _batches(waiting):
             rows = sum(len(numbers) for numbers, _, _ in batch)
-            if rows * self.bundle.seconds <= INLINE_SECONDS and not self._always_in_thread:
+            if rows * self.graph.seconds <= INLINE_SECONDS and not self._always_in_thread:
                 _tell(batch, self._answers(batch))
             else:
                 if self._pool is None:
@@ -60,8 +60,8 @@ class Batcher:
         """For each request of a batch: its answers, or what went wrong."""
         try:
             if len(batch) == 1:
-                return [self.bundle.run(*batch[0][:2]).tolist()]
-            answers = self.bundle.run([row for numbers, _, _ in batch for row in numbers], [row for _, texts, _ in batch for row in texts]).tolist()
+                return [self.graph.run(*batch[0][:2]).tolist()]
+            answers = self.graph.run([row for numbers, _, _ in batch for row in numbers], [row for _, texts, _ in batch for row in texts]).tolist()
         except Exception as error:  # ONNX Runtime's own classes
             if len(batch) == 1:
                 return [error]

@@ -1,43 +1,41 @@
 """A model as data: the graph, the contract that says what goes in, and golden requests with the answers they must get.
 
-Made by training (``include/training/bundle.py``); read here by the schema alone.
+Made by training (``include/training/bundle.py``); read here by the schema alone. Beside the model there may be the project's baseline rule, a
+graph with the same inputs, for instances of which the look-up lacks something and the project trusts the model with nothing.
 """
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.contract import Contract
-from serving.inputs import Inputs
+from serving.graph import BundleError, Graph
 
+__all__ = ["FILES", "RULE", "Bundle", "BundleError", "check_hashes"]
 FILES = ("model.onnx", "contract.json", "golden.json")
-ELEMENT = {"numeric": "tensor(float)", "categorical": "tensor(string)"}
-
-
-class BundleError(ValueError):
-    """The bundle is wrong and will be as wrong the next time."""
+RULE = "baseline.onnx"
 
 
 class Golden(BaseModel):
-    """Requests with the answers that the model gave when it was made."""
+    """Requests with the answers that the model, and the baseline rule, gave when they were made."""
 
     model_config = ConfigDict(frozen=True)
 
     instances: list[dict[str, Any]]
     predictions: list[float]
+    baseline: list[float] | None = None
     tolerance: float = Field(gt=0)
 
     @model_validator(mode="after")
     def _one_answer_each(self):
-        if not self.instances or len(self.instances) != len(self.predictions):
-            raise ValueError(f"{len(self.instances)} instances with {len(self.predictions)} predictions: there must be one each, and at least one")
+        for answers in (self.predictions, *([self.baseline] if self.baseline is not None else [])):
+            if not self.instances or len(self.instances) != len(answers):
+                raise ValueError(f"{len(self.instances)} instances with {len(answers)} predictions: there must be one each, and at least one")
         return self
 
 
@@ -49,10 +47,8 @@ class Bundle:
         BundleError: a file is not what it should be, or a golden request gets another answer.
     """
 
-    def __init__(self, contract: Contract, session: onnxruntime.InferenceSession) -> None:
-        self.contract, self.inputs = contract, Inputs(contract)
-        self.seconds = 0.0  # what one row took when it was warm
-        self._session = session
+    def __init__(self, contract: Contract, graph: Graph, baseline: Graph | None = None) -> None:
+        self.contract, self.inputs, self.graph, self.baseline = contract, graph.inputs, graph, baseline
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 1) -> "Bundle":
@@ -61,53 +57,26 @@ class Bundle:
             raise FileNotFoundError(f"no model bundle: {', '.join(missing)} missing")
         contract = Contract.model_validate(_json(folder / "contract.json", Contract))
         golden = Golden.model_validate(_json(folder / "golden.json", Golden))
-        bundle = cls(contract, _session(folder / "model.onnx", contract, threads))
-        bundle._check_golden(golden)  # also warms it
-        bundle.seconds = bundle._measure(golden.instances[0])
-        return bundle
+        graph = Graph(folder / "model.onnx", contract, threads)
+        graph.check(golden.instances, golden.predictions, golden.tolerance)
+        baseline = None
+        if (folder / RULE).is_file():
+            if golden.baseline is None:
+                raise BundleError(f"golden.json has no answers of {RULE}")
+            baseline = Graph(folder / RULE, contract, threads)
+            baseline.check(golden.instances, golden.baseline, golden.tolerance)
+        elif contract.lookup.takes("baseline"):
+            raise BundleError(f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again")
+        return cls(contract, graph, baseline)
+
+    @property
+    def seconds(self) -> float:
+        """What one row took when the model was warm."""
+        return self.graph.seconds
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Predictions float64 [n].
-
-        Args:
-            rows: n rows, each holding every input of the contract; None or NaN: missing.
-        """
-        return self.run([self.inputs.numbers(row) for row in rows], [self.inputs.texts(row) for row in rows])
-
-    def run(self, numbers: Sequence[Sequence[float]] | np.ndarray, texts: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
-        """The graph's answers, float64 [n], for its numeric columns [n, k] and its categorical ones [n, m]."""
-        # Floats of 64 bits first, as in the batch, so that a number is rounded once and the same way.
-        with np.errstate(over="ignore"):  # a number that is too great for 32 bits becomes infinite; requests are checked before
-            feeds = {"numeric": np.asarray(numbers, dtype="float64").reshape(len(numbers), len(self.contract.numeric)).astype("float32")}
-        if self.contract.categorical:
-            feeds["categorical"] = np.asarray(texts, dtype=object).reshape(len(numbers), len(self.contract.categorical))
-        return self._session.run(["prediction"], feeds)[0].astype("float64")
-
-    def _measure(self, row: Mapping[str, Any]) -> float:
-        """Seconds that one row takes: the best of some."""
-        taken = []
-        for _ in range(5):
-            began = time.perf_counter()
-            self.predict([row])
-            taken.append(time.perf_counter() - began)
-        return min(taken)
-
-    def _check_golden(self, golden: Golden) -> None:
-        lacking = sorted({name for instance in golden.instances for name in self.contract.inputs if name not in instance})
-        if lacking:
-            raise BundleError(f"golden.json: instances lack the inputs {', '.join(lacking)}")
-        expected = np.array(golden.predictions)
-        try:
-            answers = self.predict(golden.instances)
-        except Exception as error:  # whatever ONNX Runtime or the values raise, this version cannot answer
-            raise BundleError(f"the model does not answer its golden requests: {_line(error)}") from error
-        if answers.shape != expected.shape:
-            raise BundleError(f"the model answers {len(expected)} golden requests with an array of shape {answers.shape}")
-        off = np.abs(answers - expected)
-        wrong = np.flatnonzero(~(off <= golden.tolerance * np.maximum(1.0, np.abs(expected))))  # not ... <= is true of NaN too
-        if wrong.size:
-            first = int(wrong[0])
-            raise BundleError(f"golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got {answers[first]}")
+        """The model's predictions, float64 [n], for rows that hold every input of the contract; None or NaN: missing."""
+        return self.graph.predict(rows)
 
 
 def check_hashes(folder: Path, hashes: str) -> None:
@@ -124,9 +93,10 @@ def check_hashes(folder: Path, hashes: str) -> None:
         wanted = {str(name): str(value) for name, value in json.loads(hashes).items()}
     except (ValueError, AttributeError) as error:
         raise BundleError(f"the version's hashes are not JSON ({error})") from error
-    if unhashed := [name for name in FILES if name not in wanted]:
+    files = (*FILES, RULE) if RULE in wanted or (folder / RULE).exists() else FILES
+    if unhashed := [name for name in files if name not in wanted]:
         raise BundleError(f"the version has no hash of {', '.join(unhashed)}")
-    for name in FILES:
+    for name in files:
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
             raise BundleError(f"{name} is not the file that was registered: its SHA-256 is another one")
 
@@ -142,29 +112,3 @@ def _json(file: Path, model: type[BaseModel]) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{file.name}: not JSON ({error})") from error
     return content
-
-
-def _session(file: Path, contract: Contract, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes, one per way to fail
-        raise BundleError(f"model.onnx does not load: {_line(error)}") from error
-    wanted = {"numeric": len(contract.numeric)} | ({"categorical": len(contract.categorical)} if contract.categorical else {})
-    found = {entry.name: entry for entry in session.get_inputs()}
-    if found.keys() != wanted.keys():
-        raise BundleError(f"model.onnx takes {', '.join(sorted(found))}; the contract says {', '.join(sorted(wanted))}")
-    for name, columns in wanted.items():
-        shape, element = found[name].shape, found[name].type
-        if element != ELEMENT[name] or len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != columns):
-            raise BundleError(f"model.onnx: input '{name}' is {element} {shape}; the contract needs {ELEMENT[name]} [n, {columns}]")
-    outputs = [entry.name for entry in session.get_outputs()]
-    if "prediction" not in outputs:
-        raise BundleError(f"model.onnx gives {', '.join(outputs)}, but no 'prediction'")
-    return session
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -5,6 +5,33 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Value = float | int | str | bool | None
+Action = Literal["refuse", "default", "baseline"]
+Kind = Literal["unknown_entity", "stale_feature", "missing_feature"]
+
+
+class LookupPolicy(BaseModel):
+    """What becomes of an instance of which the look-up lacks something; the project's choice (``include/projects/lookup.py``).
+
+    ``refuse``: the request is not answered; ``default``: the model is given ``defaults``, null where there is none; ``baseline``: the baseline rule
+    answers in the model's place. ``views`` says it of a view, kind by kind, where it differs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unknown_entity: Action = "default"
+    stale_feature: Action = "default"
+    missing_feature: Action = "default"
+    defaults: dict[str, Value] = {}
+    views: dict[str, dict[Kind, Action]] = {}
+
+    def action(self, kind: Kind, view: str) -> Action:
+        found: Action = self.views.get(view, {}).get(kind) or getattr(self, kind)
+        return found
+
+    def takes(self, action: Action) -> bool:
+        """Whether anything is ever done so."""
+        said = {self.unknown_entity, self.stale_feature, self.missing_feature}
+        return action in said.union(*(chosen.values() for chosen in self.views.values()))
 
 
 class Contract(BaseModel):
@@ -20,6 +47,7 @@ class Contract(BaseModel):
     request_features: tuple[str, ...]
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    lookup: LookupPolicy = LookupPolicy()
 
     @model_validator(mode="after")
     def _inputs_are_unique(self):
@@ -28,6 +56,11 @@ class Contract(BaseModel):
         repeated = {name for name in self.inputs if self.inputs.count(name) > 1}
         if repeated:
             raise ValueError(f"inputs are named twice: {', '.join(sorted(repeated))}")
+        for name, value in self.lookup.defaults.items():
+            if name not in self.view_features:
+                raise ValueError(f"lookup.defaults names '{name}', which is no feature of a view that the model takes")
+            if value is not None and isinstance(value, str) != (name in self.categorical):
+                raise ValueError(f"lookup.defaults: '{name}' must be {'a text' if name in self.categorical else 'a number'} or null")
         return self
 
     @property

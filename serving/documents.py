@@ -43,6 +43,22 @@ class InferRequest(BaseModel):
     inputs: list[Tensor]
 
 
+class GapDocument(BaseModel):
+    """What the look-up lacked of an instance, and what was done about it."""
+
+    kind: str = Field(
+        description="unknown_entity: the view has no row of it; stale_feature: its row is older than the view's TTL; missing_feature: no value in the row.",
+        examples=["unknown_entity"],
+    )
+    entity: dict[str, Any] = Field(examples=[{"tailnum": "N503JB"}])
+    view: str = Field(examples=["plane"])
+    features: list[str] = Field(description="The inputs that lack a value.", examples=[["plane_year", "plane_seats"]])
+    feature_time: str | None = Field(None, description="Event time of the row that is there.", examples=[None])
+    action: str = Field(
+        description="The project's choice. default: the model was given its defaults, or null; baseline: the baseline rule answered.", examples=["default"]
+    )
+
+
 class PredictionDocument(BaseModel):
     prediction_id: str = Field(description="Also in the prediction log.", examples=["5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80"])
     prediction: float = Field(description="Probability of 1 (binary) or the number (regression).", examples=[0.37])
@@ -52,7 +68,13 @@ class PredictionDocument(BaseModel):
     )
     missing: list[str] = Field(description="Inputs without a value.", examples=[["plane_year", "plane_seats"]])
     model_version: str = Field(description="The version that answered this one.", examples=["3"])
-    arm: str = Field(description="champion, or the arm of a rollout.", examples=["champion"])
+    arm: str = Field(description="champion, the arm of a rollout, or baseline: the version's baseline rule answered.", examples=["champion"])
+    gaps: list[GapDocument] = Field(
+        description="What the look-up lacked; none for what the request gives itself.",
+        examples=[
+            [{"kind": "unknown_entity", "entity": {"tailnum": "N503JB"}, "view": "plane", "features": ["plane_year", "plane_seats"], "action": "default"}]
+        ],
+    )
 
 
 class PredictResponse(BaseModel):
@@ -89,6 +111,10 @@ class ProblemDocument(BaseModel):
     status: int = Field(examples=[422])
     detail: str = Field(examples=["'origin' must be given; null says that there is none"])
     field: str | None = Field(None, examples=["instances[0].origin"])
+    entity: dict[str, Any] | None = Field(None, description="With unknown-entity, stale-feature and missing-feature: whom the look-up lacks.", examples=[None])
+    view: str | None = Field(None, description="... in which feature view.", examples=[None])
+    features: list[str] | None = Field(None, description="... which features.", examples=[None])
+    feature_time: str | None = Field(None, description="... and of when the row is that is there.", examples=[None])
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """Feast's SQL registry, read without Feast: what a feature service is made of."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from serving.feast_wire import TYPES, collect
+from serving.feast_wire import TYPES, collect, moment, seconds
+
+REPLAY = "replay"  # the value of a feature service's tag "clock" whose project lives at another time than now
 
 
 class NotPlain(Exception):
@@ -23,14 +27,44 @@ class View:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """What time it is for a project.
+
+    A project whose upstream is a replay lives at the time up to which its features were last materialized, and as long after it as has passed since:
+    nothing else that serving can see tells the time of 2013. All others live now.
+    """
+
+    until: float | None = None  # features are materialized up to here; None: nobody can tell the replay's time yet
+    at: float = 0.0  # when they were
+    replay: bool = False
+
+    def now(self) -> float | None:
+        """Seconds since 1970; None: it cannot be told."""
+        if not self.replay:
+            return time.time()
+        return None if self.until is None else self.until + max(0.0, time.time() - self.at)
+
+    @classmethod
+    def of(cls, tags: dict[str, str], materialized: list[tuple[datetime | None, datetime | None]]) -> "Clock":
+        """Of a feature service's tags and, of each of its views, until when and at what time it was last materialized."""
+        if tags.get("clock") != REPLAY:
+            return cls()
+        known = [(until.timestamp(), at.timestamp()) for until, at in materialized if until and at]
+        until, at = max(known, key=lambda one: one[0] - one[1], default=(None, 0.0))
+        return cls(until, at, replay=True)
+
+
+@dataclass(frozen=True)
 class Service:
     """A feature service as the registry has it now."""
 
     view_of: dict[str, str]  # feature -> view
     keys_of: dict[str, tuple[str, ...]]  # view -> join keys, as the request names them
     types: dict[str, str]  # join key -> Feast's value type
+    ttls: dict[str, float] = field(default_factory=dict)  # view -> seconds that its values live; those without a view live for ever
+    clock: Clock = Clock()
     views: tuple[View, ...] = ()
-    feast: Any = None  # feast.FeatureService, where Feast itself is asked
+    feast: Any = field(default=None, compare=False)  # feast.FeatureService, where Feast itself is asked
 
 
 class SqlRegistry:
@@ -57,8 +91,9 @@ class SqlRegistry:
             row = self._one(connection, "feature_service", name)
             if row is None:
                 return None
-            views = []
-            for projection in collect(collect(row)[1][0]).get(3, []):
+            views, ttls, materialized = [], {}, []
+            spec = collect(collect(row)[1][0])
+            for projection in spec.get(3, []):
                 parts = collect(projection)
                 stored = parts[1][0].decode()
                 found = self._one(connection, "feature_view", stored)
@@ -66,10 +101,15 @@ class SqlRegistry:
                     if self._elsewhere(connection, stored):
                         raise NotPlain(f"feature view '{stored}' is a stream or on-demand view")
                     return None
-                views.append(_view(stored, parts, collect(collect(found)[1][0])))
+                whole = collect(found)
+                views.append(_view(stored, parts, collect(whole[1][0])))
+                if lives := seconds(collect(whole[1][0]).get(6, [b""])[0]):
+                    ttls[views[-1].name] = lives
+                materialized.append(_materialized(collect(whole[2][0]) if 2 in whole else {}))
         view_of = {feature: view.name for view in views for feature in view.features}
         types = {asked: kind for view in views for asked, (_, kind) in zip(view.asked, view.keys, strict=True)}
-        return Service(view_of, {view.name: view.asked for view in views}, types, tuple(views))
+        tags = {entry[1][0].decode(): entry.get(2, [b""])[0].decode() for entry in map(collect, spec.get(4, []))}
+        return Service(view_of, {view.name: view.asked for view in views}, types, ttls, Clock.of(tags, materialized), tuple(views))
 
     def ping(self) -> None:
         """Raise if the registry does not answer."""
@@ -97,6 +137,12 @@ def _view(stored: str, projection: dict[int, list[Any]], spec: dict[int, list[An
     if any(name.startswith("__") for name, _ in columns):
         raise NotPlain(f"feature view '{stored}' has no entity")
     return View(alias or stored, stored, tuple(columns), tuple(renamed.get(name, name) for name, _ in columns), tuple(name for name, _ in features))
+
+
+def _materialized(meta: dict[int, list[Any]]) -> tuple[datetime | None, datetime | None]:
+    """Until when a view is materialized, and when that was done: its entry is written anew by each materialization."""
+    ends = [found for interval in map(collect, meta.get(3, [])) if (found := moment(interval.get(2, [b""])[0]))]
+    return max(ends, default=None), moment(meta.get(2, [b""])[0])
 
 
 def _column(message: bytes) -> tuple[str, str]:

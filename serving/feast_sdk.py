@@ -3,11 +3,11 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.feast_registry import Service
+from serving.feast_registry import Clock, Service
 from serving.looked_up import LookedUp
 
 
@@ -84,13 +84,24 @@ class FeastStore:
         view_of: dict[str, str] = {}
         keys_of: dict[str, tuple[str, ...]] = {}
         types: dict[str, str] = {}
+        ttls: dict[str, float] = {}
+        materialized = []
         for projection in service.feature_view_projections:
             view = registry.get_any_feature_view(projection.name, project, allow_cache=True)
             renamed = {column.name: projection.join_key_map.get(column.name, column.name) for column in getattr(view, "entity_columns", [])}
             keys_of[projection.name_to_use()] = tuple(renamed.values())
             types |= {renamed[column.name]: column.dtype.to_value_type().name for column in getattr(view, "entity_columns", [])}
             view_of |= {feature.name: projection.name_to_use() for feature in projection.features}
-        return Service(view_of, keys_of, types, feast=service)
+            if lives := getattr(view, "ttl", None):
+                ttls[projection.name_to_use()] = lives.total_seconds()
+            if getattr(view, "materialization_intervals", None):
+                materialized.append((_utc(view.most_recent_end_time), _utc(view.last_updated_timestamp)))
+        return Service(view_of, keys_of, types, ttls, Clock.of(dict(service.tags or {}), materialized), feast=service)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """Feast gives times without a zone that mean UTC."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 def _without_none(values: list[Any], value_type: str) -> list[Any]:

@@ -84,6 +84,13 @@ def moment(raw: bytes | None) -> datetime | None:
     return datetime.fromtimestamp(_signed(seconds) + nanos / 1e9, tz=UTC)
 
 
+def seconds(raw: bytes | None) -> float:
+    """A ``google.protobuf.Duration``; it is not set: 0."""
+    found = dict(fields(raw)) if raw else {}
+    whole, nanos = found.get(1, 0), found.get(2, 0)
+    return 0.0 if isinstance(whole, bytes) or isinstance(nanos, bytes) else _signed(whole) + _signed(nanos) / 1e9
+
+
 def entity_key(columns: tuple[tuple[str, str], ...], values: tuple[Any, ...]) -> bytes:
     """An entity's key in an online store (version 3 of Feast's serialization).
 

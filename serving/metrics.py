@@ -26,7 +26,11 @@ predictions = Counter("serving_predictions", "Answered predictions.", ANSWERED, 
 prediction_seconds = Histogram("serving_prediction_seconds", "From the parsed request to its answer.", ANSWERED, buckets=SECONDS, registry=OURS)
 failures = Counter("serving_prediction_failures", "Instances that a model did not answer: it raised an error, or gave no number.", ANSWERED, registry=OURS)
 feature_age = Histogram("serving_feature_age_seconds", "Age of looked-up values when they were used.", ("model", "view"), buckets=AGES, registry=OURS)
-no_features = Counter("serving_entities_without_features", "Looked-up entities of which a view has no row.", ("model", "view"), registry=OURS)
+gaps = Counter(
+    "serving_lookup_gaps", "What look-ups lacked, by kind (unknown_entity, stale_feature, missing_feature) and by what was done about it.",
+    ("model", "view", "kind", "action"), registry=OURS,
+)  # fmt: skip
+by_baseline = Counter("serving_baseline_answers", "Instances that a version's baseline rule answered.", ("model", "version"), registry=OURS)
 swaps = Counter("serving_swaps", "New versions, by what became of them: swapped, refused or error.", ("model", "outcome"), registry=OURS)
 feedback = Counter("serving_feedback_labels", "Labels taken.", ("model",), registry=OURS)
 log_rows = Counter("serving_log_rows", "Predictions of the log: written, or dropped.", ("fate",), registry=OURS)

@@ -24,7 +24,8 @@ async def predict(parts: Parts, asked: Asked) -> Answer:
             "feature_times": data_plane.feature_times(p) if p.feature_times else {},
             "missing": p.missing,
             "model_version": p.served.version,
-            "arm": p.served.arm,
+            "arm": p.arm,
+            "gaps": [gap.document() for gap in p.gaps] if p.gaps else [],
         }
         for p in predictions
     ]

@@ -9,19 +9,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from serving import metrics
+from serving.batching import Batcher
+from serving.completion import NO_GAPS, NO_TIMES, Completed, complete
 from serving.contract import Value
 from serving.encoding import dumps
-from serving.inputs import Inputs, Instance, rows_of
-from serving.looked_up import LookedUp
+from serving.gaps import Gap, Refused, iso
+from serving.inputs import Instance
 from serving.lookup import FeatureLookup
-from serving.problems import Problem, invalid, unavailable
+from serving.problems import Problem, invalid
 from serving.served import Route, Served
 
-NO_TIMES: dict[str, datetime | None] = {}
+BASELINE = "baseline"  # the arm of what a baseline rule answered
 NO_TEXTS: list[str] = []
 MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of it
 
@@ -40,6 +41,16 @@ class Prediction:
     feature_times: dict[str, datetime | None]
     served: Served
     failed_arm: str = ""  # that should have answered, and did not
+    gaps: tuple[Gap, ...] = NO_GAPS
+
+    @property
+    def by_baseline(self) -> bool:
+        return by_rule(self.gaps)
+
+    @property
+    def arm(self) -> str:
+        """Who answered: the champion, an arm, or the version's baseline rule."""
+        return BASELINE if self.by_baseline else self.served.arm
 
     @property
     def missing(self) -> list[str]:
@@ -69,6 +80,8 @@ async def answer(route: Route, lookup: FeatureLookup, instances: Sequence[Instan
                     async with asyncio.timeout(member.arm.max_seconds):
                         made = await predict(served, lookup, part, its)
                     member.breaker.note(None)
+            except Refused:  # the project's own choice: no failure of the arm
+                raise
             except Exception as error:
                 if member is None:
                     raise
@@ -91,54 +104,60 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
         numbers: the instances' places in the request, to name them by.
 
     Raises:
-        Problem: 422 names the field that is wrong, or the instance for which the model gave no number; 503, the look-up is not possible now.
+        Problem: 422 names the field that is wrong, what the look-up lacks and the project does not do without (``Refused``), or the instance for which
+            the model gave no number; 503, the look-up is not possible now.
     """
     inputs = served.bundle.inputs
     numbers = range(len(instances)) if numbers is None else numbers
     numeric: list[Sequence[float] | None] = [inputs.quick(instance) for instance in instances]
-    rows: Sequence[dict[str, Value]]
     if None not in numeric:  # nothing to look up, nothing to complete
-        rows, times = instances, [NO_TIMES] * len(instances)
-        texts: list[list[str]] = [NO_TEXTS] * len(instances)
+        made = Completed(instances, [NO_TIMES] * len(instances), [NO_GAPS] * len(instances))
+        answers = await run(served, served.batcher, numeric, [NO_TEXTS] * len(instances), numbers)
     else:
-        rows, times = await _completed(served, lookup, instances, numbers)
-        numeric = [inputs.numbers(row) for row in rows]
-        texts = [inputs.texts(row) for row in rows]
-    answers = await run(served, numeric, texts, numbers)
+        made = await complete(served, lookup, instances, numbers)
+        numeric = [inputs.numbers(row) for row in made.rows]
+        texts = [inputs.texts(row) for row in made.rows]
+        ruled = [place for place, gaps in enumerate(made.gaps) if by_rule(gaps)]
+        if ruled:
+            answers = await _with_rule(served, numeric, texts, numbers, ruled)
+        else:
+            answers = await run(served, served.batcher, numeric, texts, numbers)
     given = inputs.given
     return [
         Prediction(
             os.urandom(16).hex(), answer, instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given},
-            row, found, served,
+            row, found, served, gaps=gaps,
         )
-        for answer, instance, row, found in zip(answers, instances, rows, times, strict=True)
+        for answer, instance, row, found, gaps in zip(answers, instances, made.rows, made.times, made.gaps, strict=True)
     ]  # fmt: skip
 
 
-async def _completed(
-    served: Served, lookup: FeatureLookup, instances: Sequence[Instance], numbers: Sequence[int]
-) -> tuple[list[dict[str, Value]], list[dict[str, datetime | None]]]:
-    """Instances checked one by one, with what was looked up for those that need it: every input of the model, and the views' times."""
-    inputs = served.bundle.inputs
-    needy = []
-    for place, (number, instance) in enumerate(zip(numbers, instances, strict=True)):
-        inputs.check(instance, number)
-        if inputs.needs_look_up(instance):
-            needy.append(place)
-    if not needy:
-        return [{name: instance[name] for name in inputs.names} for instance in instances], [NO_TIMES] * len(instances)
-    looked_up = await _look_up(served, lookup, instances, needy, numbers)
-    return rows_of(inputs, instances, [found.values for found in looked_up]), [found.times for found in looked_up]
+async def _with_rule(served: Served, numeric: Sequence[Any], texts: Sequence[Sequence[str]], numbers: Sequence[int], ruled: list[int]) -> list[float]:
+    """The answers where the instances at the places ``ruled`` are the baseline rule's."""
+    assert served.rule is not None  # no bundle loads without one that its policy needs
+    others = sorted(set(range(len(numeric))).difference(ruled))
+    answers = [0.0] * len(numeric)
+    for batcher, places in ((served.batcher, others), (served.rule, ruled)):
+        if places:
+            its = await run(served, batcher, [numeric[i] for i in places], [texts[i] for i in places], [numbers[i] for i in places])
+            for place, answer in zip(places, its, strict=True):
+                answers[place] = answer
+    served.count_ruled(len(ruled))
+    return answers
 
 
-async def run(served: Served, numeric: Sequence[Any], texts: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[float]:
-    """The graph's answers, all of them numbers.
+def by_rule(gaps: Sequence[Gap]) -> bool:
+    return any(gap.action == "baseline" for gap in gaps)
+
+
+async def run(served: Served, batcher: Batcher, numeric: Sequence[Any], texts: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[float]:
+    """A graph's answers, all of them numbers.
 
     Raises:
         Problem: 422, the model gives no number for a row: not finite, or nothing at all.
     """
     try:
-        answers = await served.batcher.run(numeric, texts)
+        answers = await batcher.run(numeric, texts)
     except Exception as error:
         served.meters.failures.inc(len(numeric))
         log.warning("model %s version %s failed: %s", served.name, served.version, " ".join(str(error).split())[:300])
@@ -173,6 +192,8 @@ async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions
     began, at = time.perf_counter(), datetime.now(UTC)
     try:
         made = await predict(served, lookup, instances)
+    except Refused:  # the project's own choice, and no failure
+        return
     except Problem as problem:  # logged as asked in vain: who judges the shadow counts that
         log.info("shadow %s of %s: %s", served.arm, served.name, problem.detail)
         made = [Prediction(answered.prediction_id, math.nan, answered.key, {}, NO_TIMES, served) for answered in predictions]
@@ -190,7 +211,7 @@ def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, laten
             "prediction_id": p.prediction_id,
             "project": p.served.name,
             "model_version": p.served.version,
-            "arm": p.served.arm,
+            "arm": p.arm,
             "failed_arm": p.failed_arm,
             "predicted_at": predicted_at,
             "key": features if p.key is p.features else dumps(p.key),
@@ -204,44 +225,4 @@ def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, laten
 
 def feature_times(prediction: Prediction) -> dict[str, str | None]:
     """View -> ISO time, as ``2013-06-01T10:00:00Z``."""
-    return {view: _iso(time_) if time_ else None for view, time_ in prediction.feature_times.items()}
-
-
-@lru_cache(65536)
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-async def _look_up(served: Served, lookup: FeatureLookup, instances: Sequence[Instance], needy: list[int], numbers: Sequence[int]) -> list[LookedUp]:
-    """What Feast has for each instance, without what the instance gives itself; in one call for those that need it."""
-    inputs, contract = served.bundle.inputs, served.bundle.contract
-    wanted = inputs.view_features
-    for place in needy:
-        inputs.require_keys(instances[place], numbers[place])
-    service = await lookup.find(contract.feature_service)
-    _check_service(inputs, service)
-    for place in needy:
-        for key in service.types:
-            lookup.check_key(service, key, instances[place][key], f"instances[{numbers[place]}].{key}")
-    answers = await lookup.fetch(service, [instances[place] for place in needy])
-    found = [LookedUp({}, {}) for _ in instances]
-    now = time.time()
-    for place, answered in zip(needy, answers, strict=True):
-        instance = instances[place]
-        used = {service.view_of[name] for name in wanted if name not in instance}
-        found[place] = LookedUp(answered.values, {view: moment if view in used else None for view, moment in answered.times.items()})
-        for view in used:
-            moment = answered.times[view]
-            if moment is not None:
-                served.age(view).observe(now - moment.timestamp())
-            elif not any(instance[key] is None for key in service.keys_of[view]):
-                served.without_row(view).inc()
-    return found
-
-
-def _check_service(inputs: Inputs, service: Any) -> None:
-    contract = inputs.contract
-    lacking = [*(name for name in inputs.view_features if name not in service.view_of), *(key for key in service.types if key not in contract.join_keys)]
-    if lacking:
-        detail = f"feature service '{contract.feature_service}' and the model's contract differ in {', '.join(lacking)}"
-        raise unavailable("feature-service-differs", "The feature service is not the model's", detail)
+    return {view: iso(time_) if time_ else None for view, time_ in prediction.feature_times.items()}

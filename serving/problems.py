@@ -1,6 +1,7 @@
 """What went wrong with a request, as a problem document (RFC 9457) that names the field."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -11,11 +12,15 @@ class Problem(Exception):
         kind: short name of the kind of problem; its ``type`` is ``urn:airloop:<kind>``.
         field: the part of the request that is meant, as ``instances[3].origin``; None: no part of it.
         retry_after: seconds after which asking again may help; None: it does not help (1, where the service is at fault).
+        members: what else the document says (RFC 9457's extension members).
     """
 
-    def __init__(self, status: int, kind: str, title: str, detail: str, *, field: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str, *,
+        field: str | None = None, retry_after: float | None = None, members: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(detail)
-        self.status, self.kind, self.title, self.detail, self.field = status, kind, title, detail, field
+        self.status, self.kind, self.title, self.detail, self.field, self.members = status, kind, title, detail, field, members or {}
         self.retry_after = 1.0 if retry_after is None and status == 503 else retry_after
 
     @property
@@ -33,6 +38,7 @@ class Problem(Exception):
         document: dict[str, Any] = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}
         if self.field is not None:
             document["field"] = _printable(self.field)
+        document |= self.members
         return document | {"error": document["detail"]} if path.startswith("/v2") else document
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from serving import metrics
 from serving.batching import Batcher
 from serving.bundle import Bundle
+from serving.feast_registry import Service
+from serving.gaps import Gap, ViewUsed, views_used
 from serving.inputs import Instance
 from serving.rollout import CHAMPION, Arm, Breaker, Shadow, place
 
@@ -22,24 +24,38 @@ class Served:
     loaded_at: datetime
     arm: str = CHAMPION
     batcher: Batcher = field(init=False, repr=False, compare=False)
+    rule: Batcher | None = field(init=False, repr=False, compare=False)  # the way into the baseline rule
     meters: metrics.Meters = field(init=False, repr=False, compare=False)
-    _of_views: dict[tuple[str, str], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _series: dict[tuple[str, ...], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _views: list[Any] = field(init=False, repr=False, compare=False, default_factory=lambda: [None, ()])
 
     def __post_init__(self) -> None:
         # The champion's quick graphs run in the event loop; whatever an arm does, it must not hold up the loop.
-        object.__setattr__(self, "batcher", Batcher(self.bundle, always_in_thread=self.arm != CHAMPION))
+        object.__setattr__(self, "batcher", Batcher(self.bundle.graph, always_in_thread=self.arm != CHAMPION))
+        object.__setattr__(self, "rule", Batcher(self.bundle.baseline) if self.bundle.baseline else None)
         object.__setattr__(self, "meters", metrics.Meters(self.name, self.version, self.arm))
 
-    def age(self, view: str) -> Any:
-        return self._of_view("age", metrics.feature_age, view)
+    def views_used(self, service: Service) -> tuple[ViewUsed, ...]:
+        """The views of a service that the model uses; laid out once, until Feast's registry is read again."""
+        if self._views[0] is not service:
+            self._views[:] = service, views_used(self.bundle.inputs, service)
+        found: tuple[ViewUsed, ...] = self._views[1]
+        return found
 
-    def without_row(self, view: str) -> Any:
-        return self._of_view("without row", metrics.no_features, view)
+    def observe_age(self, view: str, seconds: float) -> None:
+        self._labelled(metrics.feature_age, view).observe(seconds)
 
-    def _of_view(self, kind: str, metric: Any, view: str) -> Any:
-        found = self._of_views.get((kind, view))
+    def count_gap(self, gap: Gap) -> None:
+        self._labelled(metrics.gaps, gap.view, gap.kind, gap.action).inc()
+
+    def count_ruled(self, instances: int) -> None:
+        self._labelled(metrics.by_baseline, self.version).inc(instances)
+
+    def _labelled(self, metric: Any, *labels: str) -> Any:
+        key = (metric._name, *labels)
+        found = self._series.get(key)
         if found is None:
-            found = self._of_views[kind, view] = metric.labels(self.name, view)
+            found = self._series[key] = metric.labels(self.name, *labels)
         return found
 
 

@@ -85,7 +85,7 @@ async def infer(parts: Parts, asked: Asked) -> Answer:
     versions = {p.served.version for p in predictions}
     document: dict[str, Any] = {"model_name": name, "model_version": versions.pop() if len(versions) == 1 else route.champion.version, "outputs": outputs}
     if route.arms:
-        document["parameters"] = {"arms": ",".join(p.served.arm for p in predictions)}
+        document["parameters"] = {"arms": ",".join(p.arm for p in predictions)}
     if "id" in request:
         document["id"] = request["id"]
     head = dumps(document)

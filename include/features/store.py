@@ -6,8 +6,9 @@ from functools import cache
 from importlib import import_module
 
 import pandas as pd
-from feast import FeatureStore, FeatureView
+from feast import FeatureService, FeatureStore, FeatureView
 
+from include import ledger
 from include.projects.base import Project
 from include.settings import REPOSITORY, get_settings
 
@@ -36,6 +37,10 @@ def register(project: Project) -> None:
     if declared != set(project.feature_views):
         difference = ", ".join(sorted(declared ^ set(project.feature_views)))
         raise ValueError(f"feature_repo/{project.name}.py and include/projects/{project.name}/__init__.py (feature_views) differ in: {difference}")
+    clock = {"clock": "replay"} if ledger.is_replay(project.name) else {}
+    for service in (o for o in _objects(project) if isinstance(o, FeatureService)):
+        # Serving compares the age of features with the project's clock: of a replay it is told here (serving/feast_registry.py).
+        service.tags = {**{tag: value for tag, value in (service.tags or {}).items() if tag != "clock"}, **clock}
     for view in feature_views(project):
         view.materialization_intervals = []  # apply() fills in what the registry knows, but keeps what an earlier call left in this object
     feature_store().apply(_objects(project))

@@ -14,9 +14,19 @@ from include.times import iso, moment, stamp
 
 def now(project: str) -> datetime:
     """The project's present: the replay's time where its upstream is a replay, else the wall clock."""
-    with transaction() as connection:
-        replayed = connection.execute(select(CLOCKS.c.now).where(CLOCKS.c.project == project)).scalar()
+    replayed = _replayed(project)
     return moment(replayed) if replayed else datetime.now(UTC).replace(microsecond=0)
+
+
+def is_replay(project: str) -> bool:
+    """Whether the project lives at the time of its upstream's replay."""
+    return _replayed(project) is not None
+
+
+def _replayed(project: str) -> str | None:
+    with transaction() as connection:
+        found: str | None = connection.execute(select(CLOCKS.c.now).where(CLOCKS.c.project == project)).scalar()
+    return found
 
 
 def set_clock(project: str, time: datetime | str) -> None:

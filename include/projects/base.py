@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from include.projects.compute import ComputeClass
+from include.projects.lookup import LookupPolicy
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
@@ -177,6 +178,7 @@ class Project(Frozen):
     label_source: Name = Field(description="The source whose rows bring the outcomes.")
     candidates: tuple[Candidate, ...]
     gate: GatePolicy = GatePolicy()
+    lookup: LookupPolicy = LookupPolicy()
     refit: bool = Field(True, description="Deploy the best candidate fitted again on all rows known by the cutoff, not the judged fit.")
     retrain: RetrainPolicy = RetrainPolicy()
     compute: dict[Name, ComputeClass] = Field({}, description="Compute classes by name (cpu, gpu_<class>): what steps ask for. There is always one named cpu.")
@@ -199,6 +201,16 @@ class Project(Frozen):
                 raise ValueError(f"project '{self.name}' names source '{wanted}'; its sources are {names}")
         if self.baseline_rule not in self.inputs.numeric:
             raise ValueError(f"project '{self.name}': baseline_rule '{self.baseline_rule}' is not one of inputs.numeric")
+        for view in self.lookup.views:
+            if view not in self.feature_views:
+                raise ValueError(f"project '{self.name}': lookup.views names '{view}'; its feature_views are {', '.join(self.feature_views)}")
+        for feature, value in self.lookup.defaults.items():
+            if feature not in self.input_columns or feature in (*self.request_features, *self.entities):
+                raise ValueError(f"project '{self.name}': lookup.defaults names '{feature}', which is no input that is looked up")
+            if value is not None and isinstance(value, str) != (feature in self.inputs.categorical):
+                raise ValueError(
+                    f"project '{self.name}': lookup.defaults: '{feature}' must be {'a text' if not isinstance(value, str) else 'a number'} or None"
+                )
         for candidate in self.candidates:
             if candidate.compute not in self.compute_classes:
                 raise ValueError(f"candidate '{candidate.name}': {self._no_such_class(candidate.compute)}")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if launched_by:
         workers.die_with(launched_by)
     project = get_project(project_name)
-    recipe = project.model_dump(mode="json", include={"kind", "inputs", "baseline_rule", "candidates", "gate", "metric", "refit"})
+    recipe = project.model_dump(mode="json", include={"kind", "inputs", "baseline_rule", "candidates", "gate", "metric", "refit", "lookup"})
     made_from = {"step": command, "recipe": recipe, **{k: v for k, v in given.items() if k not in {"manifest", "report", "dag_run"}}}
     if given.get("parameters"):
         made_from["proposed"] = read(given["parameters"])["parameters"]

@@ -1,12 +1,13 @@
-"""The model bundle: everything that serving, scoring and monitoring need of a model, as four files of data.
+"""The model bundle: everything that serving, scoring and monitoring need of a model, as files of data.
 
-``model.onnx``, ``contract.json`` (which columns go in, in which order), ``golden.json`` (requests with the answers they must get) and
-``reference.parquet`` (rows that the judged model was not fitted on, with its predictions: what drift is measured against).
+``model.onnx``, ``contract.json`` (which columns go in, in which order, and what is done where the look-up lacks something), ``golden.json`` (requests
+with the answers they must get) and ``reference.parquet`` (rows that the judged model was not fitted on, with its predictions: what drift is
+measured against). A model version has ``baseline.onnx`` too, the rule that the model was judged beside: serving may answer by it.
 """
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ from include.training.inputs import matrices
 from include.training.onnx import predict, session
 
 FILES = ("model.onnx", "contract.json", "golden.json", "reference.parquet")
+RULE = "baseline.onnx"
 GOLDEN, GOLDEN_TOLERANCE = 20, 1e-5
 REFERENCE = 5000
 
@@ -38,12 +40,20 @@ class Bundle:
     contract: dict[str, Any]
     golden: dict[str, Any]
     reference_bytes: bytes
+    rule: bytes | None = None  # the graph of the baseline rule
 
     @classmethod
     def load(cls, folder: str | Path | UPath) -> "Bundle":
         """From a folder; ``include.registry.versions.bundle`` gives that of a model version."""
         graph, contract, golden, reference = ((storage.path(folder) / name).read_bytes() for name in FILES)
-        return cls(graph, json.loads(contract), json.loads(golden), reference)
+        rule = storage.path(folder) / RULE
+        return cls(graph, json.loads(contract), json.loads(golden), reference, rule.read_bytes() if rule.exists() else None)
+
+    def with_rule(self, rule: "Bundle") -> "Bundle":
+        """This model with a baseline rule beside it, whose answers to the golden requests go into ``golden.json``."""
+        instances = self.golden["instances"]
+        answers = [float(p) for p in rule.predict(_instances(instances, self.contract))] if instances else []
+        return replace(self, rule=rule.graph, golden={**self.golden, "baseline": answers})
 
     def save(self, folder: str | UPath) -> None:
         target = storage.path(folder)
@@ -55,7 +65,8 @@ class Bundle:
         return {name: sha256(content).hexdigest() for name, content in self._contents().items()}
 
     def _contents(self) -> dict[str, bytes]:
-        return dict(zip(FILES, (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes), strict=True))
+        files = dict(zip(FILES, (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes), strict=True))
+        return files if self.rule is None else files | {RULE: self.rule}
 
     @cached_property
     def _session(self):
@@ -108,6 +119,7 @@ def contract_of(project: Project) -> dict[str, Any]:
         "request_features": list(project.request_features),
         "numeric": list(project.inputs.numeric),
         "categorical": list(project.inputs.categorical),
+        "lookup": project.lookup.model_dump(),
     }
 
 

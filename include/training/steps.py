@@ -136,6 +136,7 @@ def refit(
         graph, facts = fitted
         recent = judging.judged_rows(examples, [moment(judged["fitted_until"])])
         bundle = make_bundle(project, graph, recent, reference=bundle.reference())  # what a fit says of its own rows is no reference
+    bundle = bundle.with_rule(Bundle.load(layout.training(project, request) / "models" / "baseline_rule"))
     bundle.check_golden()
     client = tracking.tracking_client()
     runs = tracking.RequestRuns(client, project.name, request, {})

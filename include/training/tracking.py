@@ -107,7 +107,7 @@ def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, 
 def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: str, tags: dict[str, str], params: dict[str, Any]) -> str:
     """Log a bundle as MLflow model of a run; gives its id. What an earlier, killed try left behind, and no version points at, is deleted first.
 
-    All four files of the bundle lie in the model's own folder, so that downloading ``models:/<name>/<version>`` brings them.
+    All files of the bundle lie in the model's own folder, so that downloading ``models:/<name>/<version>`` brings them.
     """
     import mlflow
     import onnx
@@ -137,7 +137,7 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
         )
     with tempfile.TemporaryDirectory() as folder:
         bundle.save(folder)
-        for name in FILES:  # the graph too: its hash is that of our bytes, not of those that MLflow wrote of it
+        for name in bundle.hashes():  # the graph too: its hash is that of our bytes, not of those that MLflow wrote of it
             client.log_model_artifact(info.model_id, str(Path(folder) / name))
     return info.model_id
 

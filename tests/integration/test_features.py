@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from feast.errors import FeatureViewNotFoundException
 
+from include import ledger
 from include.data import layout, tables
 from include.features import build, store, training_set
 from include.features.known import KnownTables
@@ -15,6 +16,7 @@ from include.projects.flights import features as flight_features
 from include.projects.flights import project
 from include.settings import REPOSITORY, get_settings
 from serving.lookup import FeatureLookup
+from tests.serving.stand import wait_for
 from tests.serving.test_lookup import look_up
 from tests.stores import on_both_stores
 from tests.unit.features.test_flights_features import Tables, frames  # noqa: F401  (the same made-up flights)
@@ -217,3 +219,23 @@ def test_a_training_set_is_named_by_what_it_was_made_from_and_can_be_made_again(
     pd.testing.assert_frame_equal(pd.read_parquet(again), rows)
     newest = training_set.build(project, {**request, "parameters": {"last_days": 5}})
     assert pd.read_parquet(newest)["event_timestamp"].min() > pd.Timestamp(FIRST) - pd.Timedelta("5D")
+
+
+def test_serving_is_told_the_time_of_a_replay(ingested):
+    """It compares the age of features with the project's clock: the replay's, where there is one."""
+    run(FIRST)
+    assert clock_seen_by_serving().replay is False
+    ledger.set_clock(project.name, SECOND)
+    run(SECOND)
+    clock = clock_seen_by_serving()
+    assert clock.replay and 0 <= clock.now() - moment(SECOND).timestamp() < 3600
+
+
+def clock_seen_by_serving():
+    lookup = FeatureLookup(REPOSITORY / "serving")
+    lookup.start()
+    try:
+        wait_for(lambda: lookup.state == "ready", 60, lambda: lookup.error)
+        return lookup.service(project.feature_service).clock
+    finally:
+        lookup.close()

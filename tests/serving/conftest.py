@@ -45,6 +45,7 @@ def filled(repository: FeatureRepository) -> FeatureRepository:
     repository.write("shop_sales", [{"shop": "a", "sales_7d": 10.0, "late_rate": 0.25}, {"shop": "b", "sales_7d": 20.0, "late_rate": None}], NOW)
     repository.write("shop_weather", [{"shop": "a", "temp": 3.5}, {"shop": "b", "temp": -1.0}], NOW - timedelta(hours=2))
     repository.write("customer_orders", [{"customer": 7, "orders": 4}], NOW - timedelta(days=900))
+    repository.materialized(NOW)
     return repository
 
 

@@ -74,11 +74,15 @@ def graph(bias: float = 0, numeric: int = len(NUMERIC), output: str = "predictio
 
 
 def write_bundle(
-    folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None
-) -> Path:
-    """A bundle's files; parts given replace those that fit together."""
+    folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None,
+    rule: float | None = None,
+) -> Path:  # fmt: skip
+    """A bundle's files; parts given replace those that fit together. ``rule``: the bias of a baseline rule beside the model."""
     folder.mkdir(parents=True, exist_ok=True)
     fitting = {"instances": INSTANCES, "predictions": [expected(row, bias) for row in INSTANCES], "tolerance": 1e-5}
+    if rule is not None:
+        (folder / "baseline.onnx").write_bytes(graph(rule))
+        fitting["baseline"] = [expected(row, rule) for row in INSTANCES]
     (folder / "model.onnx").write_bytes(model or graph(bias))
     (folder / "contract.json").write_text(json.dumps({**CONTRACT, **(contract or {})}))
     (folder / "golden.json").write_text(json.dumps({**fitting, **(golden or {})}))
@@ -131,6 +135,8 @@ class Registry:
 class FeatureRepository:
     """A Feast repository of its own: a SQL registry, and SQLite or Redis as online store; by default as the embedded stack has them."""
 
+    tags = {"clock": "replay"}  # the rows are of 2013, and so is the present
+
     def __init__(self, folder: Path, online: str | None = None, registry: str | None = None) -> None:
         self.folder = folder
         online = online or f"{{type: sqlite, path: {folder / 'online.db'}}}"
@@ -155,7 +161,13 @@ class FeatureRepository:
 
         entities, known = self._objects()
         chosen = [known[view] for view in views]
-        self.store().apply([*entities, *chosen, FeatureService(name=service, features=chosen)])
+        self.store().apply([*entities, *chosen, FeatureService(name=service, features=chosen, tags=self.tags)])
+
+    def materialized(self, until: datetime) -> None:
+        """Say of each view what materialization says: it is filled up to here."""
+        store = self.store()
+        for view in store.list_feature_views():
+            store.registry.apply_materialization(view, store.project, until - timedelta(days=1), until)
 
     def write(self, view: str, rows: list[dict[str, Any]], at: datetime) -> None:
         import pandas as pd
@@ -175,9 +187,9 @@ class FeatureRepository:
             return FeatureView(name=name, entities=[entity], ttl=ttl, schema=[Field(name=entity.name, dtype=key_type), *fields], source=source)
 
         numbers = {"shop_sales": ["sales_7d", "late_rate"], "shop_weather": ["temp"]}
-        # A day of life, in a store whose rows are of 2013: were the wall clock asked, nothing would be found.
+        # A day of life, in a store whose rows are of 2013: were the wall clock asked, all would be stale.
         views = {name: view(name, shop, String, [Field(name=f, dtype=Float64) for f in fields], timedelta(days=1)) for name, fields in numbers.items()}
-        views["customer_orders"] = view("customer_orders", customer, Int64, [Field(name="orders", dtype=Int64)], timedelta(days=1))
+        views["customer_orders"] = view("customer_orders", customer, Int64, [Field(name="orders", dtype=Int64)], timedelta(0))
         return [shop, customer], views
 
 

@@ -48,6 +48,7 @@ def test_a_prediction_with_version_and_feature_times(client):
         "missing": [],
         "model_version": "1",
         "arm": "champion",
+        "gaps": [],
     }  # fmt: skip
     assert (second["missing"], second["feature_times"]["shop_weather"]) == (["sales_7d", "late_rate"], None)
 

@@ -1,11 +1,12 @@
 """A bundle is taken only if it is whole and answers its golden requests."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle, BundleError, check_hashes
 from tests.serving.stand import INSTANCES, expected, graph, write_bundle
 
 
@@ -87,3 +88,26 @@ def test_a_change_within_the_tolerance_is_taken(tmp_path):
     golden = {"predictions": [expected(row) * (1 + 5e-6) for row in INSTANCES]}
     Bundle.load(write_bundle(tmp_path, golden=golden))
     assert json.loads((tmp_path / "golden.json").read_text())["tolerance"] == 1e-5
+
+
+def test_a_baseline_rule_is_held_to_its_golden_answers_and_must_be_there_where_the_policy_needs_it(tmp_path):
+    policy = {"lookup": {"unknown_entity": "baseline"}}
+    with pytest.raises(BundleError, match="answers by its baseline rule, and the version has no baseline.onnx"):
+        Bundle.load(write_bundle(tmp_path / "none", contract=policy))
+    bundle = Bundle.load(write_bundle(tmp_path / "good", contract=policy, rule=7))
+    assert bundle.baseline.predict(INSTANCES).tolist() == [expected(row, 7) for row in INSTANCES]
+    with pytest.raises(BundleError, match=r"baseline.onnx: golden request 0 \(3 of 3\)"):
+        Bundle.load(write_bundle(tmp_path / "other", rule=7, golden={"baseline": [1.0, 2.0, 3.0]}))
+    with pytest.raises(BundleError, match="lookup.defaults names 'hour'"):
+        Bundle.load(write_bundle(tmp_path / "default", contract={"lookup": {"defaults": {"hour": 1}}}))
+
+
+def test_a_baseline_rule_without_its_hash_is_not_loaded(tmp_path):
+    write_bundle(tmp_path, rule=7)
+    hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("model.onnx", "contract.json", "golden.json", "baseline.onnx")}
+    check_hashes(tmp_path, json.dumps(hashes))
+    with pytest.raises(BundleError, match="no hash of baseline.onnx"):
+        check_hashes(tmp_path, json.dumps({name: value for name, value in hashes.items() if name != "baseline.onnx"}))
+    (tmp_path / "baseline.onnx").write_bytes(graph(8))
+    with pytest.raises(BundleError, match="baseline.onnx is not the file that was registered"):
+        check_hashes(tmp_path, json.dumps(hashes))

@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
-from datetime import timedelta
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
 
+from serving.feast_registry import Clock
 from serving.looked_up import LookedUp
 from serving.lookup import FeatureLookup
 from serving.problems import Problem
@@ -82,11 +84,22 @@ def test_all_keys_null(lookup):
 
 
 def test_a_ttl_does_not_hide_old_rows(lookup, features):
-    """Feast 0.67 keeps no TTL when it reads online: all rows here are of 2013, and every view's TTL is a day."""
-    view = features.store().get_feature_view("customer_orders")
-    assert view.ttl == timedelta(days=1)
+    """Feast 0.67 keeps no TTL when it reads online: all rows here are of 2013, and a shop's live a day. What is stale is judged later."""
+    assert features.store().get_feature_view("shop_sales").ttl == timedelta(days=1)
     (found,) = look_up(lookup, SERVICE, [{"shop": "a", "customer": 7}])
-    assert found.values["orders"] == 4
+    assert found.values["sales_7d"] == 10.0
+    assert lookup.service(SERVICE).ttls == {"shop_sales": 86400, "shop_weather": 86400}
+
+
+def test_a_replay_lives_when_its_features_were_materialized_and_all_others_now(lookup):
+    service = lookup.service(SERVICE)
+    assert 0 <= service.clock.now() - NOW.timestamp() < 3600  # what has passed since the fixture filled the store
+    assert Clock.of({}, [(NOW, NOW)]).now() == pytest.approx(time.time(), abs=60)
+    unknown = Clock.of({"clock": "replay"}, [(None, NOW)])
+    assert unknown.replay and unknown.now() is None
+    # The view whose entry was written anew for another reason than a materialization does not hold the clock back.
+    later = datetime.now(UTC)
+    assert Clock.of({"clock": "replay"}, [(NOW, later - timedelta(hours=1)), (NOW, later)]).now() == pytest.approx(NOW.timestamp() + 3600, abs=60)
 
 
 def test_a_view_that_is_being_filled_is_still_read(repository_in, tmp_path):

@@ -66,6 +66,7 @@ def repository(request, tmp_path_factory):
     repository.write("shop_sales", [{"shop": "a", "sales_7d": 10.0, "late_rate": 0.25}, {"shop": "b", "sales_7d": 20.0, "late_rate": None}], NOW)
     repository.write("shop_weather", [{"shop": "a", "temp": 3.5}, {"shop": "ü", "temp": -1e300}], NOW - timedelta(hours=2, microseconds=0))
     repository.write("customer_orders", [{"customer": 7, "orders": 4}, {"customer": -1, "orders": -(2**62)}], NOW - timedelta(days=900))
+    repository.materialized(NOW)
     return repository
 
 
@@ -107,7 +108,8 @@ def test_a_service_is_what_feast_says_of_it(opened, repository):
     theirs = FeastStore(repository.folder, _config(repository.folder))
     theirs.refresh()
     by_feast, ours = theirs.service(SERVICE), opened.service(SERVICE)
-    assert (ours.view_of, ours.keys_of, ours.types) == (by_feast.view_of, by_feast.keys_of, by_feast.types)
+    assert (ours.view_of, ours.keys_of, ours.types, ours.ttls) == (by_feast.view_of, by_feast.keys_of, by_feast.types, by_feast.ttls)
+    assert ours.clock == by_feast.clock and ours.clock.until == NOW.timestamp()
     assert [found.values for found in asyncio.run(theirs.read(by_feast, ROWS))] == [found.values for found in look_up(opened, SERVICE, ROWS)]
 
 

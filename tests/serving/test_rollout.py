@@ -83,7 +83,7 @@ def slow(answers):
 @pytest.mark.parametrize(("does", "words"), [(throw, "fails on these inputs"), (lambda a: a * np.nan, "answers nan"), (slow, "no answer within 0.05 s")])
 def test_a_canary_that_throws_or_is_slow_or_gives_nan_is_taken_out_and_nobody_notices(versions, does, words):
     route, member = routed(versions, max_seconds=0.05)
-    member.served.batcher.bundle = Broken(member.served.bundle, does)
+    member.served.batcher.graph = Broken(member.served.bundle.graph, does)
     its = [customer for customer in customers(4000) if route.arm_of(customer) is member]
     assert len(its) > 100
 
@@ -143,7 +143,7 @@ def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
 @pytest.mark.parametrize("does", [throw, lambda a: a * np.nan])
 def test_a_shadow_that_gives_no_answer_is_logged_as_asked_in_vain(versions, does):
     shadow = versions("3", "next", bias=7)
-    shadow.batcher.bundle = Broken(shadow.bundle, does)
+    shadow.batcher.graph = Broken(shadow.bundle.graph, does)
     route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
     kept: list[dict] = []
 

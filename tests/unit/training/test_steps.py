@@ -20,7 +20,7 @@ from include.rollout import promotion
 from include.settings import get_settings
 from include.training import __main__ as command
 from include.training import evaluation, manifest, steps
-from include.training.bundle import FILES, Bundle
+from include.training.bundle import FILES, RULE, Bundle
 from tests.unit.training import made_up
 
 CUTOFF = "2013-02-10T00:00:00Z"
@@ -98,7 +98,13 @@ def test_what_a_first_model_leaves_in_mlflow(home, rows):
     }  # fmt: skip
     assert expected.items() <= found.tags.items()
     folder = versions.bundle(project, "1")
-    assert json.loads(found.tags["bundle_sha256"]) == {name: sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    assert json.loads(found.tags["bundle_sha256"]) == {name: sha256((folder / name).read_bytes()).hexdigest() for name in (*FILES, RULE)}
+    rule = Bundle.load(versions.baseline_bundle(project, "1"))  # it travels with the version: serving answers by it where the look-up lacks something
+    model = Bundle.load(folder)
+    assert model.rule == rule.graph
+    golden = pd.DataFrame(model.golden["instances"])
+    assert model.golden["baseline"] == rule.predict(golden.astype(dict.fromkeys(model.contract["numeric"], "float64"))).tolist()
+    assert model.contract["lookup"] == project.lookup.model_dump()
     assert json.loads(found.tags["table_versions"]) == {"actuals": 3, "schedule": 2}
     assert 0.5 < float(found.tags["metric.auc"]) < 1 and "metric.brier" in found.tags
     assert "**Gate: passed**" in found.description and all(reason in found.description for reason in json.loads(found.tags["gate_reasons"]))
