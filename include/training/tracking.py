@@ -6,6 +6,7 @@ Runs are found again by their tags (request and candidate), so that a step that 
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,10 +84,13 @@ def log(
 ) -> None:
     """Parameters, metrics (a NaN is shown as such), tags and curves of a run in one call; what is there already is not written again."""
     run = client.get_run(run_id).data
-    points = [Metric(k, v, 0, 0) for k, v in metrics.items() if not _same(run.metrics.get(k), v)]
+    # Two values of one moment and step are one point too many: the newer would not be the one shown, and no model of the run could be logged,
+    # since MLflow gives a model its run's metrics, all points of them.
+    now = time.time_ns() // 1_000_000
+    points = [Metric(k, v, now, 0) for k, v in metrics.items() if not _same(run.metrics.get(k), v)]
     for name, values in (curves or {}).items():
         if name not in run.metrics:
-            points += [Metric(name, value, 0, step) for step, value in enumerate(values)]
+            points += [Metric(name, value, now, step) for step, value in enumerate(values)]
     new_params = [Param(k, str(v)) for k, v in params.items() if k not in run.params]
     client.log_batch(run_id, points, new_params, [RunTag(k, v) for k, v in tags.items()])
 
