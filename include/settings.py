@@ -236,8 +236,7 @@ class Settings(BaseSettings):
     # With a password in them, so no computed fields: those are shown by repr().
     @property
     def airflow_database(self) -> str:
-        # psycopg2, since that is the driver that Airflow's own migrations and locks are tried with.
-        return self._store_url("airflow_database_url", "airflow/airflow.db?timeout=30").replace("postgresql://", "postgresql+psycopg2://", 1)
+        return self._store_url("airflow_database_url", "airflow/airflow.db?timeout=30")
 
     @property
     def mlflow_database(self) -> str:
@@ -245,12 +244,12 @@ class Settings(BaseSettings):
 
     @property
     def feast_registry(self) -> str:
-        return _driver(self._store_url("feast_registry_url", "feast/registry.db"))
+        return self._store_url("feast_registry_url", "feast/registry.db", driver="psycopg")  # as Feast wants it
 
     @property
     def feast_registry_to_read(self) -> str:
         """As serving opens it."""
-        return _driver(_plain(self.feast_reader_url)) if self.feast_reader_url else self.feast_registry
+        return _with_driver(_plain(self.feast_reader_url), "psycopg") if self.feast_reader_url else self.feast_registry
 
     @property
     def ledger(self) -> str:
@@ -260,13 +259,13 @@ class Settings(BaseSettings):
     def studies(self) -> str:
         """On SQLite a file of their own; elsewhere the ledger's database, where Optuna's tables have a schema of their own."""
         if self.studies_url:
-            return _plain(self.studies_url)
+            return _with_driver(_plain(self.studies_url))
         return f"sqlite:///{self.home / 'studies.db'}" if self.ledger.startswith("sqlite") else self.ledger
 
-    def _store_url(self, name: str, file: str) -> str:
-        """What the field says, else a SQLite file in the home, which is for ``embedded`` alone."""
+    def _store_url(self, name: str, file: str, driver: str = "psycopg2") -> str:
+        """What the field says, with its driver; else a SQLite file in the home, which is for ``embedded`` alone."""
         if url := _plain(getattr(self, name)):
-            return url.replace("postgres://", "postgresql://", 1)
+            return _with_driver(url, driver)
         if self.profile != "embedded":
             raise SettingsError(f"AIRLOOP_PROFILE is {self.profile}, and it has no AIRLOOP_{name.upper()}. {_FIX}")
         return f"sqlite:///{self.home / file}"
@@ -386,9 +385,9 @@ def hand_on_standard_variables() -> None:
             os.environ.setdefault(name, value)
 
 
-def _driver(url: str) -> str:
-    """psycopg 3, as Feast wants it; it would warn about the bare word."""
-    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", url)
+def _with_driver(url: str, driver: str = "psycopg2") -> str:
+    """The bare word is another driver with each version of SQLAlchemy, and not every image has every driver."""
+    return re.sub("^postgres(ql)?://", f"postgresql+{driver}://", url)
 
 
 def _from_secrets_manager(secret_id: str | None, profile: str | None) -> dict[str, str]:
