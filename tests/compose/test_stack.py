@@ -4,6 +4,7 @@ make test-compose
 """
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -56,7 +57,7 @@ for address in sys.argv[1:]:
 def test_everything_starts_and_is_well(stack: Stack):
     up = stack.make("compose-up", timeout=3000)
     assert up.returncode == 0, up.stdout[-8000:]
-    states = {line.split("  ", 1)[1].split(": ")[0].strip(): line.rpartition(": ")[2] for line in up.stdout.splitlines() if " s  " in line}
+    states = dict(re.findall(r"^ *[\d.]+ s  (\S+): (.+)$", up.stdout, re.MULTILINE))  # the last word of each
     assert {name for name, state in states.items() if state == "well"} == LONG_LIVED
     assert {name for name, state in states.items() if state == "done"} == ONCE
 
