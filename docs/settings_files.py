@@ -52,6 +52,7 @@ SECTIONS = {
     "Users and keys": (
         "auth_manager", "airflow_admin_password", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "mlflow_username", "mlflow_password",
         "mlflow_secret", "mlflow_reader_password", "mlflow_admin_password", "mlflow_flask_secret_key", "serving_api_key",
+        "edge_signing_key",
     ),
     "Servers": ("host", "airflow_port", "mlflow_port", "serving_port", "airflow_uri", "mlflow_uri", "mlflow_artifacts", "serving_uri", "serving_timeout"),
     "Data on an object store": ("data_root", "storage_connection", "storage_secret", "storage_service_account", "storage_role", "remote_logs"),
@@ -73,7 +74,7 @@ def _databases(host: str) -> dict[str, str]:
 KEYS = {
     "airflow_admin_password": "CHANGE_ME", "airflow_fernet_key": "CHANGE_ME", "airflow_jwt_secret": "CHANGE_ME", "airflow_api_secret_key": "CHANGE_ME",
     "mlflow_username": "airloop", "mlflow_password": "CHANGE_ME", "mlflow_reader_password": "CHANGE_ME", "mlflow_admin_password": "CHANGE_ME",
-    "mlflow_flask_secret_key": "CHANGE_ME", "serving_api_key": "CHANGE_ME",
+    "mlflow_flask_secret_key": "CHANGE_ME", "serving_api_key": "CHANGE_ME", "edge_signing_key": "CHANGE_ME",
 }  # fmt: skip
 VALUES: dict[str, dict[str, str]] = {
     "embedded": {},

@@ -424,6 +424,34 @@ def request(
     typer.echo(f"{_settings().airflow_url}/dags/{project}__train/runs/{run_id}")
 
 
+@app.command()
+def export(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    version: Annotated[str | None, typer.Option(help="Of the registered model. Default: the champion.")] = None,
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a model version as one signed file, for those that cannot call an API: docs/runbooks/edge.md."""
+    from include.edge.export import export as write
+    from include.projects import get_project
+
+    _settings()
+    made = _or_exit(lambda name: write(get_project(name), version, into), project)
+    typer.echo(f"{made.bundle}: version {made.version} of {project}. Whoever uses it checks it with {made.public_key}, got from you another way.")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="What `airloop export` wrote.", exists=True, dir_okay=False)],
+    key: Annotated[Path, typer.Option(help="The public key, in PEM.", exists=True, dir_okay=False)],
+) -> None:
+    """Check the signature of an edge bundle, and show what it is. Exit status 2 if it does not hold."""
+    import json
+
+    from include.edge.export import verify as check
+
+    typer.echo(json.dumps(_or_exit(lambda _: check(bundle, key), ""), indent=1))
+
+
 @app.command("try")
 def try_stage(
     project: Annotated[str, typer.Argument(help="A folder of include/projects.")],

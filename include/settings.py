@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     mlflow_admin_password: SecretStr | None = Field(None, description="Password of MLflow's user admin; with it MLflow asks everybody who he is.")
     mlflow_flask_secret_key: SecretStr | None = Field(None, description="Signs MLflow's own cookies and forms; for MLflow's server alone.")
     serving_api_key: SecretStr | None = Field(None, description="With which the house's own tasks call serving; none: it asks nobody.")
+    edge_signing_key: SecretStr | None = Field(
+        None, description="Signs what `airloop export` makes (Ed25519): 32 random bytes in URL-safe base64; embedded: made."
+    )
 
     compute: Literal["process", "kubernetes"] = Field("process", description="Where training steps run: child processes of the task, or pods.")
     training_threads: int = Field(
@@ -421,7 +424,7 @@ def _fault(name: str, value: SecretStr) -> str | None:
     if not name.endswith("_url"):
         if text.lower() in WEAK:
             return "is a word that everybody tries first"
-        if name == "airflow_fernet_key" and not re.fullmatch(r"[A-Za-z0-9_-]{43}=", text):
+        if name in ("airflow_fernet_key", "edge_signing_key") and not re.fullmatch(r"[A-Za-z0-9_-]{43}=", text):
             return "is not 32 bytes in URL-safe base64"
         return "is shorter than 12 characters" if len(text) < 12 else None
     scheme = "redis" if name == "online_store_url" else "postgresql"

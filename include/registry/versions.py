@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from upath import UPath
 
 from include.data import layout
@@ -113,6 +113,16 @@ def aliases(project: Project) -> dict[str, str]:
 
 def get_version(project: Project, version: str) -> ModelVersion:
     return registry_client().get_model_version(project.name, version)
+
+
+def find_version(project: Project, version: str) -> ModelVersion | None:
+    """A version by its number, or None."""
+    try:
+        return get_version(project, version)
+    except MlflowException as error:
+        if error.error_code in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+            return None
+        raise
 
 
 def champion(project: Project) -> ModelVersion | None:

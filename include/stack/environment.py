@@ -20,6 +20,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 NOT_AIRFLOWS = (
     "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_reader_url",
     "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
+    "edge_signing_key",
 )  # fmt: skip
 
 

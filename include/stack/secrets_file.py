@@ -66,7 +66,7 @@ def _fill(name: str, known: dict[str, str], made: dict[str, str]) -> str:
 
 def _secret(name: str) -> str:
     """192 random bits, in letters that no URL, shell, command line or Compose file reads as anything else."""
-    if name.endswith("FERNET_KEY"):
+    if name.endswith(("FERNET_KEY", "EDGE_SIGNING_KEY")):
         return urlsafe_b64encode(secrets.token_bytes(32)).decode()
     return secrets.token_hex(24)
 

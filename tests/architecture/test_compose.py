@@ -37,6 +37,7 @@ WHO = {
     "AIRLOOP_MLFLOW_ADMIN_PASSWORD": {"mlflow"},
     "AIRLOOP_MLFLOW_FLASK_SECRET_KEY": {"mlflow"},
     "AIRLOOP_SERVING_API_KEY": AIRFLOW | {"serving-keys"},
+    "AIRLOOP_EDGE_SIGNING_KEY": {"operations"},
     "SERVING_METRICS_KEY": {"serving-keys", "prometheus"},
     "S3_ROOT_SECRET": {"s3", "buckets", "operations"},
     "S3_AIRFLOW_SECRET": AIRFLOW - {"operations"} | {"buckets"},

@@ -21,7 +21,7 @@ STORE = {"AWS_ACCESS_KEY_ID": f"{WORD}-all", "AWS_SECRET_ACCESS_KEY": f"{WORD}-a
 
 def settings(**given) -> Settings:
     def made(name: str) -> str:
-        if name == "airflow_fernet_key":
+        if name in ("airflow_fernet_key", "edge_signing_key"):
             return base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode()
         if name == "online_store_url":
             return f"redis://:{WORD}-{name}-password@redis:6379/0"

@@ -15,12 +15,12 @@ REAL = {
     **{f"AIRLOOP_{name}_URL": f"postgresql://{name.lower()}:{PASSWORD}@db:5432/{name.lower()}" for name in ("AIRFLOW_DATABASE", "MLFLOW_DATABASE", "LEDGER")},
     "AIRLOOP_FEAST_REGISTRY_URL": f"postgresql://feast:{PASSWORD}@db:5432/feast",
     "AIRLOOP_ONLINE_STORE_URL": f"redis://:{PASSWORD}@cache:6379/1",
-    "AIRLOOP_AIRFLOW_FERNET_KEY": "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+    **dict.fromkeys(("AIRLOOP_AIRFLOW_FERNET_KEY", "AIRLOOP_EDGE_SIGNING_KEY"), "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="),
     "AIRLOOP_MLFLOW_USERNAME": "airloop",
     **{
         f"AIRLOOP_{name.upper()}": PASSWORD
         for name in secret_fields()
-        if not name.endswith("_url") and name != "airflow_fernet_key"
+        if not name.endswith("_url") and name not in ("airflow_fernet_key", "edge_signing_key")
     },
 }  # fmt: skip
 
@@ -116,6 +116,7 @@ def test_outside_embedded_no_store_falls_back_to_a_file(given):
         ("AIRLOOP_AIRFLOW_ADMIN_PASSWORD", "airflow", "AIRLOOP_AIRFLOW_ADMIN_PASSWORD is a word that everybody"),
         ("AIRLOOP_MLFLOW_PASSWORD", "abc123", "AIRLOOP_MLFLOW_PASSWORD is shorter than 12"),
         ("AIRLOOP_AIRFLOW_FERNET_KEY", PASSWORD, "AIRLOOP_AIRFLOW_FERNET_KEY is not 32 bytes"),
+        ("AIRLOOP_EDGE_SIGNING_KEY", PASSWORD, "AIRLOOP_EDGE_SIGNING_KEY is not 32 bytes"),
         ("AIRLOOP_AUTH_MANAGER", "simple", "AIRLOOP_AUTH_MANAGER is 'simple'"),
     ],
 )
