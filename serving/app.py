@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from serving import feedback, metrics, plain, v2
 from serving.access import Access
 from serving.documents import InferRequest, ModelDocument, PredictRequest, PredictResponse, ProblemDocument, schema_of
+from serving.draining import Draining
 from serving.front import CALLER, Front, Handler, Router
 from serving.parts import Parts
 from serving.problems import Problem, invalid
@@ -34,10 +35,11 @@ def create_app(settings: Settings | None = None) -> Front:
     settings = settings or Settings()
     access = Access(settings.keys_file, workers=settings.workers)
 
-    parts = Parts.of(settings)
+    parts, draining = Parts.of(settings), Draining(settings.drain_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
+        draining.watch()
         parts.start()
         beat = asyncio.create_task(_beat(parts, front, pulse))
         gc.freeze()  # what was imported stays: no use in looking through it again and again
@@ -64,7 +66,7 @@ def create_app(settings: Settings | None = None) -> Front:
     @app.get("/ready", tags=["health"], responses=_answers(503))
     async def ready(request: Request) -> JSONResponse:
         """Whether every model that is to be served answers, look-up included; with the details of each part for callers with a key."""
-        return _ready(parts, with_details=request.scope[CALLER] is not None, access=access)
+        return _ready(parts, with_details=request.scope[CALLER] is not None, access=access, draining=draining.begun)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def scrape() -> Response:
@@ -92,7 +94,7 @@ def create_app(settings: Settings | None = None) -> Front:
 
     @app.get("/v2/health/ready", tags=["v2"], responses=_answers(503))
     async def server_ready() -> JSONResponse:
-        return _ready(parts, with_details=False, access=access)
+        return _ready(parts, with_details=False, access=access, draining=draining.begun)
 
     @app.get("/v2/models/{name}", tags=["v2"], responses=_answers(404, 503))
     @app.get("/v2/models/{name}/versions/{version}", tags=["v2"], responses=_answers(404, 503))
@@ -128,7 +130,7 @@ def create_app(settings: Settings | None = None) -> Front:
         """Labels of predictions, for the landing zone. Sending the same ones again does no harm."""
         raise Problem(404, "http", "Not Found", "no such path")
 
-    front = Front(app, access, _router(parts), most_bytes=settings.max_bytes, most_requests=settings.max_requests, seconds=settings.request_seconds)
+    front = Front(app, access, _router(parts), draining, most_bytes=settings.max_bytes, most_requests=settings.max_requests, seconds=settings.request_seconds)
     front.parts = parts
     pulse = metrics.Pulse(lambda: parts.state() | {"in_flight": front.in_flight})
     return front
@@ -159,7 +161,7 @@ async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
         await asyncio.sleep(1)
 
 
-def _ready(parts: Parts, *, with_details: bool, access: Access) -> JSONResponse:
+def _ready(parts: Parts, *, with_details: bool, access: Access, draining: bool) -> JSONResponse:
     registry, lookup = parts.registry, parts.lookup
     models = [registry.document(name) for name in sorted(registry.models)]
     waiting = [f"model '{document['name']}' is not loaded" for document in models if document["version"] is None]
@@ -171,6 +173,8 @@ def _ready(parts: Parts, *, with_details: bool, access: Access) -> JSONResponse:
     details: dict[str, Any] = {"models": models, "registry": registry.status(), "lookup": lookup.status(), "prediction_log": parts.prediction_log.stats()}
     if access.file is not None:
         details["keys"] = {"error": access.error}
+    if draining:
+        waiting.append("it is about to end, and takes leave of its callers")
     if not with_details:  # whoever has no key learns that much: whether to send requests here
         waiting, details = ["something is being loaded"] * bool(waiting), {}
     if not waiting:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from serving import metrics
 from serving.access import Access
+from serving.draining import Draining
 from serving.problems import Problem, unavailable
 
 Scope = MutableMapping[str, Any]
@@ -22,6 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 CALLER = "serving.caller"  # in the scope: the caller's name, None for one without a key
 PROBLEM = "application/problem+json"
+CLOSE = (b"connection", b"close")
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +54,16 @@ class Front:
     """An ASGI application before another one.
 
     Args:
+        draining: while it has begun, each answer closes its connection.
         most_bytes: of a body; more is 413.
         most_requests: in flight at once; more are 503 at once, with Retry-After.
         seconds: for reading a body and answering it; then 408 (the body) or 503.
     """
 
-    def __init__(self, application: Application, access: Access, router: Router, *, most_bytes: int, most_requests: int, seconds: float) -> None:
-        self.application, self.access, self.router = application, access, router
+    def __init__(
+        self, application: Application, access: Access, router: Router, draining: Draining, *, most_bytes: int, most_requests: int, seconds: float
+    ) -> None:
+        self.application, self.access, self.router, self.draining = application, access, router, draining
         self.most_bytes, self.most_requests, self.seconds = most_bytes, most_requests, seconds
         self.in_flight = 0
         self.parts: Any = None  # of whoever made it, for those that look behind it
@@ -89,6 +94,8 @@ class Front:
         told = [(b"content-type", said.media_type.encode()), (b"content-length", str(len(said.body)).encode())]
         if said.headers:
             told += [(name.lower().encode(), value.encode()) for name, value in said.headers.items()]
+        if self.draining.begun:
+            told.append(CLOSE)
         await send({"type": "http.response.start", "status": said.status, "headers": told})
         await send({"type": "http.response.body", "body": said.body})
 
@@ -100,6 +107,8 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self.draining.begun:
+                    message = {**message, "headers": [*message["headers"], CLOSE]}
             await send(message)
 
         try:

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     max_bytes: int = Field(8 * 2**20, ge=1024, description="Bytes of one request's body.")
     max_requests: int = Field(256, ge=1, description="Requests that one worker answers at once; more get 503 and Retry-After, at once.")
     request_seconds: float = Field(10.0, gt=0, description="For a request's body and its answer.")
+    drain_seconds: float = Field(1.0, ge=0, le=600, description="Between SIGTERM and the end: answers close their connections, so that callers leave. 0: none.")
 
     @field_validator("log_root")
     @classmethod

@@ -230,6 +230,17 @@ class Process:
     def send(self, which: int) -> None:
         os.killpg(self._process.pid, which)
 
+    def send_parent(self, which: int) -> None:
+        """To the process that was started alone, as a container's runtime does it."""
+        self._process.send_signal(which)
+
+    def wait_for_end(self, timeout: float) -> None:
+        self._process.wait(timeout)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def end(self, how: int = signal.SIGTERM) -> None:
         if self._process.poll() is None:
             self.send(how)
@@ -247,7 +258,8 @@ def serving_process(folder: Path, registry_uri: str, features: FeatureRepository
         **settings,
     }
     environment = {f"SERVING_{key.upper()}": str(value) for key, value in wanted.items()}
-    return Process(["uvicorn", "serving.app:app", "--no-access-log"], environment, folder / "serving.log")
+    several = int(settings.get("workers", 1)) > 1
+    return Process(["serving"] if several else ["uvicorn", "serving.app:app", "--no-access-log"], environment, folder / "serving.log")
 
 
 def logged(root: Path, project: str = NAME) -> list[dict[str, Any]]:
