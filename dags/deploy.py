@@ -1,14 +1,15 @@
-"""Make a challenger the champion, wait until serving serves it, and put the old one back if it does not.
+"""Try a challenger on a part of the traffic, as the project asks, make it the champion, wait until serving serves it; put the old one back if it is worse.
 
 * **Starts** when a challenger passed the gate, or by a person, with a version (also an old one: that is how to go back).
 * **Updates** the registry's aliases `champion` and `previous` and its rollout document; the champion asset once serving serves it.
-* **Safe to rerun**: an ended rollout is not begun again; an alias that a person moved meanwhile stays where they put it.
+* **Safe to rerun**: a rollout is taken up where it was left, an ended one is not begun again; an alias that a person moved meanwhile stays there.
 * **On failure**: `docs/runbooks/deploy.md`
 """
 
-from airflow.sdk import Param, TriggerRule, dag, task
+from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
 
 from include.assets import challenger_model, champion_model
+from include.dag_kit.approval import ApproveVersion
 from include.dag_kit.cutoffs import decide_cutoff
 from include.dag_kit.defaults import CUTOFF, default_args, tags
 from include.dag_kit.projects import projects_to_parse
@@ -48,12 +49,23 @@ def create_deploy_dag(project: Project):
                 smoke_test(project, chosen["version"])
             return chosen["version"]
 
+        @task.sensor(mode="reschedule", poke_interval=project.rollout.look_every, timeout=project.rollout.patience)  # it waits without a worker
+        def roll_out(project_name: str, version: str, chosen: dict, cutoff: str, *, ti=None) -> PokeReturnValue:
+            from include.rollout.report import advance_and_report
+
+            project = get_project(project_name)
+            with ends_on_record(project, chosen, cutoff=cutoff, dag_run=ti.run_id):
+                done = advance_and_report(project, version, chosen, cutoff, ti.dag_id, ti.run_id, ti.task_id)
+            return PokeReturnValue(done, xcom_value=version)
+
         @task
         def promote(project_name: str, version: str, chosen: dict, cutoff: str, *, run_id=None) -> str:
             from include.rollout.promotion import promote
+            from include.rollout.steps import last_look
 
             project = get_project(project_name)
             with ends_on_record(project, chosen, cutoff=cutoff, dag_run=run_id):
+                last_look(project, version, dag_run=run_id)
                 promote(project, version, dag_run=run_id, cutoff=cutoff, by_person=chosen["by_person"])
             return version
 
@@ -81,7 +93,7 @@ def create_deploy_dag(project: Project):
 
             project = get_project(project_name)
             with ends_on_record(project, chosen, cutoff=cutoff, dag_run=run_id):
-                rollout = promotion.put_back(project, chosen["version"], dag_run=run_id, reason="serving did not come to serve it")
+                rollout = promotion.put_back(project, chosen["version"], dag_run=run_id, reason="serving did not come to serve it, or it took too long")
             if rollout is None:
                 raise AirflowSkipException("no alias was moved by this run: nothing to put back")
             why = f"{rollout.reason}; champion is version {rollout.previous or 'none'} again"
@@ -89,10 +101,16 @@ def create_deploy_dag(project: Project):
 
         cutoff = decide_cutoff(project)
         chosen = choose_version(project.name)
-        promoted = promote(project.name, smoke_test(project.name, chosen, cutoff), chosen, cutoff)
+        rolled_out = roll_out(project.name, smoke_test(project.name, chosen, cutoff), chosen, cutoff)
+        promoted = promote(project.name, rolled_out, chosen, cutoff)
         served = wait_for_serving(project.name, promoted, chosen, cutoff)
         served >> announce_champion(project.name, chosen, cutoff)
-        [promoted, served] >> put_old_one_back(project.name, chosen, cutoff)
+        old_one = put_old_one_back(project.name, chosen, cutoff)
+        [rolled_out, promoted, served] >> old_one
+
+        if approval := project.rollout.approval:
+            approved = ApproveVersion(task_id="approve", project=project, approval=approval, chosen=chosen, version=rolled_out, cutoff=cutoff)
+            approved >> [promoted, old_one]
 
     return deploy()
 

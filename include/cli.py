@@ -90,6 +90,69 @@ def thaw(
 
 
 @app.command()
+def rollback(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    reason: Annotated[str, typer.Option(help="Why; whoever looks at the version reads it.")],
+    to: Annotated[str | None, typer.Option(help="The version that is to answer. Default: the one before the newest rollout.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who rolls back. Default: the name of your login.")] = None,
+) -> None:
+    """Take back the rollout in progress, or else the last one, now: the version before it answers everybody again. Also while Airflow is down.
+
+    Doing it again changes nothing. Exit status 1 if serving does not answer with that version within 15 s; it says what serving answers with.
+    """
+    import os
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seconds count here, and MLflow's client tries for minutes
+    from mlflow.exceptions import MlflowException
+
+    from include.ledger import Busy
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.rollout.by_hand import roll_back, what_serving_serves
+
+    found = _or_exit(get_project, project)
+    _settings()
+    try:
+        done = _or_exit(lambda _: roll_back(found, to=to, reason=reason, by=by or who()), project)
+    except (Busy, MlflowException) as error:
+        _fail(f"not rolled back: {error}\nIf MLflow is away: serving keeps answering as it does, and follows as soon as MLflow is back")
+    for note in done.notes:
+        typer.echo(note, err=True)
+    taken = done.taken_back
+    typer.echo(f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is version {done.champion or 'none'}.")
+    follows, said = what_serving_serves(found, done.champion)
+    typer.echo(f"{said[0].upper()}{said[1:]}.", err=not follows)
+    _exit_unless(follows)
+
+
+@app.command()
+def rollout(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Let a paused one go on: you have looked at it.")] = False,
+) -> None:
+    """Show the rollout in progress or the last one: where it is, and what each look found."""
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.rollout import steps
+    from include.rollout.document import rollout_document
+    from include.rollout.report import paragraph_of
+
+    found = _or_exit(get_project, project)
+    _settings()
+    if resume and steps.resume(found, by=who()) is None:
+        _fail(f"{project}: no rollout is paused")
+    document = rollout_document(found)
+    if document is None:
+        typer.echo(f"{project}: nothing was ever rolled out.")
+        return
+    typer.echo(paragraph_of(found, document.version, document))
+    for look in steps.looks(found, document):
+        typer.echo(f"{look['recorded_at']}  {look['subject'].rsplit(', ', 2)[1]}: {look['verdict']}")
+        for reason in look["reasons"]:
+            typer.echo(f"    {reason}")
+
+
+@app.command()
 def backup(
     archive: Annotated[Path, typer.Argument(help="The file to write, like airloop-2026-01-31.zip. Nothing is overwritten.")],
 ) -> None:

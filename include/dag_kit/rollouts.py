@@ -12,7 +12,8 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
 
     * nothing to do any more (superseded): the task is skipped,
     * the project is frozen: it is skipped, and says by whom and why,
-    * a bad model, or an alias that somebody moved meanwhile: it fails, and a retry would not help,
+    * this run, or a person, has put the version back: the task fails if that is not on record yet (this run was killed just then), else it is skipped,
+    * the version was taken out after a look at its answers, a bad model, or an alias that somebody moved meanwhile: it fails, and a retry would not help,
     * serving does not serve it: it fails without a retry, so that the old one comes back now,
     * anything else (the registry is away) is tried again.
     """
@@ -20,6 +21,8 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
 
     from include import ledger
     from include.rollout import promotion, records, served
+    from include.rollout.document import TakenBack
+    from include.rollout.steps import Breached
 
     def record(state: str, error: Exception) -> str:
         records.record_end(project, chosen, state, str(error), cutoff=cutoff, dag_run=dag_run)
@@ -29,6 +32,12 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
         yield
     except ledger.Frozen as error:
         raise AirflowSkipException(record("frozen", error)) from error
+    except TakenBack as error:
+        if records.on_record(project, chosen, dag_run):
+            raise AirflowSkipException(str(error)) from error
+        raise AirflowFailException(record("rolled_back", error)) from error
+    except Breached as error:
+        raise AirflowFailException(record("rolled_back", error)) from error
     except promotion.Superseded as error:
         raise AirflowSkipException(record("superseded", error)) from error
     except promotion.Overtaken as error:

@@ -51,6 +51,11 @@ def prediction_log(project: Project) -> UPath:
     return project_root(project) / "prediction_log"
 
 
+def shadow_log(project: Project) -> UPath:
+    """Folder into which serving writes what shadows would have answered, under the ids of the answers that were given."""
+    return project_root(project) / "shadow_log"
+
+
 def report(project: Project, dag_id: str, run_id: str, task_id: str) -> UPath:
     """Folder of the report that a task made; its ``index.html`` is what the task's Report tab shows."""
     return project_root(project) / "reports" / dag_id / run_id / task_id

@@ -7,6 +7,7 @@ Every write is one transaction and safe to repeat, on SQLite as on Postgres.
 from include.ledger.database import LedgerError, migrate
 from include.ledger.episodes import close_episode, current_episode, episodes, open_episode
 from include.ledger.freezes import EVERYTHING, Freeze, Frozen, freeze, freeze_of, freezes, refuse_frozen, thaw
+from include.ledger.locks import Busy, one_at_a_time
 from include.ledger.records import (
     count_files,
     decide,
@@ -24,8 +25,8 @@ from include.ledger.requests import Request, claim_request, get_request, lost_re
 from include.times import iso, moment
 
 __all__ = [
-    "EVERYTHING", "Freeze", "Frozen", "LedgerError", "Request", "claim_request", "close_episode", "count_files", "current_episode", "decide", "decisions",
-    "episodes", "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "is_replay", "iso", "lost_request", "migrate", "moment", "now",
-    "open_episode", "record_file", "record_stage", "refuse_frozen", "release_request", "request_retraining", "requests", "set_clock", "settle_request",
-    "stage_record", "thaw",
+    "EVERYTHING", "Busy", "Freeze", "Frozen", "LedgerError", "Request", "claim_request", "close_episode", "count_files", "current_episode", "decide",
+    "decisions", "episodes", "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "is_replay", "iso", "lost_request", "migrate",
+    "moment", "now", "one_at_a_time", "open_episode", "record_file", "record_stage", "refuse_frozen", "release_request", "request_retraining", "requests",
+    "set_clock", "settle_request", "stage_record", "thaw",
 ]  # fmt: skip

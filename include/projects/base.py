@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from include.projects.compute import ComputeClass
 from include.projects.lookup import LookupPolicy
+from include.projects.rollout import RolloutPolicy
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
@@ -181,6 +182,7 @@ class Project(Frozen):
     lookup: LookupPolicy = LookupPolicy()
     refit: bool = Field(True, description="Deploy the best candidate fitted again on all rows known by the cutoff, not the judged fit.")
     retrain: RetrainPolicy = RetrainPolicy()
+    rollout: RolloutPolicy = Field(RolloutPolicy(), description="How a version that passed the gate comes to answer everybody; direct by default.")
     compute: dict[Name, ComputeClass] = Field({}, description="Compute classes by name (cpu, gpu_<class>): what steps ask for. There is always one named cpu.")
     ingest_schedule: str | None = "0 4 * * *"
     monitor_schedule: str | None = "0 6 * * *"
@@ -211,6 +213,9 @@ class Project(Frozen):
                 raise ValueError(
                     f"project '{self.name}': lookup.defaults: '{feature}' must be {'a text' if not isinstance(value, str) else 'a number'} or None"
                 )
+        labels = self.rollout.analysis.labels
+        if labels and not (labels.source in names and {"prediction_id", "label"} <= self.source(labels.source).columns.keys()):
+            raise ValueError(f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with prediction_id and label")
         for candidate in self.candidates:
             if candidate.compute not in self.compute_classes:
                 raise ValueError(f"candidate '{candidate.name}': {self._no_such_class(candidate.compute)}")
@@ -273,10 +278,11 @@ class Project(Frozen):
         return next(s for s in self.sources if s.name == name)
 
     def on_sample(self, days: float) -> "Project":
-        """This project with those policies cut down that count days or rows, so that a sample of so many days can go through them."""
+        """This project with those policies cut down that count days or rows, so that a sample of so many days can go through them; rolled out at once."""
         gate = {"holdout": min(self.gate.holdout, timedelta(days=days / 10)), "min_rows": min(self.gate.min_rows, SAMPLE_ROWS)}
         retrain = {"window": min(self.retrain.window, timedelta(days=days)), "min_labels": min(self.retrain.min_labels, SAMPLE_ROWS)}
-        return self.model_copy(update={"gate": self.gate.model_copy(update=gate), "retrain": self.retrain.model_copy(update=retrain)})
+        cut_down = {"gate": self.gate.model_copy(update=gate), "retrain": self.retrain.model_copy(update=retrain)}
+        return self.model_copy(update={**cut_down, "rollout": RolloutPolicy()})  # nobody asks a scratch store's serving anything
 
     def module(self, part: Literal["expectations", "features", "feed"]) -> ModuleType:
         """One of the project's own modules; imports ML libraries, so call it inside tasks only."""

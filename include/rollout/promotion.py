@@ -1,59 +1,40 @@
 """Promotion of a version to champion, and the way back. Killed at any point and run again, it comes to the same end.
 
-The rollout document (tag ``rollout`` of the registered model) says what was begun: it is written before an alias moves, so
-that whoever takes up a killed rollout knows whether an alias stands where this rollout or a person put it. A person wins.
+The rollout document is written before an alias moves, so that whoever takes up a killed rollout knows whether an alias stands where this rollout or a
+person put it. A person wins.
 
-    promoting -> promoted -> serving | rolling_back -> rolled_back | overtaken
+    [trying] -> promoting -> promoted -> serving | rolling_back -> rolled_back | overtaken
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from include import ledger
 from include.projects.base import Project
 from include.registry import versions
 from include.registry.versions import CHAMPION, PREVIOUS
+from include.rollout.document import (
+    ENDED,
+    IN_PROGRESS,
+    Overtaken,
+    Rollout,
+    Superseded,
+    changing,
+    end,
+    give_up,
+    keep,
+    overtaken,
+    rollout_document,
+    taken_back,
+    undo,
+)
 from include.rollout.served import wait_until_served
 from include.settings import get_settings
 from include.training.bundle import Bundle, GoldenMismatch
 
-DOCUMENT = "rollout"  # tag of the registered model: the rollout in progress, or the last one
-ENDED = "rollout"  # tag of a version: how its rollout ended, and in which run
-
-State = Literal["promoting", "promoted", "serving", "rolling_back", "rolled_back", "overtaken"]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """The rollout document. ``previous`` was champion before, ``before_previous`` had the alias ``previous``."""
-
-    version: str
-    previous: str | None
-    before_previous: str | None
-    state: State
-    dag_run: str
-    cutoff: str
-    reason: str = ""
-    traffic: dict[str, Any] | None = None  # arms and shadows beside the champion, which serving follows (serving/rollout.py)
-    schema: int = 1
-
 
 class BadModel(ValueError):
     """The model would not do as champion: it answers its golden requests otherwise, or wants other inputs."""
-
-
-class Superseded(Exception):
-    """There is nothing to promote: the world has moved on since this version was judged, or this was done and ended before."""
-
-
-class Overtaken(Exception):
-    """Somebody moved the champion alias by hand while this rollout was in progress: what they chose stays."""
-
-
-def rollout_document(project: Project) -> Rollout | None:
-    text = versions.model_tag(project, DOCUMENT)
-    return Rollout(**json.loads(text)) if text else None
 
 
 def refuse_frozen(project: Project, version: str, *, dag_run: str) -> None:
@@ -63,7 +44,7 @@ def refuse_frozen(project: Project, version: str, *, dag_run: str) -> None:
         ledger.Frozen.
     """
     begun = rollout_document(project)
-    if begun is None or (begun.version, begun.dag_run) != (version, dag_run):
+    if begun is None or not begun.is_of(version, dag_run):
         ledger.refuse_frozen(project.name, f"version {version} is not promoted")
 
 
@@ -97,64 +78,70 @@ def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_per
         Superseded, Overtaken, ledger.Frozen: see there; no alias was moved.
     """
     refuse_frozen(project, version, dag_run=dag_run)
-    rollout = rollout_document(project)
-    current = versions.aliases(project).get(CHAMPION)
-    if rollout is None or (rollout.version, rollout.dag_run) != (version, dag_run):
-        _refuse_stale(project, version, current, dag_run=dag_run, by_person=by_person)
-        if current == version:
-            return _keep(project, Rollout(version, versions.aliases(project).get(PREVIOUS), None, "serving", dag_run, cutoff, "it was the champion already"))
-        rollout = _keep(project, Rollout(version, current, versions.aliases(project).get(PREVIOUS), "promoting", dag_run, cutoff))
-    if rollout.state in ("rolling_back", "rolled_back"):
-        raise Superseded(f"version {version} was put back by this run before ({rollout.reason}); a new run with this version tries again")
-    if rollout.state == "overtaken":
-        raise Overtaken(rollout.reason)
-    expected = (version, rollout.previous) if rollout.state == "promoting" else (version,)
-    if current not in expected:
-        if rollout.state == "serving":
-            raise Superseded(f"version {version} was promoted by this run before; since then version {current} became champion")
-        raise overtaken(project, rollout, current)
-    if rollout.state == "promoting":
-        if rollout.previous:
-            versions.move_alias(project, PREVIOUS, rollout.previous)
-        if current != version:
-            versions.move_alias(project, CHAMPION, version)
-        rollout = _keep(project, replace(rollout, state="promoted"))
-    return rollout
+    with changing(project) as rollout:
+        now = versions.aliases(project)
+        current = now.get(CHAMPION)
+        if rollout is None or not rollout.is_of(version, dag_run):
+            refuse_stale(project, version, current, dag_run=dag_run, by_person=by_person)
+            if rollout is not None:
+                give_up(project, rollout, version)
+            if current == version:
+                return keep(project, Rollout(version, now.get(PREVIOUS), None, "serving", dag_run, cutoff, "it was the champion already"))
+            rollout = keep(project, Rollout(version, current, now.get(PREVIOUS), "promoting", dag_run, cutoff))
+        if rollout.state in ("rolling_back", "rolled_back"):
+            raise taken_back(rollout)
+        if rollout.state == "overtaken":
+            raise Overtaken(rollout.reason)
+        expected = {"trying": (rollout.previous,), "paused": (rollout.previous,), "promoting": (version, rollout.previous)}.get(rollout.state, (version,))
+        if current not in expected:
+            if rollout.state == "serving":
+                raise Superseded(f"version {version} was promoted by this run before; since then version {current} became champion")
+            raise overtaken(project, rollout, current)
+        if rollout.state in ("trying", "paused"):  # those whom it answers already stay with it until it answers everybody
+            rollout = keep(project, replace(rollout, state="promoting", reason=""))
+        if rollout.state == "promoting":
+            if rollout.previous:
+                versions.move_alias(project, PREVIOUS, rollout.previous)
+            if current != version:
+                versions.move_alias(project, CHAMPION, version)
+            rollout = keep(project, replace(rollout, state="promoted", traffic=None))
+        return rollout
 
 
 def confirm(project: Project, version: str, dag_run: str) -> Rollout:
     """Serving serves the version: the rollout is over."""
-    rollout = rollout_document(project)
-    if rollout is not None and (rollout.version, rollout.dag_run) == (version, dag_run) and rollout.state == "promoted":
-        _end(project, rollout, "serving")
-        rollout = _keep(project, replace(rollout, state="serving"))
-    assert rollout is not None
-    return rollout
+    with changing(project) as rollout:
+        if rollout is not None and rollout.is_of(version, dag_run) and rollout.state == "promoted":
+            end(project, rollout, "serving")
+            rollout = keep(project, replace(rollout, state="serving"))
+        assert rollout is not None
+        return rollout
 
 
 def put_back(project: Project, version: str, *, dag_run: str, reason: str) -> Rollout | None:
-    """Undo this run's promotion: the previous champion is champion again. Gives None if there is nothing of ours to undo.
+    """Undo this run's rollout: the previous champion is champion again, alone. Gives None if there is nothing of ours to undo.
 
     Raises:
         Overtaken: the champion alias was moved by somebody else; it stays there.
     """
-    rollout = rollout_document(project)
-    if rollout is None or (rollout.version, rollout.dag_run) != (version, dag_run) or rollout.state == "serving":
-        return None
-    if rollout.state == "rolled_back":
-        return rollout
-    if rollout.state == "overtaken":
-        raise Overtaken(rollout.reason)
-    current = versions.aliases(project).get(CHAMPION)
-    if current not in (version, rollout.previous) or (rollout.state == "promoted" and current != version):
-        raise overtaken(project, rollout, current)
-    rollout = _keep(project, replace(rollout, state="rolling_back", reason=reason))
-    now = versions.aliases(project)
-    for alias, target in ((CHAMPION, rollout.previous), (PREVIOUS, rollout.before_previous)):
-        if now.get(alias) != target:
-            versions.move_alias(project, alias, target)
-    _end(project, rollout, "rolled_back")
-    return _keep(project, replace(rollout, state="rolled_back"))
+    with changing(project) as rollout:
+        if rollout is None or not rollout.is_of(version, dag_run) or rollout.state == "serving":
+            return None
+        if rollout.state == "rolled_back":
+            return rollout
+        if rollout.state == "overtaken":
+            raise Overtaken(rollout.reason)
+        return undo(project, rollout, reason)
+
+
+def turn_down(project: Project, version: str, *, dag_run: str, cutoff: str, reason: str) -> None:
+    """A person does not want the version: nobody is answered by it any more, and it is not rolled out again by an event that comes twice.
+
+    Raises:
+        Overtaken: see ``put_back``.
+    """
+    if put_back(project, version, dag_run=dag_run, reason=reason) is None and versions.aliases(project).get(CHAMPION) != version:
+        end(project, Rollout(version, None, None, "rolled_back", dag_run, cutoff, reason), "rolled_back")
 
 
 def wait_for_serving(project: Project, version: str) -> None:
@@ -163,6 +150,7 @@ def wait_for_serving(project: Project, version: str) -> None:
     Raises:
         NotServed: it does not, within the settings' ``serving_timeout``.
         Overtaken: somebody moved the champion alias meanwhile.
+        Superseded: somebody rolled the version back by hand meanwhile.
     """
     settings = get_settings()
     wait_until_served(settings.serving_url, project.name, version, timeout_s=settings.serving_timeout, check=lambda: still_ours(project, version))
@@ -173,23 +161,23 @@ def still_ours(project: Project, version: str) -> None:
 
     Raises:
         Overtaken: it does not.
+        Superseded: a person has rolled the version back.
     """
-    current = versions.aliases(project).get(CHAMPION)
-    if current != version:
-        rollout = rollout_document(project)
+    if versions.aliases(project).get(CHAMPION) == version:
+        return
+    with changing(project) as rollout:
+        current = versions.aliases(project).get(CHAMPION)
         assert rollout is not None
-        raise overtaken(project, rollout, current)
+        if rollout.state == "rolled_back":
+            raise taken_back(rollout)
+        if rollout.version != version or rollout.state not in IN_PROGRESS:
+            raise Superseded(f"version {version} is rolled out no more: version {current} is champion")
+        if current != version:
+            raise overtaken(project, rollout, current)
 
 
-def overtaken(project: Project, rollout: Rollout, current: str | None) -> Overtaken:
-    """Write down that somebody else moved the alias; gives the error to raise."""
-    reason = f"the champion alias was moved to version {current} from outside while version {rollout.version} was rolled out; it stays there"
-    _end(project, rollout, "overtaken")
-    _keep(project, replace(rollout, state="overtaken", reason=reason))
-    return Overtaken(reason)
-
-
-def _refuse_stale(project: Project, version: str, current: str | None, *, dag_run: str, by_person: bool) -> None:
+def refuse_stale(project: Project, version: str, current: str | None, *, dag_run: str, by_person: bool) -> None:
+    """Raises Superseded if a rollout of the version must not begin: it has ended before, or the version was judged against another champion."""
     tags = versions.get_version(project, version).tags
     ended = json.loads(tags.get(ENDED, "{}"))
     if ended and current != version and (not by_person or ended["dag_run"] == dag_run):
@@ -202,10 +190,6 @@ def _refuse_stale(project: Project, version: str, current: str | None, *, dag_ru
         raise Superseded(f"version {version} was judged against {tags.get('judged_against') or 'no champion'}, but champion is version {current} now")
 
 
-def _end(project: Project, rollout: Rollout, state: State) -> None:
-    versions.tag_version(project, rollout.version, ENDED, json.dumps({"state": state, "dag_run": rollout.dag_run, "cutoff": rollout.cutoff}))
-
-
-def _keep(project: Project, rollout: Rollout) -> Rollout:
-    versions.tag_model(project, DOCUMENT, json.dumps(asdict(rollout)))
-    return rollout
+def was_in_service(project: Project, version: str) -> bool:
+    """Whether the version was champion before, and was not taken back."""
+    return json.loads(versions.get_version(project, version).tags.get(ENDED, "{}")).get("state") == "serving"

@@ -29,7 +29,7 @@ def chosen_version(project: Project, events: list[dict[str, Any]], wanted: str |
 
 def record_end(project: Project, chosen: dict[str, Any], state: str, reason: str, *, cutoff: str, dag_run: str) -> None:
     """Put the end of a rollout on record: deployed, rolled_back, overtaken, refused, superseded; or frozen, which is no end. Safe to repeat."""
-    ledger.decide(project.name, "deploy", f"version {chosen['version']}, {dag_run}"[:100], verdict=state, reasons=[reason], cutoff=cutoff)
+    ledger.decide(project.name, "deploy", _subject(chosen, dag_run), verdict=state, reasons=[reason], cutoff=cutoff)
     if chosen.get("request"):
         known = ledger.get_request(chosen["request"]).state
         if state == "frozen":
@@ -44,6 +44,15 @@ def record_end(project: Project, chosen: dict[str, Any], state: str, reason: str
     if state != "superseded" or ledger.stage_record(project.name, "deploy", cutoff) is None:
         summary = {"version": chosen["version"], "state": state, "reason": reason, "request": chosen.get("request")}
         ledger.record_stage(project.name, "deploy", cutoff, dag_run=dag_run, summary=summary)
+
+
+def on_record(project: Project, chosen: dict[str, Any], dag_run: str) -> bool:
+    """Whether the end of this run's rollout of the version is."""
+    return any(d["subject"] == _subject(chosen, dag_run) and d["verdict"] != "frozen" for d in ledger.decisions(project.name, "deploy"))
+
+
+def _subject(chosen: dict[str, Any], dag_run: str) -> str:
+    return f"version {chosen['version']}, {dag_run}"[:100]
 
 
 def held_deployment(project: Project) -> ledger.Request | None:

@@ -89,6 +89,12 @@ def metric_function(name: str) -> Figure:
     return _METRICS[name][0]
 
 
+def higher_is_better(name: str) -> bool:
+    """Which way a metric is better. Raises UnknownMetric."""
+    metric_function(name)
+    return _METRICS[name][1]
+
+
 def check_direction(metric: Metric) -> None:
     """Refuse a project that says the wrong direction: its gate would promote the worse model.
 

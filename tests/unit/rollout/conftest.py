@@ -8,6 +8,7 @@ from include.projects.flights import project as flights
 from include.registry import versions
 from include.registry.client import registry_client
 from include.settings import get_settings
+from tests.unit.rollout.stand import Follower
 
 COUNT = itertools.count()
 
@@ -44,3 +45,25 @@ def deployed(project):
     promotion.confirm(project, "1", "first")
     assert versions.aliases(project) == {"champion": "1"}
     return project
+
+
+@pytest.fixture
+def store(registry, tmp_path, monkeypatch):
+    """Data and ledger of this test alone."""
+    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path / "home"))
+    for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    get_settings.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def serving(store, deployed, monkeypatch):
+    """What says that it serves what the registry says; deploy finds it by the settings."""
+    follower = Follower(deployed)
+    monkeypatch.setenv("AIRLOOP_SERVING_PORT", str(follower.port))
+    get_settings.cache_clear()
+    yield follower
+    follower.close()
