@@ -1,4 +1,5 @@
-"""Serving beside ``mlflow models serve``, MLServer, BentoML and the bare HTTP server: the same HistGradientBoosting, one worker each, 16 clients.
+"""Serving beside ``mlflow models serve``, MLServer, BentoML and the bare HTTP server: the same HistGradientBoosting, one worker each, 16 clients; and its
+look-ups beside ``feast serve``.
 
     python -m bench.bench_serving [--rounds 3] [--seconds 5]
 
@@ -80,10 +81,11 @@ def throughput(model: Any, folder: Path, environments: Path, *, rounds: int, sec
 
 
 def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """p99 with look-ups beside p99 without them, all at half of the rate that is reached without them."""
+    """p99 with look-ups beside p99 without them, all at half of the rate that is reached without them; and beside Feast's own server."""
     with serving_features.redis(folder / "redis") as redis:
         stores = {"sqlite": "sqlite"} | ({"redis": redis} if redis else {})
         servers = [serving_peers.airloop(folder, model, "no_lookup")]
+        said = ""
         for name, online in stores.items():
             said = serving_features.fill(folder / f"features-{name}", online)
             servers.append(
@@ -100,6 +102,18 @@ def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[st
                 for server in servers:
                     turns.take(server, rate=most / 2)
             found = {server.name: turns.summary(server.name) for server in servers}
+            # Feast's server, on the store that was filled last, beside ours on the same: both at half of what Feast reaches.
+            feast, ours = serving_peers.feast(folder, said, serving_features.body_for_feast), servers[-1]
+            turns.servers.append(feast)
+            turns.found |= {feast.name: [], ours.name: []}
+            feast.start(turns.server_core)
+            feast.wait(600)
+            feasts_most = turns.take(feast).rps
+            turns.found[feast.name].clear()
+            for _ in range(rounds):
+                for server in (feast, ours):
+                    turns.take(server, rate=feasts_most / 2)
+            beside_feast = {server.name: turns.summary(server.name) for server in (feast, ours)}
         finally:
             turns.end()
     without = found["no_lookup"]["p99_ms"]
@@ -108,6 +122,9 @@ def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[st
         "lookup_p99_ratio": {name: round(found[name]["p99_ms"] / without, 2) for name in ("redis", "sqlite") if name in found},
         "lookup_rate_rps": round(most / 2, 1),
         "lookups": found,
+        # Feast's answers hold features only; ours the prediction made of them, too.
+        "lookup_p99_ratio_feast": round(beside_feast[ours.name]["p99_ms"] / beside_feast["feast"]["p99_ms"], 3),
+        "beside_feast": {"store": ours.name, "rate_rps": round(feasts_most / 2, 1), "feast_most_rps": round(feasts_most, 1), **beside_feast},
     }
 
 
@@ -133,6 +150,7 @@ def main() -> None:
     console.print(table)
     for name, aim in AIMS.items():
         console.print(f"{name}: {found[name]} (aim: {'at most' if name.startswith('p99') else 'at least'} {aim})")
+    console.print(f"lookup_p99_ratio_feast: {found['lookup_p99_ratio_feast']}, with the prediction and at the same rate (aim: under 1)")
     console.print(f"lookup_p99_ratio: {found['lookup_p99_ratio']} (aim: under 3)\n{target.relative_to(result.REPOSITORY)}")
 
 

@@ -51,6 +51,11 @@ def body(row: list[float]) -> dict:
     return {"instances": [{"customer": int(abs(row[0]) * 1e4) % ENTITIES, **given}]}
 
 
+def body_for_feast(row: list[float]) -> dict:
+    """The look-up of the same customer, as Feast's server wants it."""
+    return {"feature_service": "bench_v1", "entities": {"customer": [body(row)["instances"][0]["customer"]]}}
+
+
 @contextmanager
 def redis(folder: Path):
     """A redis-server of its own; gives its connection string, or None where there is no such program."""

@@ -169,6 +169,15 @@ def bentoml(folder: Path, model: Any, environments: Path) -> Server:
     return Server("bentoml", "/predict", lambda row: {"rows": [row]}, command, home, port, environment)
 
 
+def feast(folder: Path, feature_store: str, body: Callable[[list[float]], dict[str, Any]]) -> Server:
+    """Feast's own feature server on the same online store. It only looks up: whoever asks it has the model still to call."""
+    home, port = _made(folder / "feast"), _port()
+    (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {feature_store}\n")
+    options = ["--port", str(port), "--workers", "1", "--no-access-log", "--max-requests", "0", "--registry_ttl_sec", "600"]
+    command = [str(Path(sys.executable).parent / "feast"), "--chdir", str(home), "serve", *options]
+    return Server("feast", "/get-online-features", body, command, home, port)
+
+
 def _environment(name: str, environments: Path) -> Path:
     """The folder of a peer's programs; made once, since its requirements are not ours."""
     target = environments / name
