@@ -2,7 +2,7 @@
 
 * **Starts** when features up to a new cutoff are published.
 * **Updates** the table of predictions and the project's predictions asset.
-* **Safe to rerun**: a thing is predicted once; what has a prediction is left alone.
+* **Safe to rerun**: a thing is predicted once; what has a prediction is left alone, and a killed run goes on after its last partition.
 * **On failure**: `docs/runbooks/score.md`
 """
 

@@ -59,8 +59,7 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             entity_df: join keys and one timestamp column (UTC); other columns are kept.
 
         Raises:
-            ValueError: no entity frame was given, or a view uses a TTL or an on-demand transformation, which are Feast's own
-                store's business.
+            ValueError: no entity frame was given, or a view uses an on-demand transformation, which is Feast's own store's business.
         """
         if not isinstance(entity_df, pd.DataFrame):
             raise ValueError("this offline store joins a frame of entities: pass entity_df as a pandas.DataFrame")
@@ -70,8 +69,6 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
             connection.register("entities", pa.Table.from_pandas(entity_df.assign(_row=range(len(entity_df))), preserve_index=False))
             columns, joins = ["e.* EXCLUDE (_row)"], []
             for number, view in enumerate(feature_views):
-                if view.ttl:
-                    raise ValueError(f"feature view '{view.name}' has a TTL; write a row of nulls when a value is too old instead (feature_repo/shared.py)")
                 alias, time = f"v{number}", view.batch_source.timestamp_field
                 features = [ref.split(":")[1] for ref in feature_refs if ref.startswith(f"{view.projection.name_to_use()}:")]
                 keys = view.projection.join_key_map or {e.name: e.name for e in view.entity_columns}
@@ -81,7 +78,12 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
                 on = " AND ".join(f'e."{theirs}" = {alias}."{ours}"' for ours, theirs in keys.items())
                 joins.append(f'ASOF LEFT JOIN {alias} ON {on} AND e."{timestamp}" >= {alias}."{time}"')
                 prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
-                columns += [f'{alias}."{f}" AS "{prefix}{f}"' for f in features] + [f'{alias}."{time}" AS "{FEATURE_TIME.format(view=view.name)}"']
+                # Older than the view's TTL: no values, but their time, so that what is stale can be told from what never was.
+                lives = f'e."{timestamp}" - {alias}."{time}" <= INTERVAL {int(view.ttl.total_seconds())} SECOND' if view.ttl else None
+                for feature in features:
+                    value = f'CASE WHEN {lives} THEN {alias}."{feature}" END' if lives else f'{alias}."{feature}"'
+                    columns.append(f'{value} AS "{prefix}{feature}"')
+                columns += [f'{alias}."{time}" AS "{FEATURE_TIME.format(view=view.name)}"']
             joined = connection.execute(f"SELECT {', '.join(columns)} FROM entities e {' '.join(joins)} ORDER BY e._row").to_arrow_table()
         return IbisRetrievalJob(
             ibis.memtable(joined),

@@ -13,17 +13,18 @@ def string_entity(name: str, description: str) -> Entity:
     return Entity(name=name, join_keys=[name], value_type=ValueType.STRING, description=description)
 
 
-def view(project: str, name: str, entity: Entity, features: list[str], description: str) -> FeatureView:
+def view(project: str, name: str, entity: Entity, features: list[str], description: str, ttl: timedelta = timedelta(0)) -> FeatureView:
     """A view of numbers over the Delta table ``<store>/<project>/features/<name>``.
 
-    No TTL: Feast would compare it with the wall clock online. Instead the project writes a row of nulls when a value is
-    too old, so that batch and online agree, in a replay too.
+    Args:
+        ttl: values older than this are not used: neither in training and batch, nor in serving, which goes by the project's clock. 0: they live for
+            ever, and the project itself may write a row of nulls when a value is too old.
     """
     root = os.environ["AIRLOOP_FEAST_SOURCES"]
     return FeatureView(
         name=name,
         entities=[entity],
-        ttl=timedelta(0),
+        ttl=ttl,
         schema=[Field(name=entity.join_key, dtype=String), *(Field(name=feature, dtype=Float64) for feature in features)],
         source=FileSource(name=f"{project}_{name}", path=f"{root}/{project}/features/{name}", timestamp_field="event_timestamp", file_format=DeltaFormat()),
         description=description,

@@ -67,7 +67,8 @@ class Graph:
         wrong = np.flatnonzero(~(off <= tolerance * np.maximum(1.0, np.abs(expected))))  # not ... <= is true of NaN too
         if wrong.size:
             first = int(wrong[0])
-            raise BundleError(f"{self.name}: golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got {answers[first]}")
+            whose = "" if self.name == "model.onnx" else f"{self.name}: "
+            raise BundleError(f"{whose}golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got {answers[first]}")
         self.seconds = self._measure(instances[0])
 
     def _measure(self, row: Mapping[str, Any]) -> float:

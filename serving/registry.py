@@ -8,14 +8,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from serving import metrics
 from serving.bundle import Bundle, BundleError, check_hashes
-from serving.mlflow_rest import MlflowRest, mlflow_by_itself
+from serving.known_models import Model, Wanted
+from serving.mlflow_registry import all_models, client_of, download, named_models
 from serving.model_cache import Kept, ModelCache
 from serving.problems import Problem, unavailable
 from serving.rollout import CHAMPION, TAG, Arm, Breaker, Shadow, traffic_of
@@ -25,35 +26,7 @@ HASHES = "bundle_sha256"  # tag of a version
 QUIET_TRIES = 3  # failed fetches before they are called an error: the network may only have blinked
 LONGEST_PAUSE = 60.0
 
-State = Literal["loading", "ready", "refused", "error"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Where the alias points. ``source`` tells apart equal numbers of two registries."""
-
-    version: str
-    source: str
-    hashes: str = ""  # tag of the version: JSON of SHA-256 by file; empty: training wrote none
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is known of one registered model.
-
-    ``state``: ``loading`` (nothing answers yet), ``ready`` (the champion answers), ``refused`` (the champion is not fit to answer: another
-    one, or none, does), ``error`` (the champion cannot be fetched; it is tried again).
-    """
-
-    name: str
-    state: State = "loading"
-    served: Served | None = None
-    error: str | None = None
-    wanted: Wanted | None = None  # what the alias points at
-    hashed: bool = False  # the answering version's files were held to their hashes
-    tries: int = 0
-    next_try: float = 0.0
 
 
 class ModelRegistry:
@@ -73,7 +46,7 @@ class ModelRegistry:
         self.error: str | None = None
         self.imported = threading.Event()
         self._threads = threads
-        self._client_of = client or _mlflow_client
+        self._client_of = client or client_of
         self._client: Any = None
         self._restored = False
         self.routes: dict[str, Route] = {}
@@ -191,7 +164,7 @@ class ModelRegistry:
     def _champions(self) -> dict[str, Wanted]:
         """Model -> the version its alias points at; one request, and another one for each alias that moved."""
         found: dict[str, Wanted] = {}
-        for entry in _named(self._client, self.names) if self.names else _all(self._client):
+        for entry in named_models(self._client, self.names) if self.names else all_models(self._client):
             version = entry.aliases.get(CHAMPION)
             if version is None:
                 continue
@@ -265,7 +238,7 @@ class ModelRegistry:
                 model.name,
                 wanted.version,
                 wanted.source,
-                lambda into: _download(self._client, self.uri, model.name, wanted.version, into),
+                lambda into: download(self._client, self.uri, model.name, wanted.version, into),
                 lambda name, folder: self._load(name, folder, wanted.hashes),
             )
         except BundleError as error:
@@ -318,53 +291,6 @@ class ModelRegistry:
                 continue
             self._put(replace(known, state="ready", served=served, wanted=Wanted(kept.version, kept.source, kept.hashes), hashed=bool(kept.hashes)))
             log.info("model %s: version %s answers, from the cache", kept.name, kept.version)
-
-
-def _mlflow_client(uri: str):
-    if uri.startswith(("http://", "https://")):
-        return MlflowRest(uri)
-    return mlflow_by_itself(uri)  # a registry in a file, or one that only MLflow's own client reaches
-
-
-def _named(client, names: tuple[str, ...]):
-    if isinstance(client, MlflowRest):
-        yield from (found for name in names if (found := client.registered_model(name)))
-        return
-    from mlflow.exceptions import MlflowException
-
-    for name in names:
-        try:
-            yield client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-
-
-def _all(client):
-    if isinstance(client, MlflowRest):
-        yield from client.registered_models()
-        return
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _download(client, uri: str, name: str, version: str, into: Path) -> Path:
-    """The folder of a version's files, below ``into``."""
-    if isinstance(client, MlflowRest):
-        fetched = client.download(name, version, into / "files")
-        if fetched is not None:
-            return fetched
-        client = mlflow_by_itself(uri)
-    import mlflow
-
-    # Not models:/<name>/<version>: MLflow looks that up in its global registry, whatever URIs it is given (mlflow 3.17).
-    where = client.get_model_version_download_uri(name, version)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(into), tracking_uri=uri, registry_uri=uri))
 
 
 def _line(error: Exception) -> str:

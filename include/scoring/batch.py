@@ -1,8 +1,15 @@
-"""Predict what is due: everything whose prediction time came since the last time, with the features known then."""
+"""Predict what is due: everything whose prediction time came since the last time, with the features known then.
+
+Partition by partition: a window of prediction times at a time, and of that at most ``MOST_ROWS`` rows. Each is appended whole, once, so a run that is
+killed goes on after its last partition, and a backlog of years needs no more memory than one of them.
+"""
 
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -13,52 +20,90 @@ from include.features.known import KnownTables
 from include.ledger import moment
 from include.projects.base import Project
 from include.registry import versions
+from include.scoring.policy import complete
 from include.training.bundle import Bundle
 
 WRITER = "score"
 # Things to predict can turn up in the landing zone after their prediction time; this far back they are looked for again.
 LATENESS = timedelta(days=2)
+FIRST_WINDOW, SHORTEST_WINDOW = timedelta(days=7), timedelta(hours=1)  # one that holds little is followed by one twice as long
+MOST_ROWS = 50_000
 
 
-def predict_due(project: Project, cutoff: str) -> dict:
+def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
     """Predict everything with a prediction time up to the cutoff that has no prediction yet.
 
     What was due before the champion's own cutoff is left alone: a model must not predict what it may have learnt from.
 
     Returns:
-        ``rows`` predicted, the ``model_version`` that did it (None: there is no champion yet), the table's ``version``.
+        ``rows`` predicted in how many ``partitions``, the ``model_version`` that did it (None: there is no champion yet), the table's ``version``, and
+        how many were ``refused`` by the project's look-up policy.
     """
     until, uri = moment(cutoff), layout.predictions(project)
     champion = versions.champion(project)
-    if champion is None:
-        return {"rows": 0, "model_version": None, "version": tables.table_version(uri)}
-    since = moment(champion.tags["cutoff"])
-    mark = tables.last_sequence(uri, WRITER)
-    if mark is not None:
-        since = max(since, datetime.fromtimestamp(mark, UTC) - LATENESS)
-    due = project.module("features").examples(KnownTables(project, until), since=since, until=until, cutoff=until)
-    due = due.drop(columns=["label", "label_known_at"])
-    due = due[~_ids(project, due).isin(_predicted(uri, since))]
-    if due.empty:
-        return {"rows": 0, "model_version": champion.version, "version": tables.table_version(uri)}
+    done: dict[str, Any] = {"rows": 0, "partitions": 0, "refused": 0, "model_version": None, "version": None}
+    if champion is not None:
+        done["model_version"] = str(champion.version)
+        since = moment(champion.tags["cutoff"])
+        mark = tables.last_sequence(uri, WRITER)
+        if mark is not None:
+            since = max(since, datetime.fromtimestamp(mark, UTC) - LATENESS)
+        model: Bundle | None = None
+        for due, ends in _partitions(project, uri, since, until):
+            model = model or Bundle.load(versions.bundle(project, champion.version))
+            rows, refused = _predict(project, model, due, str(champion.version), until)
+            done["refused"] += refused
+            if rows is None:
+                continue
+            # Exactly once by the ids; the sequence only has to rise, also when late arrivals are scored at the same cutoff again.
+            mark = tables.last_sequence(uri, WRITER) or 0
+            tables.append(uri, rows, writer=WRITER, sequence=max(int(ends.timestamp()), mark + 1))
+            done["rows"] += len(rows)
+            done["partitions"] += 1
+    return done | {"version": tables.table_version(uri)}
 
-    rows = store.historical_features(project, due)
-    rows["prediction"] = Bundle.load(versions.bundle(project, champion.version)).predict(rows)
-    rows = rows.rename(columns={"event_timestamp": "predicted_at"})
+
+def _partitions(project: Project, uri: str, since: datetime, until: datetime) -> Iterator[tuple[pd.DataFrame, datetime]]:
+    """What is due and has no prediction, at most ``MOST_ROWS`` at once, and up to when nothing is left once it has one."""
+    width = FIRST_WINDOW
+    while since < until:
+        end = min(since + width, until)
+        # As it was known at the window's end: nothing later is of use to what is predicted by then.
+        due = project.module("features").examples(KnownTables(project, end), since=since, until=end, cutoff=end)
+        due = due.drop(columns=["label", "label_known_at"])
+        due = due[~_ids(project, due).isin(_predicted(uri, since, end))]
+        for start in range(0, len(due), MOST_ROWS):
+            yield due.iloc[start : start + MOST_ROWS], end if start + MOST_ROWS >= len(due) else since
+        if len(due) > MOST_ROWS:
+            width = max(width / 2, SHORTEST_WINDOW)
+        elif 2 * len(due) <= MOST_ROWS:
+            width = 2 * width
+        since = end
+
+
+def _predict(project: Project, model: Bundle, due: pd.DataFrame, version: str, until: datetime) -> tuple[pa.Table | None, int]:
+    """The rows of the table of predictions (None: none), and how many are refused."""
+    found = complete(model.contract, store.feature_views(project), store.historical_features(project, due))
+    rows, by_rule = found.rows[~found.refused], found.by_rule[~found.refused]
+    if rows.empty:
+        return None, int(found.refused.sum())
+    answers = model.predict(rows)
+    if by_rule.any():
+        answers = np.where(by_rule, model.predict_by_rule(rows), answers)
+    rows = rows.assign(prediction=answers).rename(columns={"event_timestamp": "predicted_at"})
     rows["prediction_id"] = _ids(project, rows.rename(columns={"predicted_at": "event_timestamp"}))
-    rows["model_version"], rows["cutoff"] = str(champion.version), pd.Timestamp(until)
+    # What the rule answered is no version's: nobody is to judge the model by it.
+    rows["model_version"], rows["cutoff"] = np.where(by_rule, f"{version}-baseline", version), pd.Timestamp(until)
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    # Exactly once by the ids above; the sequence only has to rise, also when late arrivals are scored at the same cutoff again.
-    version = tables.append(uri, table.cast(_schema(table)), writer=WRITER, sequence=max(int(until.timestamp()), (mark or 0) + 1))
-    return {"rows": len(rows), "model_version": str(champion.version), "version": version}
+    return table.cast(_schema(table)), int(found.refused.sum())
 
 
-def _predicted(uri: str, since: datetime) -> set[str]:
+def _predicted(uri: str, since: datetime, until: datetime) -> set[str]:
     found = tables.open_table(uri)
     if found is None:
         return set()
-    recent = found.to_pyarrow_dataset().to_table(columns=["prediction_id"], filter=ds.field("predicted_at") > pa.scalar(since, tables.ARROW["timestamp"]))
-    return set(recent["prediction_id"].to_pylist())
+    at, (low, high) = ds.field("predicted_at"), (pa.scalar(end, tables.ARROW["timestamp"]) for end in (since, until))
+    return set(found.to_pyarrow_dataset().to_table(columns=["prediction_id"], filter=(at > low) & (at <= high))["prediction_id"].to_pylist())
 
 
 def _ids(project: Project, rows: pd.DataFrame) -> pd.Series:

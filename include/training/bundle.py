@@ -85,6 +85,16 @@ class Bundle:
         numeric, categorical = matrices(rows, self.contract["numeric"], self.contract["categorical"])
         return predict(self._session, numeric, categorical).astype("float64")
 
+    def predict_by_rule(self, rows: pd.DataFrame) -> np.ndarray:
+        """The baseline rule's predictions float64 [n] for the same rows.
+
+        Raises:
+            ValueError: the version was made before versions carried their rule.
+        """
+        if self.rule is None:
+            raise ValueError(f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again")
+        return replace(self, graph=self.rule, rule=None).predict(rows)
+
     def reference(self) -> pd.DataFrame:
         """Input columns, ``prediction``, ``label`` and ``event_timestamp`` of at most 5000 rows that the judged model was not fitted on."""
         return pd.read_parquet(io.BytesIO(self.reference_bytes))

@@ -14,7 +14,10 @@ from include.features.known import KnownTables
 from include.ledger import moment
 from include.projects.flights import features as flight_features
 from include.projects.flights import project
+from include.projects.lookup import LookupPolicy
+from include.scoring.policy import complete
 from include.settings import REPOSITORY, get_settings
+from include.training.bundle import contract_of
 from serving.lookup import FeatureLookup
 from tests.serving.stand import wait_for
 from tests.serving.test_lookup import look_up
@@ -219,6 +222,27 @@ def test_a_training_set_is_named_by_what_it_was_made_from_and_can_be_made_again(
     pd.testing.assert_frame_equal(pd.read_parquet(again), rows)
     newest = training_set.build(project, {**request, "parameters": {"last_days": 5}})
     assert pd.read_parquet(newest)["event_timestamp"].min() > pd.Timestamp(FIRST) - pd.Timedelta("5D")
+
+
+def test_a_ttl_hides_what_is_too_old_keeps_its_time_and_is_told_from_what_never_was(ingested, monkeypatch):
+    run(FIRST)
+    now, lives = moment(FIRST), pd.Timedelta(minutes=30)
+    due = flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now)
+    before = store.historical_features(project, due)
+    weather = next(view for view in store.feature_views(project) if view.name == "origin_weather")
+    monkeypatch.setattr(weather, "ttl", lives.to_pytimedelta())
+    store.register(project)
+    after = store.historical_features(project, due)
+    at = before["feature_time_origin_weather"]
+    old, never = before["event_timestamp"] - at > lives, at.isna()
+    assert 100 < old.sum() < len(due) - 100
+    pd.testing.assert_series_equal(after["feature_time_origin_weather"], at)
+    assert after.loc[old, "temp"].isna().all() and before.loc[old, "temp"].notna().any()
+    pd.testing.assert_series_equal(after.loc[~old, "temp"], before.loc[~old, "temp"])
+
+    views = {"origin_weather": {"stale_feature": "refuse", "unknown_entity": "baseline"}}
+    found = complete(contract_of(project) | {"lookup": LookupPolicy(views=views).model_dump()}, store.feature_views(project), after)
+    assert (found.refused == old.to_numpy()).all() and (found.by_rule == never.to_numpy()).all()
 
 
 def test_serving_is_told_the_time_of_a_replay(ingested):

@@ -1,0 +1,182 @@
+"""The batch: partition by partition, taken up where it was killed, and the same answers as serving gives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from include.data import layout, tables
+from include.features import build, store
+from include.ledger import moment
+from include.projects.base import Candidate, GatePolicy
+from include.projects.flights import project as flights
+from include.projects.lookup import LookupPolicy
+from include.registry import versions
+from include.scoring import batch
+from include.settings import REPOSITORY, get_settings
+from include.stack.environment import serving_environment
+from tests.serving.stand import Process, wait_for
+from tests.unit.features.test_flights_features import frames  # noqa: F401  (seven weeks of made-up flights)
+from tests.unit.training import made_up
+from tests.unit.training.test_steps import request_for, trained
+
+TRAINED, CUTOFF, AFTERWARDS = "2013-01-12T00:00:00Z", "2013-02-10T10:00:00Z", "2013-02-10T10:29:00Z"
+# Most planes are in no register: the rule answers for them. What lacks otherwise is normal, and the wind has a default.
+POLICY = LookupPolicy(views={"plane": {"unknown_entity": "baseline"}, "route_delays": {"unknown_entity": "refuse"}}, defaults={"wind_gust": 10.0})
+KILLED = """
+import os, signal
+from include.scoring import batch
+from tests.integration.test_score import CUTOFF, PROJECT, in_small_partitions
+in_small_partitions(batch)
+append, appended = batch.tables.append, []
+def dying(*arguments, **named):
+    appended.append(append(*arguments, **named))
+    if len(appended) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+batch.tables.append = dying
+batch.predict_due(PROJECT, CUTOFF)
+"""
+PROJECT = flights.model_copy(update={
+    "candidates": (Candidate(name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 20, "max_leaf_nodes": 7}),),
+    "gate": GatePolicy(min_rows=50, holdout=timedelta(days=3)), "lookup": POLICY,
+})  # fmt: skip
+
+
+def in_small_partitions(module) -> None:
+    module.MOST_ROWS, module.FIRST_WINDOW = 60, timedelta(days=4)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory, frames):  # noqa: F811
+    """Tables, features up to the cutoff, and a champion whose own cutoff is a month before."""
+    home = tmp_path_factory.mktemp("score")
+    variables = pytest.MonkeyPatch()
+    given = {"AIRLOOP_HOME": home / "home", "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    for name, value in given.items():
+        variables.setenv(name, str(value))
+    variables.chdir(home)  # MLflow without a server puts artifacts below the working directory
+    get_settings.cache_clear()
+    store.feature_store.cache_clear()
+    for name, rows in frames.items():
+        append(name, rows, 1)
+    for cutoff in (TRAINED, CUTOFF):
+        build.compute(PROJECT, cutoff)
+        build.publish(PROJECT, cutoff)
+        build.materialize(PROJECT, cutoff)
+    trained(PROJECT, request_for(PROJECT, cutoff=TRAINED), made_up.examples(PROJECT, days=11, a_day=200))
+    versions.move_alias(PROJECT, versions.CHAMPION, "1")
+    yield home
+    variables.undo()
+    get_settings.cache_clear()
+    store.feature_store.cache_clear()
+
+
+def append(name: str, rows: pd.DataFrame, sequence: int) -> None:
+    schema = tables.arrow_schema(PROJECT.source(name).columns)
+    tables.append(layout.table(PROJECT, name), pa.Table.from_pandas(rows, schema=schema, preserve_index=False), writer="test", sequence=sequence)
+
+
+@pytest.fixture
+def another_table(ready, tmp_path, monkeypatch):
+    """The predictions of a test go into a table of its own."""
+    monkeypatch.setattr(layout, "predictions", lambda _: str(tmp_path / "predictions"))
+    return tmp_path / "predictions"
+
+
+def predictions(uri) -> pd.DataFrame:
+    return tables.open_table(str(uri)).to_pandas().sort_values("prediction_id", ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def whole(ready, tmp_path_factory):
+    """Everything in one partition."""
+    with pytest.MonkeyPatch.context() as patch:
+        uri = tmp_path_factory.mktemp("whole") / "predictions"
+        patch.setattr(layout, "predictions", lambda _: str(uri))
+        patch.setattr(batch, "FIRST_WINDOW", timedelta(days=400))
+        said = batch.predict_due(PROJECT, CUTOFF)
+        assert (said["partitions"], said["model_version"]) == (1, "1") and said["rows"] > 400
+        return predictions(uri)
+
+
+def test_partitions_are_small_and_together_they_are_the_whole(whole, another_table, monkeypatch):
+    joined, historical = [], store.historical_features
+
+    def counted(project, entities):
+        joined.append(len(entities))
+        return historical(project, entities)
+
+    monkeypatch.setattr(store, "historical_features", counted)
+    monkeypatch.setattr(batch, "MOST_ROWS", 60)
+    monkeypatch.setattr(batch, "FIRST_WINDOW", timedelta(days=4))
+    said = batch.predict_due(PROJECT, CUTOFF)
+    assert said["rows"] == len(whole) and said["partitions"] == len(joined) > 8 and max(joined) <= 60
+    pd.testing.assert_frame_equal(predictions(another_table), whole)
+    assert batch.predict_due(PROJECT, CUTOFF) | {"version": 0} == {"rows": 0, "partitions": 0, "refused": 0, "model_version": "1", "version": 0}
+
+
+def test_a_killed_run_goes_on_after_its_last_partition(whole, ready, monkeypatch):
+    uri = layout.predictions(PROJECT)
+    died = subprocess.run([sys.executable, "-c", KILLED], cwd=ready, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=500)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-3000:]
+    kept = predictions(uri)
+    assert 0 < len(kept) < len(whole)
+    in_small_partitions(batch)
+    try:
+        said = batch.predict_due(PROJECT, CUTOFF)
+    finally:
+        batch.MOST_ROWS, batch.FIRST_WINDOW = 50_000, timedelta(days=7)
+    assert said["rows"] == len(whole) - len(kept)  # what was done is not done again
+    pd.testing.assert_frame_equal(predictions(uri), whole)
+
+
+@pytest.mark.stack
+def test_serving_gives_the_same_predictions_policy_included(ready, another_table, frames, tmp_path):  # noqa: F811
+    """Flights whose prediction time comes just after the cutoff: asked of serving by their keys, and predicted by the batch a little later."""
+    count = 40
+    moments = pd.date_range(CUTOFF, AFTERWARDS, periods=count + 1)[1:].floor("s").astype("datetime64[us, UTC]")
+    later = frames["schedule"].tail(count).assign(
+        flight=range(9000, 9000 + count), scheduled_departure=moments + timedelta(hours=1), scheduled_arrival=moments + timedelta(hours=3),
+        published_at=pd.Timestamp(CUTOFF).as_unit("us") - timedelta(days=1),
+    )  # fmt: skip
+    later["dest"] = ["IAH", "MIA", "XXX", "IAH"] * (count // 4)  # nobody ever flew to XXX: the policy refuses its route
+    planes = later[["carrier", "flight", "scheduled_departure", "published_at"]].assign(tailnum=["N1", "N2", "N3", "N9"] * (count // 4))
+    append("schedule", later, 2)
+    append("rotation", planes, 2)
+    due = PROJECT.module("features").examples(
+        batch.KnownTables(PROJECT, moment(AFTERWARDS)), since=moment(CUTOFF), until=moment(AFTERWARDS), cutoff=moment(AFTERWARDS)
+    )
+    due = due[due["flight"] >= 9000]
+    assert len(due) == count
+
+    environment = {**serving_environment(get_settings()), "SERVING_MLFLOW_URI": os.environ["MLFLOW_TRACKING_URI"], "SERVING_LOG_ROOT": str(tmp_path / "log")}
+    service = Process(["uvicorn", "serving.app:app", "--no-access-log"], environment | {"SERVING_CACHE": str(tmp_path / "cache")}, tmp_path / "serving.log")
+    try:
+        wait_for(lambda: service.get("/ready")[0] == 200, 400, lambda: service.log.read_text()[-3000:])
+        instances = json.loads(due[[*PROJECT.entities, *PROJECT.request_features]].to_json(orient="records"))
+        answers = [service.get("/models/flights/predict", {"instances": [instance]}) for instance in instances]
+    finally:
+        service.end()
+    online = {flight: said["predictions"][0] for flight, (status, said) in zip(due["flight"], answers, strict=True) if status == 200}
+    refused = {flight: said for flight, (status, said) in zip(due["flight"], answers, strict=True) if status != 200}
+
+    said = batch.predict_due(PROJECT, AFTERWARDS)
+    found = predictions(another_table)
+    found = found[found["flight"] >= 9000].set_index("flight")
+    assert refused.keys() == set(due.loc[due["dest"] == "XXX", "flight"]) and {problem["type"] for problem in refused.values()} == {
+        "urn:airloop:unknown-entity"
+    }
+    assert said["refused"] == len(refused) == count // 4
+    assert {flight: answer["prediction"] for flight, answer in online.items()} == found["prediction"].to_dict()
+    by_rule = {flight for flight, answer in online.items() if answer["arm"] == "baseline"}
+    assert (
+        by_rule == set(found.index[found["model_version"] == "1-baseline"]) == set(planes.loc[planes["tailnum"].isin(["N3", "N9"]), "flight"]) - refused.keys()
+    )
+    assert set(found.index) - by_rule == set(found.index[found["model_version"] == "1"])
+    assert (found["wind_gust"] == 10.0).all()
