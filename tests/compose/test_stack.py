@@ -4,8 +4,8 @@ make test-compose
 """
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import time
