@@ -49,7 +49,7 @@ def new_request() -> str:
     return f"r{token_hex(5)}"
 
 
-def until(condition: Callable[[], Any], seconds: float = 180.0, what: str = "that") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 400.0, what: str = "that") -> Any:
     """Waits until the condition gives something true, and gives that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -120,7 +120,7 @@ class Runs:
                 then(request)
         return self.side_by_side[key][nth]
 
-    def end(self, request: str, seconds: float = 400.0) -> str:
+    def end(self, request: str, seconds: float = 1200.0) -> str:
         """Waits for the run's end; gives its state."""
         return self.api.wait(*self.started[request], timeout=seconds, every=0.3)
 

@@ -199,7 +199,7 @@ def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, 
 
 def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
     request = fits.fit("big")
-    assert fits.end(request, 900) == "success", fits.log(request)
+    assert fits.end(request) == "success", fits.log(request)
     assert fits.tries(request) >= 2
     assert "killed for memory at its limit of 48Mi" in fits.log(request, 1) and "trying 96Mi" in fits.log(request, 2)
     assert "out of memory" in {cost["ended"] for cost in fits.costs(request).values()}
@@ -208,7 +208,7 @@ def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
 
 def test_a_group_that_hangs_is_ended_after_its_time(fits, cluster):
     request = fits.fit("endless")
-    assert fits.end(request, 900) == "failed"
+    assert fits.end(request) == "failed"
     assert "hung: pod " in fits.log(request) and "ran for longer than a step of its compute class may" in fits.log(request)
     until(lambda: all(pod.status.phase == "Failed" for pod in cluster.pods(request)), what="all its pods to end")
 
