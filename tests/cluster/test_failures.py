@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.conftest import REPEATS, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200), pytest.mark.parametrize("nth", range(REPEATS))]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800), pytest.mark.parametrize("nth", range(REPEATS))]
 
 
 def test_out_of_memory_is_tried_again_with_more(runs, cluster, nth):

@@ -19,7 +19,7 @@ from include.projects.flights import project as flights
 from tests.cluster.conftest import Cluster, Runs, new_request, until
 from tests.unit.training import made_up
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 EPOCHS = 150  # of the project tiny
 
