@@ -373,7 +373,7 @@ def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
             up = airloop_command(cluster, settings, "up")
             assert up.returncode == 0, up.stdout + up.stderr
             api = AirflowApi.of(settings)
-            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__fit", "flights__train"], timeout=300)
+            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__cpu", "workers__shaky", "flights__train"], timeout=300)
             yield Runs(api, cluster, settings)
         finally:
             airloop_command(cluster, settings, "down")

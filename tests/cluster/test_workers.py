@@ -17,6 +17,7 @@ import pytest
 from include.dag_kit.pod_group_ends import INDEX
 from include.projects.flights import project as flights
 from tests.cluster.conftest import Cluster, Runs, new_request, until
+from tests.cluster.tiny import project
 from tests.unit.training import made_up
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -33,7 +34,8 @@ class Fits(Runs):
     def fit(self, candidate: str) -> str:
         request = new_request()
         given = {"request": request, "candidate": candidate, "training_set": self.training_set}
-        self.started[request] = "workers__fit", self.api.trigger("workers__fit", given)
+        dag = f"workers__{next(c.compute for c in project.candidates if c.name == candidate)}"
+        self.started[request] = dag, self.api.trigger(dag, given)
         return request
 
     def manifest(self, request: str) -> Path:

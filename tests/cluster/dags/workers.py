@@ -1,4 +1,4 @@
-"""One fit of the project ``tiny``, whose candidates have one worker or several; see tests/cluster/test_workers.py.
+"""One fit of the project ``tiny``, whose candidates have one worker or several; a DAG for each compute class. See tests/cluster/test_workers.py.
 
 * **Starts** by tests.
 """
@@ -13,12 +13,16 @@ from include.projects import get_project
 ARGUMENTS = {name: f"{{{{ params.{name} }}}}" for name in ("request", "candidate", "training_set")}
 
 
-@dag(
-    dag_id="workers__fit", schedule=None, params={name: Param("x", type="string") for name in ARGUMENTS},
-    default_args={"retry_delay": timedelta(seconds=1)}, doc_md=__doc__,
-)  # fmt: skip
-def one_fit():
-    training_step(get_project("tiny"), "fit", task_id="fit", arguments=ARGUMENTS)
+def create_fit_dag(compute: str):
+    @dag(
+        dag_id=f"workers__{compute}", schedule=None, params={name: Param("x", type="string") for name in ARGUMENTS},
+        default_args={"retry_delay": timedelta(seconds=1)}, doc_md=__doc__,
+    )  # fmt: skip
+    def one_fit():
+        training_step(get_project("tiny"), "fit", task_id="fit", compute=compute, arguments=ARGUMENTS)
+
+    return one_fit()
 
 
-one_fit()
+for compute in get_project("tiny").compute:
+    create_fit_dag(compute)
