@@ -10,6 +10,8 @@ import fcntl
 import hashlib
 import re
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from include.settings import REPOSITORY, Settings
-from include.stack import mlflow_users, users
+from include.stack import mlflow_users, pools, users
+from include.stack.environment import airflow_environment
 
 LOCK = 0x616972_6C6F6F70  # the key of Postgres's advisory lock: "airloop"
 AS_SET = "as the settings say"  # what accounts are, whose passwords follow their secrets
@@ -105,6 +108,8 @@ def migrations(settings: Settings) -> list[Migration]:
             found.append(Migration("airflow's users", *of_airflow, _from_table("alembic_version_fab"), head, run))
             if settings.airflow_admin_password is not None:  # else this process may make tables, and somebody else makes the account
                 found.append(Migration("airflow's admin", *of_airflow, _if(users.in_order, settings), AS_SET, partial(_users, settings)))
+        if settings.profile != "embedded":  # there `airloop up` makes them, once Airflow answers
+            found.append(Migration("airflow's pools", *of_airflow, _if(pools.all_there, settings), AS_SET, partial(_pools, settings)))
     found += of_mlflow(settings)
     for name, package, setting, place, make in (
         ("feast", "feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, _feast),
@@ -227,12 +232,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _airflow(settings: Settings) -> None:
-    from include.stack.services import migration
+    _by_airflow(settings, "db", "migrate")
 
-    command = migration(settings)
-    done = subprocess.run(command.arguments, env=command.environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+def _by_airflow(settings: Settings, *arguments: str) -> None:
+    command = [sys.executable, "-m", "airflow", *arguments]
+    done = subprocess.run(command, env=airflow_environment(settings), cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MigrationError(f"airflow: `airflow db migrate` ended with {done.returncode}:\n" + "\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise MigrationError(f"airflow: `airflow {' '.join(arguments[:2])}` ended with {done.returncode}:\n{said}")
 
 
 def _users(settings: Settings) -> None:
@@ -240,6 +248,16 @@ def _users(settings: Settings) -> None:
         users.sync(settings)
     except users.UsersError as error:
         raise MigrationError(f"airflow's admin: {error}") from None
+
+
+def _pools(settings: Settings) -> None:
+    """Those that are missing: a step whose pool is not there waits for ever. Whoever resized one meant it."""
+    with _engine(settings.airflow_database) as engine:
+        missing = pools.missing(engine, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pools.json"
+        file.write_text(pools.for_import(missing))
+        _by_airflow(settings, "pools", "import", str(file))
 
 
 def _mlflow(url: str) -> None:

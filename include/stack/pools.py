@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sqlalchemy import Engine, inspect, text
+
 from include.projects import all_projects
 from include.projects.compute import ComputeClass
 from include.settings import Settings
@@ -27,6 +29,20 @@ def set_pools(settings: Settings, slots: dict[str, int]) -> None:
 def for_import(slots: dict[str, int]) -> str:
     """The file that ``airflow pools import`` takes: where no API answers yet, as in the job that follows an installation on a cluster."""
     return json.dumps({name: {"slots": count, "description": DESCRIPTION, "include_deferred": True} for name, count in slots.items()})
+
+
+def missing(engine: Engine, settings: Settings) -> dict[str, int]:
+    """The pools of the settings that Airflow's database does not have, with their slots; all of them where it has no tables yet."""
+    wanted = pools_of_settings(settings)
+    if not inspect(engine).has_table("slot_pool"):
+        return wanted
+    with engine.connect() as connection:
+        there = set(connection.execute(text("SELECT pool FROM slot_pool")).scalars())
+    return {name: slots for name, slots in wanted.items() if name not in there}
+
+
+def all_there(engine: Engine, settings: Settings) -> bool:
+    return not missing(engine, settings)
 
 
 def pools_of_settings(settings: Settings) -> dict[str, int]:

@@ -7,9 +7,10 @@ import sys
 import time
 
 import pytest
+from sqlalchemy import text
 
 from include.settings import REPOSITORY, Settings
-from include.stack import migrations
+from include.stack import migrations, pools
 from include.stack.databases import make_databases
 from tests.integration.stores.test_databases import execute, url_of, with_changes
 from tests.stores import free_port
@@ -109,3 +110,27 @@ def test_a_database_that_is_away_or_closed_is_named_without_its_password(empty):
         with pytest.raises(migrations.MigrationError, match=f"AIRLOOP_LEDGER_URL: database 't[0-9]+_ledger.*{fault}") as refused:
             migrations.pending(with_changes(empty, ledger_url=wrong))
         assert url.split(":")[2].partition("@")[0] not in str(refused.value)
+
+
+def test_pools_that_are_missing_are_made_and_a_resized_one_stays(tmp_path):
+    """Where nobody calls `airloop up`, as under Compose: a step whose pool is not there waits for ever."""
+    settings = Settings(home=tmp_path, projects="flights", pools="cpu=3")
+    migrations._airflow(settings)
+
+    def slots() -> dict[str, int]:
+        with migrations._engine(settings.airflow_database) as engine, engine.begin() as connection:
+            connection.execute(text("UPDATE slot_pool SET slots = 7 WHERE pool = 'cpu'"))
+            assert pools.all_there(engine, settings) == (not pools.missing(engine, settings))
+            return pools.missing(engine, settings) | {"cpu": connection.execute(text("SELECT slots FROM slot_pool WHERE pool = 'cpu'")).scalar()}
+
+    assert slots() == {"cpu": None}
+    migrations._pools(settings)
+    settings = settings.model_copy(update={"pools": "cpu=4,gpu_a=2"})
+    assert slots() == {"cpu": 7, "gpu_a": 2}
+    migrations._pools(settings)
+    assert slots() == {"cpu": 7}
+
+
+def test_where_no_one_machine_is_started_the_pools_are_a_migration(empty):
+    assert "airflow's pools" not in [migration.name for migration in migrations.migrations(empty)]
+    assert "airflow's pools" in [migration.name for migration in migrations.migrations(empty.model_copy(update={"profile": "compose"}))]
