@@ -58,7 +58,7 @@ PROFILE ?= compose
 secrets: setup  ## the settings file .env of a profile, with a secret of its own in each place: make secrets [PROFILE=kubernetes]
 	@$(BIN)/airloop secrets --profile $(PROFILE) --file $(ENV_FILE)
 
-.PHONY: lint format test test-loop test-cluster soak-cluster
+.PHONY: lint format test test-loop test-cluster soak-cluster soak-serving
 lint: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,6 +75,8 @@ test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, ever
 	$(BIN)/pytest tests/cluster
 soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
 	@$(BIN)/python -m bench.soak_cluster $(if $(TIMES),--times $(TIMES))
+soak-serving: setup  ## good and bad requests for half an hour: no fault, no hang, steady memory; the result goes to bench/results/serving_soak.json
+	@$(BIN)/python -m bench.serving_soak $(if $(MINUTES),--minutes $(MINUTES))
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 

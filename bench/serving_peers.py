@@ -97,7 +97,7 @@ class Server:
     def end(self) -> None:
         if self.process is None:
             return
-        for one in psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []:
+        for one in processes(self.process.pid)[1:] if self.process.poll() is None else []:
             one.terminate()
         self.process.terminate()
         try:
@@ -107,19 +107,31 @@ class Server:
             self.process.wait(20)
 
 
+def processes(pid: int) -> list[psutil.Process]:
+    """A process and what it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def two_cores() -> tuple[int | None, int | None]:
+    """One for a server and one for its load, where there are two."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+
+
 def named(row: list[float]) -> dict[str, Any]:
     return {"instances": [dict(zip(serving_model.FEATURES, row, strict=True))]}
 
 
 def bare(folder: Path) -> Server:
-    port = _port()
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "bench.bare:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
     return Server("bare", "/models/bench/predict", named, command, _made(folder / "bare"), port, {"PYTHONPATH": str(REPOSITORY)})
 
 
 def airloop(folder: Path, model: Any, name: str = "airloop", *, feature_store: str = "", body: Callable = named, **parts: Any) -> Server:
     """The service, started from its cache: no registry is away that it would miss. It logs its predictions, as it always does."""
-    home, port = _made(folder / name), _port()
+    home, port = _made(folder / name), free_port()
     serving_model.write_cache(model, home / "cache", **parts)
     store = feature_store or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"
     (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {store}\n")
@@ -134,7 +146,7 @@ def airloop(folder: Path, model: Any, name: str = "airloop", *, feature_store: s
 def mlflow(folder: Path, model: Any) -> Server:
     import mlflow.sklearn
 
-    home, port = _made(folder / "mlflow"), _port()
+    home, port = _made(folder / "mlflow"), free_port()
     if not (home / "model").exists():
         mlflow.sklearn.save_model(
             model, str(home / "model"), serialization_format="cloudpickle", pyfunc_predict_fn="predict_proba", pip_requirements=["scikit-learn"]
@@ -145,9 +157,9 @@ def mlflow(folder: Path, model: Any) -> Server:
 
 
 def mlserver(folder: Path, model: Any, environments: Path) -> Server:
-    home, port = _made(folder / "mlserver"), _port()
+    home, port = _made(folder / "mlserver"), free_port()
     _dump(model, home)
-    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": _port(), "metrics_port": _port(), "parallel_workers": 0, "debug": False}
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0, "debug": False}
     (home / "settings.json").write_text(json.dumps(settings))
     of_model = {"name": "bench", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": "./model.joblib", "version": "v1"}}
     (home / "model-settings.json").write_text(json.dumps(of_model))
@@ -160,7 +172,7 @@ def mlserver(folder: Path, model: Any, environments: Path) -> Server:
 
 
 def bentoml(folder: Path, model: Any, environments: Path) -> Server:
-    home, port = _made(folder / "bentoml"), _port()
+    home, port = _made(folder / "bentoml"), free_port()
     _dump(model, home)
     (home / "service.py").write_text(BENTO)
     binaries = _environment("bentoml", environments)
@@ -171,7 +183,7 @@ def bentoml(folder: Path, model: Any, environments: Path) -> Server:
 
 def feast(folder: Path, feature_store: str, body: Callable[[list[float]], dict[str, Any]]) -> Server:
     """Feast's own feature server on the same online store. It only looks up: whoever asks it has the model still to call."""
-    home, port = _made(folder / "feast"), _port()
+    home, port = _made(folder / "feast"), free_port()
     (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {feature_store}\n")
     options = ["--port", str(port), "--workers", "1", "--no-access-log", "--max-requests", "0", "--registry_ttl_sec", "600"]
     command = [str(Path(sys.executable).parent / "feast"), "--chdir", str(home), "serve", *options]
@@ -202,7 +214,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,0 +1,145 @@
+"""What model changes do to latency: the same constant load with the alias standing still, and with it moving every ``EVERY`` seconds.
+
+A real MLflow server holds two versions; the service fetches, hash-checks and tries each one before it answers, as always. Both are asked in turn.
+"""
+
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import serving_model, serving_peers
+from bench.load import Figures
+from bench.serving_peers import Server
+
+EVERY = 1.0
+NAME = serving_model.NAME
+
+
+@contextmanager
+def registry(folder: Path, model: Any):
+    """An MLflow server with versions 1 and 2 of the model; gives its client and address."""
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = serving_peers.free_port()
+    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    with (folder / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        _wait(f"{uri}/health", 300)
+        mlflow.set_tracking_uri(uri)  # a version's source is looked up there
+        client = mlflow.MlflowClient(uri, uri)
+        experiment = client.create_experiment(NAME)
+        client.create_registered_model(NAME)
+        for number in ("1", "2"):
+            run = client.create_run(experiment)
+            logged = client.create_logged_model(experiment, name="model", source_run_id=run.info.run_id)
+            bundle = folder / f"bundle-{number}"
+            serving_model.write_bundle(model, bundle)
+            hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in bundle.iterdir()}
+            client.log_model_artifacts(logged.model_id, str(bundle))
+            client.finalize_logged_model(logged.model_id, "READY")
+            source, tags = f"models:/{logged.model_id}", {"bundle_sha256": json.dumps(hashes)}
+            client.create_model_version(NAME, source, run_id=run.info.run_id, model_id=logged.model_id, tags=tags)
+        client.set_registered_model_alias(NAME, "champion", "1")
+        yield client, uri
+    finally:
+        for one in serving_peers.processes(process.pid):
+            one.kill()
+        process.wait(20)
+
+
+def swaps(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """p99 while the alias moves, beside p99 while it stands still, at half of the rate that is reached at most.
+
+    Raises:
+        RuntimeError: a request failed, or the service did not follow.
+    """
+    with registry(folder / "registry", model) as (client, uri):
+        server = serving_peers.airloop(folder, model, "swaps")
+        server.environment |= {"SERVING_MLFLOW_URI": uri, "SERVING_POLL_SECONDS": "0.1"}
+        cores = serving_peers.two_cores()
+        server.start(cores[0])
+        try:
+            server.wait(600)
+            most = _load(server, cores[1], seconds).rps
+            found: dict[str, list[Figures]] = {"still": [], "moving": []}
+            made = 0
+            for _ in range(rounds):
+                found["still"].append(_load(server, cores[1], seconds, most / 2))
+                before = _swapped(server)
+                with _moving(client):
+                    found["moving"].append(_load(server, cores[1], seconds, most / 2))
+                made += _swapped(server) - before
+        finally:
+            server.end()
+    if not made:
+        raise RuntimeError("the alias moved, and the service never followed")
+    p99 = {name: round(statistics.median(one.p99_ms for one in taken), 3) for name, taken in found.items()}
+    return {
+        "swap_p99_ratio": round(p99["moving"] / p99["still"], 2),
+        "swaps": {
+            "made": made,
+            "every_seconds": EVERY,
+            "rate_rps": round(most / 2, 1),
+            "p99_ms": p99,
+            "requests": sum(one.requests for one in found["moving"]),
+        },
+    }
+
+
+def _load(server: Server, core: int | None, seconds: float, rate: float | None = None) -> Figures:
+    figures = server.load(core, seconds=seconds, warm=1.0, clients=16, rate=rate)
+    if figures.errors:
+        raise RuntimeError(f"{figures.errors} of {figures.requests} requests failed: {figures.first_error}")
+    return figures
+
+
+@contextmanager
+def _moving(client: Any):
+    """The alias goes back and forth."""
+    stop = threading.Event()
+
+    def move() -> None:
+        number = 0
+        while not stop.wait(EVERY):
+            number += 1
+            client.set_registered_model_alias(NAME, "champion", str(number % 2 + 1))
+
+    moving = threading.Thread(target=move, daemon=True)
+    moving.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        moving.join(30)
+
+
+def _swapped(server: Server) -> int:
+    time.sleep(1.5)  # the counters are taken once a second
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = f'serving_swaps_total{{model="{NAME}",outcome="swapped"}} '
+    return sum(int(float(line.removeprefix(wanted))) for line in lines if line.startswith(wanted))
+
+
+def _wait(url: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).read()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
