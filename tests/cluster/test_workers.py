@@ -203,7 +203,7 @@ def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
     request = fits.fit("big")
     assert fits.end(request) == "success", fits.log(request)
     assert fits.tries(request) >= 2
-    assert "killed for memory at its limit of 48Mi" in fits.log(request, 1) and "trying 96Mi" in fits.log(request, 2)
+    assert "killed for memory at its limit of 300Mi" in fits.log(request, 1) and "trying 600Mi" in fits.log(request, 2)
     assert "out of memory" in {cost["ended"] for cost in fits.costs(request).values()}
     assert fits.made(request)["history"] == fits.made(whole["network_2"])["history"]
 

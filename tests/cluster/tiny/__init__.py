@@ -26,7 +26,7 @@ room = ComputeClass(
 )
 classes = {
     "cpu": room,
-    "tight": room.model_copy(update={"memory": "48Mi"}),
+    "tight": room.model_copy(update={"memory": "300Mi"}),
     "hasty": room.model_copy(update={"timeout": timedelta(seconds=30)}),
     "shaky": room.model_copy(update={"node_lost_after": timedelta(seconds=15)}),
 }
