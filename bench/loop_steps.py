@@ -140,6 +140,12 @@ def smoke_test(state: State) -> None:
     promotion.smoke_test(_project(), state["chosen"]["version"])
 
 
+def roll_out(state: State) -> None:
+    from include.rollout.report import advance_and_report
+
+    advance_and_report(_project(), state["chosen"]["version"], state["chosen"], state["cutoff"], f"{PROJECT}__deploy", state["run"], "roll_out")
+
+
 def promote(state: State) -> None:
     from include.rollout import promotion
 
@@ -174,7 +180,7 @@ def steps() -> dict[str, Callable[[State], None] | None]:
         **dict.fromkeys([*fits, "evaluate"]),
         **_named(apply_gate),
         "refit": None,
-        **_named(register, smoke_test, promote),
+        **_named(register, smoke_test, roll_out, promote),
         "wait_for_serving": _both(wait_for_serving, finish_deploy),
     }
 

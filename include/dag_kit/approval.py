@@ -9,7 +9,7 @@ from include.projects import get_project
 from include.projects.base import Project
 from include.projects.rollout import Approval
 
-REASON = {"reason": Param("", type="string", description="Why; it stands with the version.")}
+REASON = {"reason": Param("", type="string", description="Why; it stands with the version.", source="task")}
 
 
 class ApproveVersion(ApprovalOperator):
@@ -26,9 +26,11 @@ class ApproveVersion(ApprovalOperator):
 
     def __init__(self, *, project: Project, approval: Approval, chosen: Any, version: Any, cutoff: Any, **options: Any) -> None:
         users = [{"id": name, "name": name} for name in approval.by]
+        # The DAG's params are no questions to the approver, and the time limit of its tasks is none for people.
+        options |= {"params": REASON, "execution_timeout": None}
         super().__init__(
-            subject=f"{project.name}: may this version answer everybody?", params=REASON, assigned_users=users or None, defaults=self.REJECT,
-            response_timeout=approval.within, execution_timeout=None, **options,
+            subject=f"{project.name}: may this version answer everybody?", assigned_users=users or None, defaults=self.REJECT,
+            response_timeout=approval.within, **options,
         )  # fmt: skip
         self.project_name, self.chosen, self.version, self.cutoff = project.name, chosen, version, cutoff
 

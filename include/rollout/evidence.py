@@ -68,7 +68,8 @@ def _outcomes(project: Project, analysis: Analysis, step: Step, version: str, si
         both = asked.merge(theirs[["prediction_id", "prediction"]], on="prediction_id", suffixes=("", "_champion"))
         mine, theirs = both, both.assign(prediction=both["prediction_champion"])
     else:
-        mine = given[(given["arm"] != CHAMPION) & (given["arm"] != step.control) & (given["model_version"] == version)]
+        arms = {one.name for one in project.rollout.steps if one.weight is not None}  # not the baseline, which answers where the look-up lacks something
+        mine = given[given["arm"].isin(arms) & (given["model_version"] == version)]
     return outcomes(policy, step.metric or project.metric.name, mine, theirs, paired=step.shadow is not None)
 
 
