@@ -5,6 +5,7 @@ A real MLflow server holds two versions; the service fetches, hash-checks and tr
 
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,8 +33,9 @@ def registry(folder: Path, model: Any):
     port = serving_peers.free_port()
     store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts eight processes more
     with (folder / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         uri = f"http://127.0.0.1:{port}"
         _wait(f"{uri}/health", 300)
