@@ -1,6 +1,7 @@
 """The steps of a rollout, against a real registry and real log files, and a clock of the test's own: what passes, what is taken out, what pauses."""
 
 import json
+from contextlib import nullcontext
 from datetime import timedelta
 
 import numpy as np
@@ -17,6 +18,7 @@ from include.projects.base import Source
 from include.projects.rollout import Analysis, LabelPolicy, RolloutPolicy, Step
 from include.registry import versions
 from include.rollout import promotion, steps
+from include.rollout.by_hand import roll_back
 from include.rollout.document import Overtaken, Superseded, rollout_document
 from include.rollout.steps import Breached
 from tests.unit.rollout.stand import Clock, answered
@@ -256,6 +258,25 @@ def test_a_person_who_moves_the_alias_meanwhile_wins(careful, clock):
     with pytest.raises(Overtaken, match="moved to version 3 from outside"):
         advance(careful, clock)
     assert versions.aliases(careful)["champion"] == "3" and traffic(careful) is None
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_person_who_rolls_back_while_a_look_is_made_is_not_overruled(careful, clock, monkeypatch, bad):
+    to_the_canary(careful, clock)
+    answers_of(careful, clock, latency=60.0 if bad else 5.0)
+    look = steps.look
+
+    def look_meanwhile(*arguments, **named):
+        found = look(*arguments, **named)
+        roll_back(careful, to=None, reason="it refunds everybody", by="jo")
+        return found
+
+    monkeypatch.setattr(steps, "look", look_meanwhile)
+    with nullcontext() if not bad else pytest.raises(Breached):
+        assert not advance(careful, clock).done
+    document = rollout_document(careful)
+    assert (document.state, document.traffic, document.reason) == ("rolled_back", None, "rolled back by jo: it refunds everybody")
+    assert versions.aliases(careful) == {"champion": "1"}
 
 
 def test_a_freeze_holds_up_what_has_not_begun_and_lets_end_what_has(careful, clock):
