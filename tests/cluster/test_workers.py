@@ -39,7 +39,8 @@ class Fits(Runs):
         return request
 
     def manifest(self, request: str) -> Path:
-        return next((Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*[0-9].json"))
+        found = (Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*.json")
+        return next(file for file in found if not file.name.endswith(".pods.json"))
 
     def made(self, request: str) -> dict[str, Any]:
         return json.loads(self.manifest(request).read_text())
