@@ -25,7 +25,7 @@ from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from include.settings import REPOSITORY, Settings
-from include.stack import mlflow_users, pools, users
+from include.stack import mlflow_users, users
 from include.stack.environment import airflow_environment
 
 LOCK = 0x616972_6C6F6F70  # the key of Postgres's advisory lock: "airloop"
@@ -109,7 +109,7 @@ def migrations(settings: Settings) -> list[Migration]:
             if settings.airflow_admin_password is not None:  # else this process may make tables, and somebody else makes the account
                 found.append(Migration("airflow's admin", *of_airflow, _if(users.in_order, settings), AS_SET, partial(_users, settings)))
         if settings.profile != "embedded":  # there `airloop up` makes them, once Airflow answers
-            found.append(Migration("airflow's pools", *of_airflow, _if(pools.all_there, settings), AS_SET, partial(_pools, settings)))
+            found.append(Migration("airflow's pools", *of_airflow, _if(_has_pools, settings), AS_SET, partial(_pools, settings)))
     found += of_mlflow(settings)
     for name, package, setting, place, make in (
         ("feast", "feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, _feast),
@@ -250,8 +250,16 @@ def _users(settings: Settings) -> None:
         raise MigrationError(f"airflow's admin: {error}") from None
 
 
+def _has_pools(engine: Engine, settings: Settings) -> bool:
+    from include.stack import pools
+
+    return not pools.missing(engine, settings)
+
+
 def _pools(settings: Settings) -> None:
     """Those that are missing: a step whose pool is not there waits for ever. Whoever resized one meant it."""
+    from include.stack import pools  # they know the projects, which MLflow's server, that migrates itself by this module, does not have
+
     with _engine(settings.airflow_database) as engine:
         missing = pools.missing(engine, settings)
     with tempfile.TemporaryDirectory() as folder:

@@ -41,10 +41,6 @@ def missing(engine: Engine, settings: Settings) -> dict[str, int]:
     return {name: slots for name, slots in wanted.items() if name not in there}
 
 
-def all_there(engine: Engine, settings: Settings) -> bool:
-    return not missing(engine, settings)
-
-
 def pools_of_settings(settings: Settings) -> dict[str, int]:
     """Pool -> slots: those of ``AIRLOOP_POOLS``, and for the other classes of the projects enough for what this machine runs at once.
 

@@ -37,6 +37,8 @@ STEPS_ONLY = {"onnx", "skl2onnx", "torch"}
 # (image, module) -> what the module imports for others only, in functions that nobody calls in that image.
 FOR_OTHERS = {
     ("mlflow", "include.stack.migrations"): {"airflow", "feast", "include"},  # it migrates MLflow's database, not the other stores
+    ("mlflow", "include.stack.pools"): {"include", "kubernetes"},  # of Airflow's database
+    ("airflow", "include.edge.client.client"): {"ed25519"},  # it lies beside it in a bundle, which is where it runs
     ("training", "include.secrets_manager"): {"boto3"},  # pods are handed what they need, and read no secrets themselves
 }
 

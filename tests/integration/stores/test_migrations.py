@@ -120,7 +120,7 @@ def test_pools_that_are_missing_are_made_and_a_resized_one_stays(tmp_path):
     def slots() -> dict[str, int]:
         with migrations._engine(settings.airflow_database) as engine, engine.begin() as connection:
             connection.execute(text("UPDATE slot_pool SET slots = 7 WHERE pool = 'cpu'"))
-            assert pools.all_there(engine, settings) == (not pools.missing(engine, settings))
+            assert migrations._has_pools(engine, settings) == (not pools.missing(engine, settings))
             return pools.missing(engine, settings) | {"cpu": connection.execute(text("SELECT slots FROM slot_pool WHERE pool = 'cpu'")).scalar()}
 
     assert slots() == {"cpu": None}
