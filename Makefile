@@ -72,7 +72,7 @@ test: lint  ## everything: lint, then the fast tests, then those that start real
 	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile # much of it waiting, so one more than two cores
 	@echo "skipped: tests/images (builds all images, with Podman and as root): make test-images"
 test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
-	$(BIN)/pytest tests/cluster
+	AIRLOOP_TEST_SLOW=yes $(BIN)/pytest tests/cluster
 soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
 	@$(BIN)/python -m bench.soak_cluster $(if $(TIMES),--times $(TIMES))
 soak-serving: setup  ## good and bad requests for half an hour: no fault, no hang, steady memory; the result goes to bench/results/serving_soak.json

@@ -23,6 +23,10 @@ from tests.unit.training import made_up
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 EPOCHS = 150  # of the project tiny
+SLOW = pytest.mark.skipif(
+    not os.environ.get("AIRLOOP_TEST_SLOW"),
+    reason="many starts of torch, up to ten minutes on two cores: AIRLOOP_TEST_SLOW=yes runs it, as make test-cluster does",
+)
 
 
 @dataclass
@@ -189,6 +193,7 @@ def test_a_cleared_step_never_has_two_groups_at_once(fits, cluster, whole):
     assert fits.graph(request) == fits.graph(whole["network_2"])
 
 
+@SLOW
 def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, cluster):
     request = fits.fit("broken")
     assert fits.end(request) == "failed"
@@ -200,6 +205,7 @@ def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, 
     assert all(pod.status.phase == "Failed" for pod in cluster.pods(request))
 
 
+@SLOW
 def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
     request = fits.fit("big")
     assert fits.end(request) == "success", fits.log(request)
