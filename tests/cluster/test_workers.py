@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 EPOCHS = 150  # of the project tiny
 SLOW = pytest.mark.skipif(
     not os.environ.get("AIRLOOP_TEST_SLOW"),
-    reason="many starts of torch, up to ten minutes on two cores: AIRLOOP_TEST_SLOW=yes runs it, as make test-cluster does",
+    reason="many starts of torch, ten minutes on two cores: AIRLOOP_TEST_SLOW=yes runs it, so does make test-cluster",
 )
 
 
