@@ -35,7 +35,8 @@ def test_an_evicted_pod_is_tried_again_and_resumes(runs, cluster, nth):
     request = runs.nth("patient", "count:60", nth, evict)  # more than the grace in which it may go on
     assert runs.end(request) == "success", runs.log(request)
     assert runs.tries(request) == 2
-    assert "evicted: its node is being drained, or somebody evicted it" in runs.log(request, 1)
+    said = runs.log(request, 1)  # a pod that was gone before the busy triggerer looked again is a deleted one, and treated alike
+    assert "evicted: its node is being drained, or somebody evicted it" in said or "deleted by somebody or something else" in said
     begins = runs.begins(request)
     assert begins[0] == 0 and begins[1] >= 3, "it began from zero"
     runs.never_two(request)
