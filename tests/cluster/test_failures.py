@@ -37,8 +37,7 @@ def test_an_evicted_pod_is_tried_again_and_resumes(runs, cluster, nth):
     assert runs.tries(request) == 2
     said = runs.log(request, 1)  # a pod that was gone before the busy triggerer looked again is a deleted one, and treated alike
     assert "evicted: its node is being drained, or somebody evicted it" in said or "deleted by somebody or something else" in said
-    begins = runs.begins(request)
-    assert begins[0] == 0 and begins[1] >= 3, "it began from zero"
+    assert runs.begins(request)[-1] >= 3, "it began from zero"  # the first pod's lines may have gone with it
     runs.never_two(request)
 
 
@@ -61,7 +60,7 @@ def test_a_node_that_hangs(runs, cluster, k8s_part, a_node_that_is_well, nth):
     assert runs.end(at_work) == "success", runs.log(at_work)
     assert runs.tries(at_work) == 2
     assert "lost: its node did not answer" in runs.log(at_work, 1)
-    assert runs.begins(at_work)[1] >= 3, "it began from zero"
+    assert runs.begins(at_work)[-1] >= 3, "it began from zero"
     assert runs.end(starting) == "success", runs.log(starting)
     assert runs.end(patient) == "success", runs.log(patient)
     assert runs.tries(patient) == 1 and len(runs.lives(patient)) == 1, "a node that came back in time cost something"
