@@ -121,9 +121,8 @@ def test_few_failures_among_many_requests_leave_it_in():
     assert "5 of its last 100 requests failed; the last one: worse" in breaker.stopped
 
 
-def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
-    shadow = versions("3", "next", bias=7)
-    route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
+def answered_and_shadowed(route: Route) -> tuple[list[data_plane.Prediction], list[dict]]:
+    """Three instances' answers, and what was logged of the shadow, once that is there."""
     kept: list[dict] = []
 
     async def story() -> list[data_plane.Prediction]:
@@ -133,7 +132,13 @@ def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
             await asyncio.sleep(0.01)
         return answered
 
-    answered = asyncio.run(asyncio.wait_for(story(), 60))
+    return asyncio.run(asyncio.wait_for(story(), 60)), kept
+
+
+def test_shadows_are_logged_under_the_answered_id_and_told_nobody(versions):
+    shadow = versions("3", "next", bias=7)
+    route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
+    answered, kept = answered_and_shadowed(route)
     assert {p.prediction for p in answered} == {expected(RAW)}
     assert [(row["prediction_id"], row["arm"], row["model_version"], row["prediction"]) for row in kept] == [
         (p.prediction_id, "next", "3", expected(RAW, 7)) for p in answered
@@ -145,16 +150,7 @@ def test_a_shadow_that_gives_no_answer_is_logged_as_asked_in_vain(versions, does
     shadow = versions("3", "next", bias=7)
     shadow.batcher.graph = Broken(shadow.bundle.graph, does)
     route = Route(versions("1"), shadows=((Shadow(name="next", version="3"), shadow),))
-    kept: list[dict] = []
-
-    async def story() -> list[data_plane.Prediction]:
-        answered = await data_plane.answer(route, FeatureLookup(None), customers(3))
-        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), kept.extend)
-        while len(kept) < 3:
-            await asyncio.sleep(0.01)
-        return answered
-
-    answered = asyncio.run(asyncio.wait_for(story(), 60))
+    answered, kept = answered_and_shadowed(route)
     assert {p.prediction for p in answered} == {expected(RAW)}
     assert [(row["prediction_id"], row["arm"], np.isnan(row["prediction"])) for row in kept] == [(p.prediction_id, "next", True) for p in answered]
 
