@@ -331,6 +331,9 @@ def secret_fields() -> tuple[str, ...]:
     return tuple(name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", (field.annotation,)))
 
 
+# Nothing phones home: Evidently and whoever else honours the first, Great Expectations, Feast, MLflow (whose telemetry also changes the environment while
+# others read it).
+QUIET = {"DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false", "FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true"}
 # By which our processes reach what the settings name, and Airflow's own keys as it is told them: tasks are forked before it hides those itself.
 CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "AIRFLOW__CORE__FERNET_KEY",
@@ -380,12 +383,16 @@ def usual_settings_file() -> Path:
 def hand_on_standard_variables() -> None:
     """Put the settings file's lines ``AWS_...`` into this process's environment, where boto3 and others look for them; what is there already stays.
 
+    Also serving's file of keys: whoever names one there means the service to be closed. And that nothing phones home.
+
     For the `airloop` command: whatever it starts inherits them, as far as they are its business.
     """
     file = settings_file()
     for name, value in (dotenv_values(file) if file else {}).items():
-        if name.startswith("AWS_") and value:
+        if (name.startswith("AWS_") or name == "SERVING_KEYS_FILE") and value:
             os.environ.setdefault(name, value)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def _with_driver(url: str, driver: str = "psycopg2") -> str:

@@ -49,50 +49,19 @@ def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[byte
 
 
 @cache
-def _logged_in():
-    """A dependency that gives the user, or answers 401: nobody's token, one that is forged, has run out, or is of an account that is no more.
-
-    Airflow's own answers 403 to the last two; a page must not look as if its reader lacked a permission when he has to log in again.
-    """
-    from airflow.api_fastapi.core_api.security import bearer_scheme, get_user
-    from fastapi import Depends, HTTPException, Request
-
-    async def logged_in(request: Request, bearer=Depends(bearer_scheme)):
-        try:
-            return await get_user(request, None, bearer)
-        except HTTPException:
-            raise HTTPException(401, "Not authenticated", {"WWW-Authenticate": "Bearer"}) from None
-
-    return logged_in
-
-
-@cache
-def _may_read_task():
-    """A dependency that answers 403 unless Airflow's auth manager lets the user see the task instances of the path's ``dag_id``."""
-    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-    from airflow.api_fastapi.core_api.security import requires_access_dag
-    from fastapi import Depends, Request
-
-    allowed = requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
-
-    def may_read_task(request: Request, user=Depends(_logged_in())) -> None:
-        allowed(request, user)
-
-    return may_read_task
-
-
-@cache
 def _app():
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from fastapi import Depends, FastAPI, Response
     from fastapi.responses import HTMLResponse
 
+    from include.dag_kit.pages import logged_in, may_read
     from include.dag_kit.storage import NoSuchConnection
     from include.data.storage import StorageUnavailable
 
     # For every route that there is or will be; what a route needs beside a login, it says itself. No openapi_url: so no pages of documentation.
-    app = FastAPI(title="Airloop", openapi_url=None, dependencies=[Depends(_logged_in())])
+    app = FastAPI(title="Airloop", openapi_url=None, dependencies=[Depends(logged_in)])
 
-    @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(_may_read_task())])
+    @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(may_read(DagAccessEntity.TASK_INSTANCE))])
     def report(dag_id: str, run_id: str, task_id: str, path: str) -> Response:
         try:
             found = read_report(dag_id, run_id, task_id, path)

@@ -41,15 +41,21 @@ log = logging.getLogger(__name__)
 
 
 class Label(BaseModel):
-    """An outcome: of a prediction, or of an entity at a time."""
+    """An outcome: of a prediction, or of what was asked for an entity at a time."""
 
     model_config = ConfigDict(extra="forbid")
 
     prediction_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = Field(None, examples=["5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80"])
     entity: Annotated[dict[StrictStr, StrictStr | StrictInt | StrictFloat | bool], Field(min_length=1, max_length=50)] | None = Field(
-        None, description="Join keys and request features, as the prediction was asked for.", examples=[None]
+        None,
+        description="All join keys, as the prediction was asked for; request features too, where one entity is asked for often.",
+        examples=[None],
     )
-    event_timestamp: AwareDatetime | None = Field(None, description="The entity's time.", examples=[None])
+    event_timestamp: AwareDatetime | None = Field(
+        None,
+        description="When it was asked for: the label is of the entity's prediction nearest to this, within what the project allows (a minute).",
+        examples=[None],
+    )
     label: Annotated[float, Field(strict=True, allow_inf_nan=False)] = Field(examples=[1])
     known_at: AwareDatetime | None = Field(None, description="When it became known; default: now.", examples=["2026-01-01T12:00:00Z"])
 

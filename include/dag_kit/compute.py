@@ -214,7 +214,8 @@ class TrainingStep(BaseOperator):
         return uri
 
     def _pod_of(self, context) -> "StepPod":
-        from include.dag_kit.pods import Step, StepPod
+        from include.dag_kit.pod_names import Step
+        from include.dag_kit.pods import StepPod
         from include.dag_kit.requests import episode_of
 
         request = self._references["request"]

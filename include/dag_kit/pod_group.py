@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
 
@@ -16,8 +16,9 @@ from include.dag_kit import pod_ends
 from include.dag_kit.pod_ends import CONTAINER, Kind, Verdict
 from include.dag_kit.pod_group_ends import ENDED, GAVE_UP, GROUP, INDEX, OTHERS_LOST, condition, is_over, judge_group, newest, sort_out_groups
 from include.dag_kit.pod_group_trigger import StepGroupTrigger, event
+from include.dag_kit.pod_names import labels_of, next_number, pod_name
 from include.dag_kit.pod_trigger import bare, lines_after, moment
-from include.dag_kit.pods import BACKSTOP, GRACE, LAST_LINES, QuotaExceeded, StepPod, labels_of, next_number, pod_name
+from include.dag_kit.pods import BACKSTOP, GRACE, LAST_LINES, QuotaExceeded, StepPod
 
 LONGEST_NAME = 58  # with "-<index>" it is a pod's host name, which has 63 characters; with "-<index>-<5 letters>" the pod's name, which has more
 PORT = 29400  # torchrun's own default
@@ -85,7 +86,7 @@ class StepPodGroup(StepPod):
                 self.log.info("Found job %s of this step: going on with it", good)
             else:
                 try:
-                    found = self.hook.batch_v1_client.create_namespaced_job(self.namespace, self.build_job(context, jobs, pods, mine))
+                    found = self.hook.batch_v1_client.create_namespaced_job(self.namespace, self.build_job(context, jobs, pods, mine | self._whose(context)))
                 except ApiException as error:
                     self._unless_taken(error)
                     time.sleep(1)
@@ -183,8 +184,7 @@ class StepPodGroup(StepPod):
         if end.kind == Kind.SUCCEEDED:
             return ended
         self.reject()
-        message = self._explain(end, ended, last)
-        raise (AirflowFailException if end.hopeless or (end.kind == Kind.OUT_OF_MEMORY and self._was_the_most(ended)) else AirflowException)(message)
+        raise self.failure(end, ended, last)
 
     def reject(self) -> None:
         """The Job failed, or ended well and made nothing: it is kept, and no later try takes it for its own."""

@@ -10,10 +10,9 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client import ApiException
@@ -21,6 +20,9 @@ from kubernetes.client import models as k8s
 
 from include.dag_kit import pod_ends
 from include.dag_kit.pod_ends import CONTAINER, End, Kind, Verdict
+from include.dag_kit.pod_messages import explain, out_of_memory, was_the_most
+from include.dag_kit.pod_names import Step, labels_of, next_number, pod_environment, pod_name, tolerations_of
+from include.dag_kit.pod_sweep import RESULT, TASK, task_of
 from include.dag_kit.pod_trigger import StepPodTrigger, judge, lines_after
 from include.dag_kit.storage import pod_storage
 from include.projects.compute import ComputeClass
@@ -44,18 +46,6 @@ class QuotaExceeded(Exception):
     """The namespace has no room for another pod for now; the message is the API server's."""
 
 
-class Step(NamedTuple):
-    """What the pod is for. ``name`` is the manifest's stem: ``fit-torch_mlp``."""
-
-    project: str
-    request: str
-    name: str
-    manifest: str
-    compute: str
-    git_sha: str
-    episode: str | None = None
-
-
 class StepPod(KubernetesPodOperator):
     """A pod with the house's defaults, found again by its labels, watched from the triggerer, whose end is told by kind."""
 
@@ -76,7 +66,7 @@ class StepPod(KubernetesPodOperator):
             labels=labels_of(step),
             container_resources=None,  # by the try's memory; see build_for
             node_selector=resources.node_selector,
-            tolerations=_tolerations(resources),
+            tolerations=tolerations_of(resources),
             # A pod that trains foreign data with much third-party code needs no power over the node, nor over the cluster.
             security_context=k8s.V1PodSecurityContext(
                 run_as_non_root=True, run_as_user=USER, run_as_group=USER, fs_group=USER, seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault")
@@ -173,7 +163,7 @@ class StepPod(KubernetesPodOperator):
                 self.log.info("Found pod %s of this step (%s): going on with it", good, found.status.phase)
                 return found
             try:
-                return self.client.create_namespaced_pod(self.namespace, self.build_for(context, pods, mine))
+                return self.client.create_namespaced_pod(self.namespace, self.build_for(context, pods, mine | self._whose(context)))
             except ApiException as error:
                 self._unless_taken(error)
                 time.sleep(1)
@@ -204,7 +194,7 @@ class StepPod(KubernetesPodOperator):
         too_little = pod_ends.too_little([self._as_json(pod) for pod in before], annotations)
         memory = self.compute_class.memory_after(too_little)
         if memory is None:
-            raise AirflowFailException(self._out_of_memory(too_little[-1]))
+            raise AirflowFailException(out_of_memory(self.step, self.compute_class, too_little[-1]))
         if too_little:
             self.log.info("%s was too little memory: trying %s", too_little[-1], memory)
         number = next_number(before)
@@ -233,6 +223,10 @@ class StepPod(KubernetesPodOperator):
         run = context["dag_run"]
         work = hashlib.sha256("\0".join([str(self.image), *self.cmds]).encode()).hexdigest()[:16]
         return {"airloop/run": run.run_id, "airloop/cleared": str(getattr(run, "clear_number", None) or 0), "airloop/work": work}
+
+    def _whose(self, context: Any) -> dict[str, str]:
+        """What a pod says of itself, for those who tidy up."""
+        return {TASK: task_of(context["ti"]), RESULT: self.step.manifest}
 
     def _remove(self, pods: list[k8s.V1Pod]) -> None:
         """Deletes pods and waits until nothing of them runs."""
@@ -284,8 +278,13 @@ class StepPod(KubernetesPodOperator):
         self._keep_times(ended, end)
         if end.kind == Kind.SUCCEEDED:
             return ended
-        message = self._explain(end, ended, last)
-        raise (AirflowFailException if end.hopeless or (end.kind == Kind.OUT_OF_MEMORY and self._was_the_most(ended)) else AirflowException)(message)
+        raise self.failure(end, ended, last)
+
+    def failure(self, end: End, pod: dict[str, Any], last: list[str]) -> AirflowException:
+        """The error of a step whose pod ended so: one that Airflow tries again, unless that would not mend it."""
+        hopeless = end.hopeless or (end.kind == Kind.OUT_OF_MEMORY and was_the_most(self.compute_class, pod))
+        message = explain(self.pod.metadata.name, end, pod, last, self.step, self.compute_class, nodes=self.client.list_node)
+        return (AirflowFailException if hopeless else AirflowException)(message)
 
     def reject(self) -> None:
         """The pod failed, or ended well and made nothing: it is kept, and no later try takes it for its own."""
@@ -314,49 +313,6 @@ class StepPod(KubernetesPodOperator):
                 time.sleep(0.5)
         self._delete(pod)
         return self._read(pod)
-
-    def _explain(self, end: End, pod: dict[str, Any], last: list[str]) -> str:
-        what = f"{end.kind.value}: pod {self.pod.metadata.name} of {self.step.name}: {end.text}"
-        parts = [what]
-        if end.kind == Kind.OUT_OF_MEMORY and self._was_the_most(pod):
-            parts = [self._out_of_memory(pod_ends.memory_limit(pod))]
-        if end.kind == Kind.UNSCHEDULABLE:
-            parts += [f"It asked for {self._asked(pod)} and waited {self.compute_class.schedule_timeout}.", f"The cluster has: {self._nodes()}"]
-        if end.kind in (Kind.CRASHED, Kind.HUNG, Kind.OUT_OF_MEMORY, Kind.STORE_AWAY) and last:
-            parts += ["Its last lines:", *last]
-        return "\n".join(parts)
-
-    def _out_of_memory(self, most: str) -> str:
-        return (
-            f"{Kind.OUT_OF_MEMORY.value}: {self.step.name} was killed for memory at {most}, and compute class {self.step.compute} gives no more "
-            f"(memory_max {self.compute_class.memory_max}): raise it in the project, or have the step do with less"
-        )
-
-    def _was_the_most(self, pod: dict[str, Any]) -> bool:
-        limit = pod_ends.memory_limit(pod)
-        return limit[0].isdigit() and self.compute_class.memory_after([limit]) is None
-
-    def _asked(self, pod: dict[str, Any]) -> str:
-        requests = next(c for c in pod["spec"]["containers"] if c["name"] == CONTAINER).get("resources", {}).get("requests", {})
-        nodes = ", ".join(f"{k}={v}" for k, v in self.compute_class.node_selector.items())
-        return ", ".join(f"{name} {amount}" for name, amount in sorted(requests.items())) + (f", on nodes with {nodes}" if nodes else "")
-
-    def _nodes(self) -> str:
-        """What the cluster's nodes could give, in words."""
-        try:
-            nodes = self.client.list_node().items
-        except ApiException as error:
-            return f"unknown: this Airflow may not list nodes ({error.reason})"
-        wanted = ("cpu", "memory", "ephemeral-storage", self.compute_class.gpu_resource)
-        return (
-            "; ".join(
-                f"{node.metadata.name} ({', '.join(f'{name} {amount}' for name, amount in (node.status.allocatable or {}).items() if name in wanted)}"
-                + "".join(f", taint {t.key}:{t.effect}" for t in node.spec.taints or [])
-                + ")"
-                for node in nodes
-            )
-            or "no node at all"
-        )
 
     def _rest_of_log(self, logged: str, name: str | None = None) -> list[str]:
         """Writes the lines that the triggerer has not written; gives the last ones of all."""
@@ -418,55 +374,3 @@ class StepPod(KubernetesPodOperator):
     @cached_property
     def _api(self) -> Any:
         return self.client.api_client
-
-
-def pod_environment(settings: Settings, step: Step, resources: ComputeClass) -> dict[str, str]:
-    """What the step's process in the pod reads. No credentials: those come from a Kubernetes secret."""
-    return {
-        "AIRLOOP_HOME": "/tmp/airloop",  # what it downloads; nothing of it is kept
-        "AIRLOOP_DATA_ROOT": settings.store,
-        "AIRLOOP_PROJECTS": step.project,  # a broken neighbour does not stop it
-        "AIRLOOP_TRAINING_THREADS": str(max(1, round(resources.cpu))),  # as many as it is sure to get cores, whatever this machine has
-        # Not AIRLOOP_GIT_SHA: the code that makes the model is the image's, which says itself at which commit it is. That of Airflow is on the label.
-        **({"AIRLOOP_SAMPLE_DAYS": str(settings.sample_days)} if settings.sample_days else {}),
-        "MLFLOW_TRACKING_URI": tracking_uri(),
-        "HOME": "/tmp",  # the root is read-only, and some libraries keep a cache at home
-        "PYTHONUNBUFFERED": "1",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }
-
-
-def labels_of(step: Step) -> dict[str, str]:
-    """By which people and this operator find pods. A label holds 63 characters; what is longer is cut and gets a hash."""
-    labels = {
-        "project": step.project, "request": step.request, "episode": step.episode, "step": step.name, "compute": step.compute, "git_sha": step.git_sha,
-        "manifest": _hash(step.manifest),
-    }  # fmt: skip
-    return {f"airloop/{name}": make_safe_label_value(value) for name, value in labels.items() if value}
-
-
-def next_number(before: list[Any]) -> int:
-    """The number of the step's next pod or Job, after these."""
-    return 1 + max((int(one.metadata.labels["airloop/number"]) for one in before), default=0)
-
-
-def pod_name(step: Step, number: int, longest: int = 63) -> str:
-    """``flights-fit-torch-mlp-1f2e3d4c-2``: the step's second pod. At most 63 characters, as for a host name."""
-    tail = f"-{_hash(step.manifest)[:8]}-{number}"
-    head = f"{step.project}-{step.name}".lower().replace("_", "-")
-    return head[: longest - len(tail)].rstrip("-.") + tail
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _tolerations(resources: ComputeClass) -> list[k8s.V1Toleration]:
-    seconds = int(resources.node_lost_after.total_seconds())
-    lost = [
-        k8s.V1Toleration(key=f"node.kubernetes.io/{taint}", operator="Exists", effect="NoExecute", toleration_seconds=seconds)
-        for taint in ("not-ready", "unreachable")
-    ]
-    return lost + [k8s.V1Toleration(**toleration.model_dump()) for toleration in resources.tolerations]

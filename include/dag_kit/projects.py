@@ -1,9 +1,10 @@
-"""For which projects a DAG file makes DAGs at this parse."""
+"""For which projects a DAG file makes DAGs at this parse, and whether the house has pods to tidy up."""
 
 from airflow.sdk import get_parsing_context
 
 from include.projects import all_projects, get_project, project_names
 from include.projects.base import Project
+from include.settings import get_settings
 
 
 def projects_to_parse() -> list[Project]:
@@ -11,3 +12,8 @@ def projects_to_parse() -> list[Project]:
     running = get_parsing_context().dag_id
     name = running.partition("__")[0] if running else None
     return [get_project(name)] if name in project_names() else all_projects()
+
+
+def steps_are_pods() -> bool:
+    """Whether training steps run on a cluster."""
+    return get_settings().compute == "kubernetes"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from upath import UPath
 
 from include import ledger
-from include.data import gaps, landing, layout, report, storage, tables
+from include.data import feedback, gaps, landing, layout, report, storage, tables
 from include.data.judging import judge
 from include.data.report import FileOutcome, SourceReport
 from include.projects.base import DType, Project, Source
@@ -47,6 +47,10 @@ def ingest_source(project: Project, source: Source, cutoff: str, report_folder: 
     done = report.outcomes(report_folder)
     done = _finish(project, source, plan, report_folder, done)  # what a killed run left
     files = landing.new_files(project, source)
+    if source.predictions:
+        files, waiting = feedback.due(source, files, ledger.moment(cutoff))
+        if waiting:
+            LOG.warning("%s: %s files wait for the next run: they came just now, or hold labels that became known after the cutoff", source.name, len(waiting))
     if files:
         found = judge(project, source, files, ledger.moment(cutoff))
         if report_folder is not None and found.page:

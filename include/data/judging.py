@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 import pandas as pd
 
-from include.data import gaps, reading, rules
+from include.data import feedback, gaps, reading, rules
 from include.data.landing import LandedFile
 from include.data.reading import FileRefused, Reason
 from include.data.report import FileOutcome, SourceReport
@@ -33,9 +33,11 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
     for number, (_, rows) in enumerate(readable):
         for fault in rows.faults:
             faults.mark(*fault, among=owner == number)
+    unfound = feedback.find_predictions(project, source, typed)  # before the keys are looked at: it completes them
     for found in (
         [rules.from_the_future(source, typed, cutoff)],
         [(b.rule, b.detail, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
+        unfound,
         rules.repeated_keys(source, typed, owner),
         rules.known_already(project, source, typed),
         [rules.dangling(project, source, typed)],

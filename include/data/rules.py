@@ -17,6 +17,8 @@ WHAT_TO_DO = {
     "contradicting_keys": "find out which is right, send that in a new file",
     "contradicts_earlier": "the earlier ones stay; find out which are right",
     "unknown_reference": "if what they refer to comes later, send them again in a new file",
+    "unknown_prediction": "are they another project's, or older than `back` of the source?",
+    "ambiguous_prediction": "say their prediction_id, or also what the requests differed in",
 }
 END_OF_TIME = pd.Timestamp.max.tz_localize("UTC").floor("us").to_pydatetime()
 
@@ -41,7 +43,7 @@ def repeated_keys(source: Source, rows: pd.DataFrame, owner: np.ndarray) -> list
     key, faults = ["__file", *source.key], []
     doubled = filed.duplicated(key, keep=False).to_numpy()
     if doubled.any():
-        distinct = filed[doubled].drop_duplicates()
+        distinct = filed[doubled].drop_duplicates([c for c in filed if c not in source.provenance])
         bad_keys = pd.MultiIndex.from_frame(distinct[distinct.duplicated(key, keep=False)][key])
         contradicting = doubled & pd.MultiIndex.from_frame(filed[key]).isin(bad_keys)
         repeats = doubled & ~contradicting & filed.duplicated(key, keep="first").to_numpy()
@@ -57,7 +59,7 @@ def in_earlier_file(source: Source, rows: pd.DataFrame) -> list[Fault]:
     later = rows.duplicated(key, keep="first").to_numpy()
     if not later.any():
         return []
-    values = [c for c in source.columns if c != source.known_at]
+    values = [c for c in source.columns if c not in (source.known_at, *source.provenance)]
     same = later & rows.duplicated(values, keep="first").to_numpy()
     found = (("repeats_earlier", same, "repeat"), ("contradicts_earlier", later & ~same, "contradict"))
     return [(rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}", mask) for rule, mask, what in found if mask.any()]
@@ -71,7 +73,7 @@ def known_already(project: Project, source: Source, rows: pd.DataFrame) -> list[
     if not mask.any():
         return []
     earlier = tables.read(project, source.name, known_by=END_OF_TIME)
-    values = [c for c in source.columns if c not in (*key, source.known_at)]
+    values = [c for c in source.columns if c not in (*key, source.known_at, *source.provenance)]
     both = rows.loc[mask, [*key, *values]].reset_index().merge(earlier[[*key, *values]], on=key, suffixes=("", "__earlier")).set_index("index")
     same = pd.Series(True, index=both.index)
     for column in values:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from include.data import layout, storage
+from include.data import layout, prediction_log, storage
 from include.projects.base import Project
 
 COLUMNS = ("prediction_id", "model_version", "arm", "failed_arm", "predicted_at", "key", "prediction", "latency_ms")
 CHAMPION = "champion"
-SKEW = timedelta(minutes=1)  # between the clocks of those who write the log
 EMPTY = {"prediction": "float64", "latency_ms": "float64", "predicted_at": "datetime64[us, UTC]"}
 
 
@@ -36,8 +35,7 @@ def entity_of(project: Project, key: str) -> Any:
 
 
 def _read(folder: UPath, since: datetime, until: datetime) -> pd.DataFrame:
-    # A file is named by the time when it was written, which is after its rows were answered.
-    wanted = [file for file in storage.files(folder) if file.name.endswith(".parquet") and (_written(file.name) or since) >= since - SKEW]
+    wanted = [file for file in prediction_log.files(folder) if (prediction_log.written(file.name) or since) >= since - prediction_log.SKEW]
     parts = [_columns(pq.read_table(io.BytesIO(content))) for _, content in storage.read_all(wanted)]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=EMPTY.get(name, "object")) for name in COLUMNS})
@@ -49,10 +47,3 @@ def _columns(rows: pa.Table) -> pa.Table:
     if "failed_arm" not in rows.column_names:  # version 1 of the schema
         rows = rows.append_column("failed_arm", pa.array([""] * len(rows), pa.string()))
     return rows.select(list(COLUMNS)).replace_schema_metadata(None)
-
-
-def _written(name: str) -> datetime | None:
-    try:
-        return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
-    except ValueError:
-        return None  # of whoever wrote it: read, to be sure

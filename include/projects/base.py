@@ -14,11 +14,14 @@ from datetime import timedelta
 from enum import StrEnum
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from include.projects.compute import ComputeClass
+from include.projects.feedback import COLUMNS as LABEL_COLUMNS
+from include.projects.feedback import KEY as PREDICTION
+from include.projects.feedback import PROVENANCE, ServedPredictions
 from include.projects.lookup import LookupPolicy
 from include.projects.rollout import RolloutPolicy
 
@@ -58,6 +61,8 @@ class Source(Frozen):
 
     ``known_at`` is the column that says when a row became known; a row known after a run's cutoff is in the future.
     ``tolerance`` is the share of bad rows beyond which a file is refused whole instead of losing the bad rows to quarantine.
+    ``provenance`` are columns that say where a row came from: rows of one key that differ in nothing else say the same.
+    ``predictions``: its rows are labels of served predictions, and each must be of one that there is; see ``Source.feedback``.
     """
 
     name: Name
@@ -68,14 +73,33 @@ class Source(Frozen):
     nullable: tuple[str, ...] = ()
     references: Reference | None = None
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.2
+    provenance: tuple[str, ...] = ()
+    predictions: ServedPredictions | None = None
+
+    @classmethod
+    def feedback(cls, name: str = "feedback", **policy: timedelta) -> Self:
+        """The source of what applications send to POST /feedback: one label a prediction, in the column ``label``.
+
+        A file is one request of an outsider, so none is refused for its rows: what is wrong goes to quarantine, and the run stays green.
+
+        Args:
+            policy: ``apart`` and ``back`` of ``include.projects.feedback.ServedPredictions``.
+        """
+        return cls(
+            name=name, format="parquet", columns=cast(dict[str, DType], LABEL_COLUMNS), key=PREDICTION, known_at="known_at",
+            tolerance=1.0, provenance=PROVENANCE, predictions=ServedPredictions(**policy),
+        )  # fmt: skip
 
     @model_validator(mode="after")
     def _columns_exist(self):
-        for column in (*self.key, self.known_at, *self.nullable, *(self.references.columns if self.references else ())):
+        named = (*self.key, self.known_at, *self.nullable, *self.provenance, *(self.references.columns if self.references else ()))
+        for column in (*named, *(LABEL_COLUMNS if self.predictions else ())):
             if column not in self.columns:
                 raise ValueError(f"source '{self.name}' names column '{column}', which is not one of its columns")
         if self.columns[self.known_at] != "timestamp":
             raise ValueError(f"source '{self.name}': known_at column '{self.known_at}' must be a timestamp")
+        if self.predictions and self.key != PREDICTION:
+            raise ValueError(f"source '{self.name}' has labels of predictions, of which each may have one: its key must be prediction_id")
         return self
 
 
@@ -214,8 +238,11 @@ class Project(Frozen):
                     f"project '{self.name}': lookup.defaults: '{feature}' must be {'a text' if not isinstance(value, str) else 'a number'} or None"
                 )
         labels = self.rollout.analysis.labels
-        if labels and not (labels.source in names and {"prediction_id", "label"} <= self.source(labels.source).columns.keys()):
-            raise ValueError(f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with prediction_id and label")
+        if labels and not (labels.source in names and "label" in self.source(labels.source).columns and self.source(labels.source).key == PREDICTION):
+            raise ValueError(
+                f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with the column label "
+                "and the key prediction_id, such as Source.feedback()"
+            )
         for candidate in self.candidates:
             if candidate.compute not in self.compute_classes:
                 raise ValueError(f"candidate '{candidate.name}': {self._no_such_class(candidate.compute)}")

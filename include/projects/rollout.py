@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class LabelPolicy(_Frozen):
-    """Judge on outcomes too, where they come while a step lasts: rows of a source with ``prediction_id`` and ``label``, such as POST /feedback writes."""
+    """Judge on outcomes too, where they come while a step lasts: ``label`` by ``prediction_id``, one a prediction, as ``Source.feedback()`` takes them in."""
 
     source: str = Field("feedback", description="The source that brings them; one of Project.sources.")
     # Fewer would let luck decide; and so many must have come when a bad version is taken out: the project says how soon that is.

@@ -125,6 +125,11 @@ def find_version(project: Project, version: str) -> ModelVersion | None:
         raise
 
 
+def newest_versions(project: Project, count: int) -> list[ModelVersion]:
+    """The newest ones, newest first."""
+    return list(registry_client().search_model_versions(f"name = '{project.name}'", max_results=count, order_by=["version_number DESC"]))
+
+
 def champion(project: Project) -> ModelVersion | None:
     """The version that is deployed, or None before the first one."""
     version = aliases(project).get(CHAMPION)

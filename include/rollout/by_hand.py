@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from include.ledger import LedgerError, freeze_of
@@ -24,6 +23,34 @@ class CannotRollBack(ValueError):
     """There is nothing to go back to; the message says what to do."""
 
 
+class Changed(CannotRollBack):
+    """What is deployed is not what whoever rolls back has looked at: it is for them to look again."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was deployed when somebody looked: the champion, and the newest rollout's version and run (None: there was none)."""
+
+    champion: str | None
+    version: str | None
+    dag_run: str | None
+
+    @classmethod
+    def of(cls, champion: str | None, rollout: Rollout | None) -> "Seen":
+        return cls(champion, rollout.version if rollout else None, rollout.dag_run if rollout else None)
+
+    def refuse_changed(self, champion: str | None, rollout: Rollout | None) -> None:
+        """The same rollout may have gone on meanwhile; another one, or a champion that is not its doing, was not meant.
+
+        Raises:
+            Changed.
+        """
+        now, its = Seen.of(champion, rollout), (rollout.version, rollout.previous) if rollout else ()
+        if (now.version, now.dag_run) != (self.version, self.dag_run) or champion not in (self.champion, *its):
+            newest = f", and the newest rollout is that of version {now.version}" if now.version else ""
+            raise Changed(f"what is deployed has changed since you looked: version {champion or 'none'} is champion{newest}. Look again")
+
+
 @dataclass
 class RolledBack:
     """What rolling back came to.
@@ -39,31 +66,29 @@ class RolledBack:
     notes: list[str] = field(default_factory=list)
 
 
-def roll_back(project: Project, *, to: str | None, reason: str, by: str) -> RolledBack:
+def roll_back(project: Project, *, to: str | None, reason: str, by: str, seen: Seen | None = None) -> RolledBack:
     """Take back the rollout in progress, or else the last one: nobody is answered by its version any more. Also in a frozen project.
 
     Args:
         to: the version that is to be champion afterwards; None: the one that was before the rollout.
+        seen: what whoever asks believes to be deployed; None: whatever is.
 
     Raises:
-        CannotRollBack: there is no such version, or none before this one, or no reason.
+        CannotRollBack: there is no such version, or none before this one, or no reason, or (Changed) it is not what was seen.
         ledger.Busy: a task is changing what is deployed at this moment, and does not come to an end.
     """
     if not reason.strip():
         raise CannotRollBack("say why: whoever looks at the version reads it")
-    if to is not None:
-        try:
-            versions.get_version(project, to)
-        except MlflowException as error:
-            raise CannotRollBack(f"{project.name} has no version {to}: {error.message}") from None
+    if to is not None and versions.find_version(project, to) is None:
+        raise CannotRollBack(f"{project.name} has no version {to}")
     why = f"rolled back by {by}: {reason.strip()}"
     notes: list[str] = []
     try:
         with changing(project, timeout_s=PATIENCE_S) as rollout:
-            found = _back(project, rollout, to, why, notes)
+            found = _back(project, rollout, to, why, notes, seen)
     except (SQLAlchemyError, LedgerError) as error:
         notes.append(f"the ledger does not answer, so a task of deploy might have been in the way, and nothing is on record there: {_line(error)}")
-        found = _back(project, rollout_document(project), to, why, notes)
+        found = _back(project, rollout_document(project), to, why, notes, seen)
     for taken_back, run in found:
         try:
             _record(project, taken_back, run, why)
@@ -89,8 +114,10 @@ def what_serving_serves(project: Project, version: str | None, *, timeout_s: flo
         time.sleep(0.2)
 
 
-def _back(project: Project, rollout: Rollout | None, to: str | None, why: str, notes: list[str]) -> list[tuple[Rollout, str]]:
+def _back(project: Project, rollout: Rollout | None, to: str | None, why: str, notes: list[str], seen: Seen | None) -> list[tuple[Rollout, str]]:
     """What was taken back, each with the run that it is put on record for; [] if all was so already."""
+    if seen is not None:
+        seen.refuse_changed(versions.aliases(project).get(CHAMPION), rollout)
     found: list[tuple[Rollout, str]] = []
     by_hand = f"{why.partition(':')[0]} at {stamp()}"
     if rollout is not None and rollout.state in IN_PROGRESS:

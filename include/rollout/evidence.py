@@ -59,7 +59,7 @@ def _outcomes(project: Project, analysis: Analysis, step: Step, version: str, si
     policy = analysis.labels
     assert policy is not None
     known = tables.read(project, policy.source, known_by=ledger.now(project.name), columns=["prediction_id", "label"])
-    known = known.drop_duplicates("prediction_id", keep="last").set_index("prediction_id")["label"]
+    known = known.set_index("prediction_id", verify_integrity=True)["label"]  # the source's key: ingest took one label a prediction
     given = _labelled(project, answers(project, since=since, until=until), known)
     theirs = given[given["arm"] == (step.control or CHAMPION)]
     if step.shadow is not None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from include import ledger
+from include.data.prediction_log import SETTLED
 from include.projects.base import Project
 from include.projects.rollout import Step
 from include.registry import versions
@@ -26,7 +27,6 @@ from include.rollout.evidence import look
 from include.rollout.promotion import refuse_frozen, refuse_stale, was_in_service
 from include.settings import get_settings
 
-SETTLED = timedelta(seconds=2)  # what was answered longer ago than this is in the log: serving writes it within one
 STEP = "rollout"  # decisions of the ledger: a look each
 ANALYSIS = "rollout_analysis"  # tag of the version: its newest look
 Clock = Callable[[], datetime]

@@ -87,12 +87,13 @@ def _login(user: str, password: str) -> dict[str, str]:
 
 
 def serving_keys(settings: Settings) -> dict[str, str]:
-    """The file by which a serving of this machine knows the house's own key, made or brought up here; other keys in it stay.
+    """The profile, and the file by which a serving of this machine knows the house's own key, made or brought up here; other keys in it stay.
 
-    Where the environment names a file, that is the operator's, and nothing is written.
+    Where the environment names a file, that is the operator's, and nothing is written. Without any, serving itself refuses to start outside embedded.
     """
+    profile = {"SERVING_PROFILE": os.environ.get("SERVING_PROFILE") or settings.profile}
     if settings.serving_api_key is None or os.environ.get("SERVING_KEYS_FILE"):
-        return {}
+        return profile
     file = settings.home / "serving" / "keys.json"
     sha256 = hashlib.sha256(settings.serving_api_key.get_secret_value().encode()).hexdigest()
     known = json.loads(file.read_text())["keys"] if file.exists() else []
@@ -103,4 +104,4 @@ def serving_keys(settings: Settings) -> dict[str, str]:
         draft.touch(mode=0o600)
         draft.write_text(json.dumps({"keys": keys}, indent=1))
         draft.replace(file)
-    return {"SERVING_KEYS_FILE": str(file), "SERVING_PROFILE": settings.profile}
+    return {"SERVING_KEYS_FILE": str(file), **profile}

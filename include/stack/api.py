@@ -15,6 +15,10 @@ from include.stack.environment import ADMIN, admin_password
 FINAL = ("success", "failed")
 
 
+class NotStarted(RuntimeError):
+    """A run could not be started; the message says why."""
+
+
 class AirflowApi:
     """Talks to one Airflow as one user; logs in by itself, again when the token has run out.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
-from include.settings import REPOSITORY, Settings, secret_fields
+from include.settings import QUIET, REPOSITORY, Settings, secret_fields
 from include.stack import access, mlflow_users
 
 ADMIN = "admin"
@@ -157,10 +157,7 @@ def base_environment(settings: Settings, without: Iterable[str] = ()) -> dict[st
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",  # threads that wait for each other by spinning crawl when two fits share the cores
-        "DO_NOT_TRACK": "1",  # Evidently, and whoever else honours it
-        "GX_ANALYTICS_ENABLED": "false",
-        "FEAST_USAGE": "False",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **QUIET,
         "GIT_PYTHON_REFRESH": "quiet",
         "NO_COLOR": "1",  # their output goes to log files
     }

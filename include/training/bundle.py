@@ -19,8 +19,8 @@ from upath import UPath
 
 from include.data import storage
 from include.projects.base import Project
+from include.training.inference import predict, session
 from include.training.inputs import matrices
-from include.training.onnx import predict, session
 
 FILES = ("model.onnx", "contract.json", "golden.json", "reference.parquet")
 RULE = "baseline.onnx"

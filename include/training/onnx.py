@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from include.training.inference import predict, session
+
 # onnx 1.23 would write IR 14 and opset 28; onnxruntime 1.31 takes up to 13 and 26. These are skl2onnx's defaults.
 IR_VERSION = 10
 OPSET, ML_OPSET = 22, 3
@@ -65,23 +67,6 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="airloop")
         onnx.checker.check_model(model)
         return model
-
-
-def session(graph: bytes, threads: int = 1):
-    """An onnxruntime session on the CPU with that many threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def predict(running, numeric: np.ndarray, categorical: np.ndarray) -> np.ndarray:
-    """Predictions float32 [n] of a session for numeric [n, Fn] and categorical [n, Fc]."""
-    feeds = {"numeric": numeric.astype("float32", copy=False)}
-    if categorical.shape[1]:
-        feeds["categorical"] = categorical.astype(object, copy=False)
-    return running.run(["prediction"], feeds)[0]
 
 
 def check_equal(graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray) -> float:

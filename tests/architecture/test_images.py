@@ -1,9 +1,11 @@
 """The images' locks and Dockerfiles, read: nothing is built here (tests/images does that). Each guard has been seen red, at the end."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import distribution, packages_distributions
@@ -41,6 +43,32 @@ FOR_OTHERS = {
     ("airflow", "include.edge.client.client"): {"ed25519"},  # it lies beside it in a bundle, which is where it runs
     ("training", "include.secrets_manager"): {"boto3"},  # pods are handed what they need, and read no secrets themselves
 }
+
+# Imports all that is ours, and says what lacks; in the Airflow image (tests/images), or in this environment with STEPS_ONLY made unknown.
+IMPORTS = """
+import importlib, os, pkgutil
+import feature_repo, include
+from include.settings import get_settings
+os.environ.update(get_settings().feast_environment)  # Feast's modules want them, as they are imported
+lacking = []
+for package in (feature_repo, include):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            lacking.append((found.name, error.name))
+print(lacking)
+wrong = [one for one in lacking if not one[0].startswith("include.training.") or one[1] not in ("torch", "onnx", "skl2onnx")]
+raise SystemExit(str(wrong) if wrong else 0)
+"""
+UNKNOWN = """
+import sys
+class Unknown:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in %r:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Unknown())
+"""
 
 
 # --- the locks -------------------------------------------------------------------------------------------------------------------------------------
@@ -255,3 +283,13 @@ def test_torch_outside_the_training_steps_is_seen(copy):
     with (copy / "include/monitoring/drift.py").open("a") as text:
         text.write("\n\ndef late():\n    import torch\n")
     assert missing(copy, "airflow") == ["include.monitoring.drift imports torch, which is not locked"]
+
+
+def test_nothing_but_training_steps_needs_their_libraries(tmp_path):
+    """Reading the files tells who imports onnx, not who imports whoever does: so everything is imported, without it."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNKNOWN % (STEPS_ONLY,) + IMPORTS], env={**os.environ, "AIRLOOP_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "include.training.onnx" in done.stdout, "nothing was missed: they were there"

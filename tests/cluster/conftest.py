@@ -159,6 +159,10 @@ class Runs:
         for process in book.members(book.records()[component]):
             process.kill()
 
+    def sweep(self) -> None:
+        """What happens every five minutes anyway."""
+        assert self.api.wait("airloop__sweep_pods", self.api.trigger("airloop__sweep_pods", {}), timeout=600, every=0.3) == "success"
+
     def counted(self, request: str) -> int:
         """What the counting step has kept in its checkpoint."""
         kept = self.manifest(request).with_suffix(".checkpoint") / "count"
@@ -253,7 +257,7 @@ def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return of["namespace"], of["cluster"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster():
     with ExitStack() as stack:
         try:
@@ -273,7 +277,7 @@ def k8s_part(cluster):
     return lambda *arguments: subprocess.run([program, *arguments], check=True, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def a_node_that_is_well(cluster):
     """A node object beside the real one, ready as long as the tests run, which takes no pods: of a cluster none of whose nodes answers, Kubernetes takes
     the network to be the trouble, and gives up no pod ("master disruption mode").
@@ -309,7 +313,7 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack_settings(cluster, tmp_path_factory):
     return settings_of(cluster, tmp_path_factory.mktemp("cluster"))
 
@@ -325,7 +329,8 @@ def settings_of(cluster: Cluster, root: Path) -> Settings:
     shutil.copytree(HERE / "tiny", root / "code" / "include" / "projects" / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
     dags = root / "dags"
     shutil.copytree(HERE / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "dags" / "train.py", dags)
+    for file in ("train.py", "sweep_pods.py"):
+        shutil.copy(REPOSITORY / "dags" / file, dags)
     template = root / "pod.yaml"
     template.write_text(json.dumps(pod_template(root, root / "code")))
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
@@ -345,7 +350,7 @@ def mlflow_accounts(cluster: Cluster) -> dict[str, Any]:
     return {**made, "mlflow_username": "airloop", "mlflow_secret": name}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def airloop(cluster, stack_settings):
     """Runs the `airloop` command with those settings, as a person would."""
     return lambda *arguments: airloop_command(cluster, stack_settings, *arguments)
@@ -373,14 +378,14 @@ def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
             up = airloop_command(cluster, settings, "up")
             assert up.returncode == 0, up.stdout + up.stderr
             api = AirflowApi.of(settings)
-            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__cpu", "workers__shaky", "flights__train"], timeout=300)
+            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__cpu", "workers__shaky", "flights__train", "airloop__sweep_pods"], timeout=300)
             yield Runs(api, cluster, settings)
         finally:
             airloop_command(cluster, settings, "down")
     get_settings.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # as long as it is up, this process's environment is the stack's: no test of another room may meet that
 def runs(stack_settings, cluster):
     with a_stack(cluster, stack_settings) as started:
         yield started

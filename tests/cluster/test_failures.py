@@ -148,6 +148,20 @@ def test_a_cancelled_run_leaves_no_pod(runs, cluster, way, nth):
     assert runs.end(request) == "failed"
 
 
+def test_a_pod_whose_run_was_cancelled_while_nobody_watched_is_swept(runs, cluster, airloop, nth):
+    request, other = runs.start("patient", "hang:unwatched"), runs.start("patient", "count:60")
+    at_work(runs, cluster, request)
+    at_work(runs, cluster, other)
+    runs.kill("triggerer")
+    runs.cancel(request)
+    up = airloop("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert cluster.running(request), "somebody was watching"
+    runs.sweep()
+    until(lambda: not cluster.pods(request), what="the pod to go")
+    assert runs.end(other) == "success" and len(runs.lives(other)) == 1, "the pod of a task that goes on was swept too"
+
+
 def test_a_cleared_step_never_runs_twice_at_once(runs, cluster, nth):
     def clear(request: str) -> None:
         at_work(runs, cluster, request)

@@ -245,7 +245,7 @@ def test_workers_whose_node_is_lost_go_on_from_the_checkpoint_when_it_is_back(fi
             until(lambda: all(pod.metadata.deletion_timestamp for pod in cluster.pods(request)), what="the pods to be given up")
         finally:
             k8s_part("resume", "kubelet")
-        until(lambda: "resuming from epoch" in fits.log(request), 400, "others to go on")
+        until(lambda: "resuming from epoch" in fits.log(request), 900, "others to go on")
     assert seen.most == 1, "two pods of one place were there at once"
     assert fits.tries(request) == 1 and len(seen.jobs) == 1 and len(seen.pods) == 4
     fits.cancel(request)

@@ -105,9 +105,10 @@ def test_who_must_not_talk_to_whom_cannot(stack):
 
     everybody = ("postgres:5432", "redis:6379", "s3:7070", "mlflow:5000", "serving:8000", "api-server:8080", "prometheus:9090", "1.1.1.1:443")
     # A network of two joins both ways: whom one asks, by whom one is asked.
-    serving = {"postgres:5432", "redis:6379", "s3:7070", "mlflow:5000", "serving:8000", "prometheus:9090"}
+    serving = {"postgres:5432", "redis:6379", "s3:7070", "mlflow:5000", "serving:8000", "api-server:8080", "prometheus:9090"}
     assert {a for a, yes in reaches("serving", *everybody).items() if yes} == serving
-    assert {a for a, yes in reaches("mlflow", *everybody).items() if yes} == {"postgres:5432", "s3:7070", "mlflow:5000", "serving:8000"}
+    assert {a for a, yes in reaches("mlflow", *everybody).items() if yes} == {"postgres:5432", "s3:7070", "mlflow:5000", "serving:8000", "api-server:8080"}
+    assert reaches("api-server", "mlflow:5000", "serving:8000") == {"mlflow:5000": True, "serving:8000": True}  # for the page Rollout
     assert {a for a, yes in reaches("dag-processor", *everybody).items() if yes} == {"postgres:5432", "api-server:8080"}
     assert {a for a, yes in reaches("scheduler", *everybody).items() if not yes} == {"prometheus:9090", "1.1.1.1:443"}
 

@@ -94,7 +94,16 @@ def test_every_project_has_every_stage_and_no_other_dag_is_there(home):
 
 @every_file
 def test_a_dag_file_makes_one_dag_a_project(file, home):
-    assert sorted(parsed(file, home)["dags"]) == [f"{project}__{file.stem}" for project in project_names()]
+    of_the_house = file.stem not in STAGES
+    assert sorted(parsed(file, home)["dags"]) == ([] if of_the_house else [f"{project}__{file.stem}" for project in project_names()])
+
+
+def test_pods_are_swept_where_steps_are_pods(home, monkeypatch):
+    monkeypatch.setenv("AIRLOOP_COMPUTE", "kubernetes")
+    monkeypatch.setenv("AIRLOOP_TRAINING_IMAGE", "image:1")
+    (dag,) = parsed.__wrapped__(REPOSITORY / "dags" / "sweep_pods.py", home)["dags"].values()
+    assert dag["dag"]["dag_id"] == "airloop__sweep_pods" and not dag["dag"].get("catchup")
+    assert [bullet for bullet in BULLETS if f"* **{bullet}**" not in dag["dag"]["doc_md"]] == []
 
 
 @every_file

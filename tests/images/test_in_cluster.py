@@ -15,7 +15,7 @@ import pytest
 
 from tests.serving.stand import wait_for
 
-pytestmark = [pytest.mark.stack, pytest.mark.images, pytest.mark.cluster]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images, pytest.mark.cluster]
 
 USER = 10001
 

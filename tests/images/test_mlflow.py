@@ -10,7 +10,7 @@ from tests.images.engine import HARDENED
 from tests.images.test_training import ABSENT, WRITES
 from tests.serving.stand import wait_for
 
-pytestmark = [pytest.mark.stack, pytest.mark.images]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images]
 
 
 def test_nobody_runs_it_and_it_has_no_airflow(engine, mlflow_image, size):

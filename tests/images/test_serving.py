@@ -11,7 +11,7 @@ from tests.images.engine import HARDENED
 from tests.images.test_training import ABSENT, WRITES
 from tests.serving.stand import NAME, FeatureRepository, Registry, expected, wait_for
 
-pytestmark = [pytest.mark.stack, pytest.mark.images]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images]
 
 
 def test_nobody_runs_it_and_neither_airflow_nor_torch_is_there(engine, serving_image, size):

@@ -8,7 +8,7 @@ import pytest
 from include.projects import get_project
 from include.registry import requests
 
-pytestmark = [pytest.mark.stack, pytest.mark.images]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images]
 
 WRITES = """
 import os

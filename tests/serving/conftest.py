@@ -1,6 +1,5 @@
 """Real things to serve from: a model as ONNX, an MLflow registry, a Feast repository with an online store."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,9 +8,6 @@ import pytest
 
 from serving.lookup import FeatureLookup
 from tests.serving.stand import FeatureRepository, Registry, wait_for
-
-# Neither may phone home, nor wait for minutes on a server that a test has stopped.
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", FEAST_USAGE="False", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
 
 NOW = datetime(2013, 6, 1, 10, tzinfo=UTC)  # the data's present; the wall clock is years later
 

@@ -33,15 +33,20 @@ def scraped(service: Process) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 
+def ask_until_answered(service: Process, body: dict) -> list[int]:
+    """The statuses, the last one 200: one of several workers may still be loading; it says so, and is asked again."""
+    said: list[int] = []
+
+    def ask() -> bool:
+        said.append(service.get(f"/models/{NAME}/predict", body, timeout=250)[0])
+        return said[-1] == 200
+
+    wait_for(ask, 240, lambda: said)
+    return said
+
+
 @pytest.mark.stack
-@pytest.mark.parametrize(
-    "workers",
-    [
-        # Twice, of many runs, the count did not come to 60 on a busy machine; why is not known yet. With two workers it always did.
-        pytest.param(1, marks=pytest.mark.xfail(strict=False, reason="now and then a count is missed on a busy machine: to be found")),
-        2,
-    ],
-)
+@pytest.mark.parametrize("workers", [1, 2])
 def test_predictions_are_counted_by_version_and_arm_whichever_worker_answered(registry, features, tmp_path, workers):
     registry.add(bias=1)
     settings = {
@@ -54,19 +59,30 @@ def test_predictions_are_counted_by_version_and_arm_whichever_worker_answered(re
     raw = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
     try:
         wait_for(lambda: all(service.get("/ready")[0] == 200 for _ in range(10)), 400, service.log.read_text)  # each worker, as far as one can tell
-        for _ in range(30):  # one of the workers may still be loading: it says so, and is asked again
-            wait_for(lambda: service.get(f"/models/{NAME}/predict", {"instances": [raw, raw]}, timeout=250)[0] == 200, 240)
+        asked = []
+        for _ in range(30):
+            asked += ask_until_answered(service, {"instances": [raw, raw]})
+        # One that the client heard nothing of (0) may have been answered all the same, and is counted then.
+        answered, unheard = asked.count(200), asked.count(0)
+        assert answered == 30
         assert service.get(f"/models/{NAME}/predict", {"instances": []}, timeout=250)[0] == 422
         labels = f'{{arm="champion",model="{NAME}",version="1"}}'
-        told = wait_for(lambda: (m := scraped(service)).get(f"serving_predictions_total{labels}") == 60 and m, 120, lambda: scraped(service))
-        assert told[f"serving_prediction_seconds_count{labels}"] == 30
-        assert told['serving_requests_total{route="predict",status="200"}'] == 30 and told['serving_requests_total{route="predict",status="422"}'] == 1
-        assert told[f'serving_model_up{{model="{NAME}"}}'] == 1 and told["serving_registry_up"] == 1 and told["serving_lookup_up"] == 1
-        wait_for(lambda: scraped(service).get('serving_log_rows_total{fate="written"}') == 60, 120)
+        exactly = {
+            f"serving_predictions_total{labels}": 60, f"serving_prediction_seconds_count{labels}": 30, 'serving_log_rows_total{fate="written"}': 60,
+            'serving_requests_total{route="predict",status="200"}': 30, 'serving_requests_total{route="predict",status="422"}': 1,
+            f'serving_model_up{{model="{NAME}"}}': 1, "serving_registry_up": 1, "serving_lookup_up": 1,
+        }  # fmt: skip
+        told = {}
+
+        def all_told() -> bool:
+            told.update(scraped(service))
+            return all(name in told and value <= told[name] <= value + 2 * unheard for name, value in exactly.items())
+
+        wait_for(all_told, 120, lambda: (asked, {name: told.get(name) for name in exactly}))
         if workers > 1:
             _kill_one(service)
             wait_for(lambda: scraped(service)["serving_lookup_up"] == 1, 120)  # the dead one's gauges are gone, another one runs
-            assert scraped(service)[f"serving_predictions_total{labels}"] == 60  # what it answered was answered
+            assert scraped(service)[f"serving_predictions_total{labels}"] == told[f"serving_predictions_total{labels}"]  # what it answered was answered
     finally:
         service.end()
 

@@ -1,7 +1,9 @@
 """Who may what in Airflow and in the plugin's pages, role by role, asked of a real API server: once with FAB's users, once with SimpleAuthManager's."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -59,6 +61,12 @@ class Airflow:
     def report(self, dag_id: str, **arguments) -> httpx.Response:
         return httpx.get(f"{self.settings.airflow_url}/airloop/report/{dag_id}/{quote(RUN)}/detect/", timeout=60, trust_env=False, **arguments)
 
+    def rollout(self, role: str, dag_id: str = MONITOR, act: str = "", **fields) -> httpx.Response:
+        """The page Rollout in the browser of somebody of that role; or what a form of it comes to."""
+        address, cookies = f"{self.settings.airflow_url}/airloop-rollout/{dag_id}/{act}", {"_token": self.as_(role).token}
+        with httpx.Client(cookies=cookies, timeout=120, trust_env=False) as browser:
+            return browser.post(address, data=fields) if act else browser.get(address)
+
     def status(self, role: str, method: str, path: str, **arguments) -> int:
         """What the API answers to somebody of that role."""
         bearer = {"Authorization": f"Bearer {self.as_(role).token}"}
@@ -103,6 +111,11 @@ def settings_of(home, **more) -> Settings:
     return Settings(home=home, dags_folder=home / "dags", airflow_port=free_port(), **more)
 
 
+def _registry(settings: Settings) -> dict[str, str]:
+    """A registry without a server, in which nothing is registered."""
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{settings.home / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 def migrate(settings: Settings) -> None:
     command = migration(settings)
     done = subprocess.run(command.arguments, env=command.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
@@ -115,7 +128,7 @@ def fab(tmp_path_factory):
     migrate(settings)
     assert users.sync(settings) == "admin made"
     assert users.sync(settings) == "admin is as it should be"
-    airflow = Airflow(settings, airflow_environment(settings) | {"AIRFLOW__FAB__CACHE_TTL": "1"})
+    airflow = Airflow(settings, airflow_environment(settings) | _registry(settings) | {"AIRFLOW__FAB__CACHE_TTL": "1"})
     airflow.passwords["admin"] = settings.airflow_admin_password.get_secret_value()
     with api_server(airflow):
         for name, role in PEOPLE.items():
@@ -127,7 +140,7 @@ def fab(tmp_path_factory):
 def simple(tmp_path_factory):
     settings = settings_of(tmp_path_factory.mktemp("simple"))
     migrate(settings)
-    environment = airflow_environment(settings)
+    environment = airflow_environment(settings) | _registry(settings)
     people = PEOPLE | {"admin": "admin"}
     passwords = {name: token_urlsafe(15) for name in people}
     file = settings.home / "airflow" / "simple_auth_manager_passwords.json.generated"
@@ -167,6 +180,30 @@ def test_running_a_dag_takes_an_editor(airflow, role, may):
     assert answer == (404 if may else 403)  # there is no such DAG here, which is told to who might run it
 
 
+@pytest.mark.parametrize("role, may", [("viewer", False), ("editor", True), ("operator", True), ("admin", True)])
+def test_acting_on_what_is_deployed_takes_an_editor_and_his_name_is_on_record(airflow, role, may):
+    page = airflow.rollout(role)
+    assert page.status_code == 200 and "nothing is deployed" in page.text and ("<form" in page.text) == may, page.text
+    if not may:
+        refused = airflow.rollout(role, act="freeze", reason="audit")
+        assert refused.status_code == 403 and "your account may not start" in refused.text and "audit" not in airflow.rollout("admin").text
+        return
+    name = next((name for name, has in PEOPLE.items() if has == role), role)
+    frozen = airflow.rollout(role, act="freeze", reason=f"audit by {role}", token=token_of(page))
+    assert frozen.status_code == 200 and f"by {name} in the UI: audit by {role}" in frozen.text, frozen.text
+    thawed = airflow.rollout(role, act="thaw", token=token_of(frozen))
+    assert thawed.status_code == 200 and "Thawed" in thawed.text, thawed.text
+
+
+def token_of(page: httpx.Response) -> str:
+    return html.unescape(re.search(r'name="token" value="([^"]+)"', page.text)[1])
+
+
+def test_a_token_of_the_page_is_of_one_person(airflow):
+    refused = airflow.rollout("editor", act="freeze", reason="audit", token=token_of(airflow.rollout("operator")))
+    assert refused.status_code == 403 and "Nothing was done." in refused.text
+
+
 @pytest.mark.parametrize("role, may", [("viewer", False), ("editor", False), ("operator", True), ("admin", True)])
 def test_changing_a_pool_takes_an_operator(airflow, role, may):
     answer = airflow.status(role, "POST", "/api/v2/pools", json=NEW_POOL | {"name": f"of_{role}"})
@@ -191,6 +228,10 @@ def test_who_sees_one_dag_only_reads_its_reports_only(fab):
     assert fab.report(MONITOR, headers=bearer).status_code == 200
     refused = fab.report(TRAIN, headers=bearer)
     assert refused.status_code == 403 and "a report" not in refused.text
+    page = f"{fab.settings.airflow_url}/airloop-rollout"
+    seen = httpx.get(f"{page}/{MONITOR}/", headers=bearer, timeout=60, trust_env=False)
+    assert seen.status_code == 200 and "nothing is deployed" in seen.text and "<form" not in seen.text
+    assert httpx.get(f"{page}/{TRAIN}/", headers=bearer, timeout=60, trust_env=False).status_code == 403
 
 
 def _make_permission(fab: Airflow, action: str, resource: str) -> None:
@@ -200,7 +241,7 @@ def _make_permission(fab: Airflow, action: str, resource: str) -> None:
 
 
 def test_nobody_reads_nothing(airflow):
-    for path in (f"/airloop/report/{MONITOR}/{quote(RUN)}/detect/", "/api/v2/dags", "/api/v2/plugins"):
+    for path in (f"/airloop/report/{MONITOR}/{quote(RUN)}/detect/", f"/airloop-rollout/{MONITOR}/", "/api/v2/dags", "/api/v2/plugins"):
         answer = httpx.get(f"{airflow.settings.airflow_url}{path}", timeout=60, trust_env=False)
         assert answer.status_code == 401 and "a report" not in answer.text, path
 

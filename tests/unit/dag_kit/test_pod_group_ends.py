@@ -6,7 +6,7 @@ import pytest
 
 from include.dag_kit.pod_ends import Kind, Verdict, end_of
 from include.dag_kit.pod_group_ends import ENDED, GAVE_UP, INDEX, OTHERS_LOST, group_is_at, judge_group, sort_out_groups
-from include.dag_kit.pods import Step, pod_name
+from include.dag_kit.pod_names import Step, pod_name
 from include.outages import STORE_AWAY
 from include.training import launch, workers
 from tests.unit.dag_kit.test_pod_ends import LIMITS, MADE, RUNNING, disrupted, ended, pod, stamp, waiting

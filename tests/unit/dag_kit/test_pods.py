@@ -10,8 +10,9 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from kubernetes import client
 from kubernetes.client import ApiException
 
+from include.dag_kit.pod_names import Step, pod_environment
 from include.dag_kit.pod_trigger import bare
-from include.dag_kit.pods import Step, StepPod, pod_environment
+from include.dag_kit.pods import StepPod
 from include.projects.compute import ComputeClass
 from include.settings import Settings
 
@@ -76,7 +77,7 @@ def pod(monkeypatch):
     return StepPod(task_id="fit", step=STEP, resources=ComputeClass(schedule_timeout=timedelta(minutes=5)), command=["python"], settings=settings())
 
 
-CONTEXT = {"dag_run": SimpleNamespace(run_id="run", clear_number=0)}
+CONTEXT = {"dag_run": SimpleNamespace(run_id="run", clear_number=0), "ti": SimpleNamespace(dag_id="dag", task_id="fit", run_id="run", map_index=-1)}
 QUOTA = 'pods "p" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=2, used: requests.nvidia.com/gpu=8, limited: 8'
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from include.dag_kit.pods import Step, StepPod
+from include.dag_kit.pod_names import Step
+from include.dag_kit.pods import StepPod
 from include.projects.compute import ComputeClass
 from include.settings import Settings
 

@@ -91,6 +91,18 @@ def test_the_earlier_row_stays(rows, expected, where):
         assert found(rules.in_earlier_file(READINGS, rows)) == expected
 
 
+def test_where_a_row_came_from_makes_no_contradiction():
+    source = READINGS.model_copy(update={"provenance": ("known_at",)})
+    rows = readings(("a", 1, 1), ("a", 1, 1, 30))
+    assert found(rules.repeated_keys(READINGS, rows, np.array([0, 0]))) == {"contradicting_keys": [0, 1]}
+    assert found(rules.repeated_keys(source, rows, np.array([0, 0]))) == {"duplicated_keys": [1]}
+    told = READINGS.model_copy(update={"provenance": ("value",)})
+    differing = readings(("a", 1, 1), ("a", 1, 2))
+    assert found(rules.in_earlier_file(told, differing)) == {"repeats_earlier": [1]}
+    put(READINGS, differing.head(1))
+    assert found(rules.known_already(PROJECT, told, differing.iloc[1:].reset_index(drop=True))) == {"repeats_earlier": [0]}
+
+
 def test_a_row_must_refer_to_something_that_is_known():
     put(METERS, pd.DataFrame({"meter": ["a"], "town": [None], "known_at": [NOON]}))
     rule, message, mask = rules.dangling(PROJECT, READINGS, readings(("a", 1, 1), ("b", 1, 1)))

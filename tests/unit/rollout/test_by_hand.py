@@ -5,6 +5,7 @@ import threading
 from contextlib import suppress
 
 import pytest
+from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 from include import ledger
@@ -12,7 +13,7 @@ from include.cli import app
 from include.projects.rollout import Analysis, RolloutPolicy, Step
 from include.registry import versions
 from include.rollout import by_hand, promotion, steps
-from include.rollout.by_hand import CannotRollBack, roll_back
+from include.rollout.by_hand import CannotRollBack, Changed, Seen, roll_back
 from include.rollout.document import Superseded, changing, rollout_document
 from tests.unit.rollout.stand import Clock
 from tests.unit.rollout.test_promotion import CUTOFF, Killed, kill_after
@@ -97,6 +98,24 @@ def test_without_anything_before_it_says_what_to_do(deployed, serving):
         back(deployed, to="99")
     with pytest.raises(CannotRollBack, match="say why"):
         roll_back(deployed, to=None, reason=" ", by="jo")
+
+
+def test_only_what_was_looked_at_is_taken_back(replaced):
+    looked = Seen.of("2", rollout_document(replaced))
+    versions.move_alias(replaced, "champion", "3")
+    with pytest.raises(Changed, match="has changed since you looked: version 3 is champion, and the newest rollout is that of version 2"):
+        roll_back(replaced, to=None, reason="it refunds everybody", by="jo", seen=looked)
+    assert versions.aliases(replaced)["champion"] == "3"
+    versions.move_alias(replaced, "champion", "2")
+    for _ in range(2):  # what it did itself is no change
+        assert roll_back(replaced, to=None, reason="it refunds everybody", by="jo", seen=looked).champion == "1"
+
+
+def test_a_registry_that_is_away_is_no_missing_version(replaced, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(MlflowException, match="127.0.0.1"):
+        back(replaced, to="1")
 
 
 def test_it_works_while_the_ledger_is_away(replaced, monkeypatch):

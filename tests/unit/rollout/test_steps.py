@@ -207,17 +207,11 @@ def test_an_ab_test_has_a_control_of_the_same_size(careful, clock):
     assert advance(project, clock).done
 
 
-FEEDBACK = Source(
-    name="feedback", format="parquet", columns={"label_id": "string", "prediction_id": "string", "label": "float64", "known_at": "timestamp"},
-    key=("label_id",), known_at="known_at",
-)  # fmt: skip
-
-
 def tell_outcomes(project, ids, right, at):
     """Outcomes into the table ``feedback``, as ingest writes it; ``right``: the rows' predictions, which they follow (or its opposite)."""
     generator = np.random.default_rng(len(ids))
     labels = (generator.uniform(size=len(ids)) < right).astype(float)
-    table = pa.table({"label_id": ids, "prediction_id": ids, "label": labels, "known_at": pa.array([at] * len(ids), pa.timestamp("us", tz="UTC"))})
+    table = pa.table({"prediction_id": ids, "label": labels, "known_at": pa.array([at] * len(ids), pa.timestamp("us", tz="UTC"))})
     write_deltalake(layout.table(project, "feedback"), table, mode="append")
 
 
@@ -225,7 +219,7 @@ def tell_outcomes(project, ids, right, at):
 def test_one_that_is_worse_on_outcomes_is_taken_out_within_the_minimum_sample(careful, clock, shadow):
     analysis = careful.rollout.analysis.model_copy(update={"labels": LabelPolicy(min_labels=100)})
     step = Step(name="next", shadow=1.0, looks=20) if shadow else Step(weight=0.05, looks=20)
-    project = careful.model_copy(update={"rollout": RolloutPolicy(steps=(step,), analysis=analysis), "sources": (*careful.sources, FEEDBACK)})
+    project = careful.model_copy(update={"rollout": RolloutPolicy(steps=(step,), analysis=analysis), "sources": (*careful.sources, Source.feedback())})
     ledger.set_clock(project.name, "2013-03-01T00:00:00Z")  # a replay: outcomes count by its time
     advance(project, clock)
     told = 0

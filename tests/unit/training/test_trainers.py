@@ -7,8 +7,9 @@ import pytest
 from include.projects.base import Candidate, Inputs, TaskKind
 from include.training import candidates, trainers
 from include.training.bundle import Bundle, GoldenMismatch, make_bundle
+from include.training.inference import predict, session
 from include.training.inputs import matrices
-from include.training.onnx import ExportError, Graph, check_equal, predict, session
+from include.training.onnx import ExportError, Graph, check_equal
 
 INPUTS = Inputs(numeric=("plain", "gaps", "empty", "big"), categorical=("place", "carrier"))
 CANDIDATES = {

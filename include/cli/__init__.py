@@ -1,0 +1,21 @@
+"""The `airloop` command. Each command is a few lines: what it does lies in the room that it imports when it is called."""
+
+import typer
+
+from include.cli import archives, loop, models, services, users
+
+app = typer.Typer(
+    name="airloop",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    help="Airflow, MLflow and serving on this machine, and the loop that they run.\n\n"
+    "Begin with [bold]airloop up[/bold]; it prints where everything is and how to log in. Every setting is an environment variable "
+    "AIRLOOP_...: see include/settings.py.",
+)
+for panel, commands in (("Services", services), ("The loop", loop), ("Models", models), ("Backup", archives)):
+    for command in commands.app.registered_commands:
+        command.rich_help_panel = panel
+    app.add_typer(commands.app)
+app.add_typer(users.app, name="users", rich_help_panel="Services")

@@ -1,0 +1,6 @@
+"""``python -m include.cli``: where the package is not installed, as in an image."""
+
+from include.cli import app
+
+if __name__ == "__main__":
+    app()

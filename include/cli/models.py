@@ -1,0 +1,145 @@
+"""What is deployed, what may be, and models for elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from include.cli.exits import exit_unless, fail, or_exit, settings_or_exit
+
+app = typer.Typer()
+
+
+@app.command()
+def rollout(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Let a paused one go on: you have looked at it.")] = False,
+) -> None:
+    """Show the rollout in progress or the last one: where it is, and what each look found."""
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.rollout import steps
+    from include.rollout.document import rollout_document
+    from include.rollout.report import paragraph_of
+
+    found = or_exit(get_project, project)
+    settings_or_exit()
+    if resume and steps.resume(found, by=who()) is None:
+        fail(f"{project}: no rollout is paused")
+    document = rollout_document(found)
+    if document is None:
+        typer.echo(f"{project}: nothing was ever rolled out.")
+        return
+    typer.echo(paragraph_of(found, document.version, document))
+    for look in steps.looks(found, document):
+        typer.echo(f"{look['recorded_at']}  {look['subject'].rsplit(', ', 2)[1]}: {look['verdict']}")
+        for reason in look["reasons"]:
+            typer.echo(f"    {reason}")
+
+
+@app.command()
+def rollback(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    reason: Annotated[str, typer.Option(help="Why; whoever looks at the version reads it.")],
+    to: Annotated[str | None, typer.Option(help="The version that is to answer. Default: the one before the newest rollout.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who rolls back. Default: the name of your login.")] = None,
+) -> None:
+    """Take back the rollout in progress, or else the last one, now: the version before it answers everybody again. Also while Airflow is down.
+
+    Doing it again changes nothing. Exit status 1 if serving does not answer with that version within 15 s; it says what serving answers with.
+    """
+    import os
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seconds count here, and MLflow's client tries for minutes
+    from mlflow.exceptions import MlflowException
+
+    from include.ledger import Busy
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.rollout.by_hand import roll_back, what_serving_serves
+
+    found = or_exit(get_project, project)
+    settings_or_exit()
+    try:
+        done = or_exit(lambda _: roll_back(found, to=to, reason=reason, by=by or who()), project)
+    except (Busy, MlflowException) as error:
+        fail(f"not rolled back: {error}\nIf MLflow is away: serving keeps answering as it does, and follows as soon as MLflow is back")
+    for note in done.notes:
+        typer.echo(note, err=True)
+    taken = done.taken_back
+    typer.echo(f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is version {done.champion or 'none'}.")
+    follows, said = what_serving_serves(found, done.champion)
+    typer.echo(f"{said[0].upper()}{said[1:]}.", err=not follows)
+    exit_unless(follows)
+
+
+@app.command()
+def freeze(
+    why: Annotated[str, typer.Option(help="The reason; whoever meets the freeze reads it.")],
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All projects, also those to come.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who freezes. Default: the name of your login.")] = None,
+) -> None:
+    """Have nothing trained, promoted or rolled out, until `airloop thaw`. Ingest, features, scores, serving and monitoring go on.
+
+    Retrain requests wait. What runs at this moment ends, and what would come after it does not begin; a rollout that has begun is brought to its end.
+    """
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    held, new = or_exit(lambda _: freezing.freeze(project, by=by or freezing.who(), why=why), "")
+    typer.echo(f"{held}." if new else f"It was frozen already, and that stays: {held}.")
+
+
+@app.command()
+def thaw(
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="End the freeze of all. Projects that were frozen each for itself stay frozen.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who thaws. Default: the name of your login.")] = None,
+) -> None:
+    """End a freeze and have taken up what waited: requests are trained, a model that had passed the gate is deployed."""
+    from include.operations import freezing
+
+    _one_or_all(project, everything)
+    thawed = or_exit(lambda _: freezing.thaw(settings_or_exit(), project, by=by or freezing.who()), "")
+    typer.echo(f"Thawed; it was so: {thawed.ended}." if thawed.ended else f"{project or 'Everything'} was not frozen.")
+    for one in thawed.still:
+        typer.echo(f"Still: {one}.")
+    for dag_id, run_id in thawed.started:
+        typer.echo(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
+    if thawed.trouble:
+        typer.echo(thawed.trouble, err=True)
+    exit_unless(not thawed.trouble)
+
+
+@app.command()
+def export(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    version: Annotated[str | None, typer.Option(help="Of the registered model. Default: the champion.")] = None,
+    into: Annotated[Path, typer.Option(help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a model version as one signed file, for those that cannot call an API: docs/runbooks/edge.md."""
+    from include.edge.export import export as write
+    from include.projects import get_project
+
+    settings_or_exit()
+    made = or_exit(lambda name: write(get_project(name), version, into), project)
+    typer.echo(f"{made.bundle}: version {made.version} of {project}. Whoever uses it checks it with {made.public_key}, got from you another way.")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="What `airloop export` wrote.", exists=True, dir_okay=False)],
+    key: Annotated[Path, typer.Option(help="The public key, in PEM.", exists=True, dir_okay=False)],
+) -> None:
+    """Check the signature of an edge bundle, and show what it is. Exit status 2 if it does not hold."""
+    import json
+
+    from include.edge.export import verify as check
+
+    typer.echo(json.dumps(or_exit(lambda _: check(bundle, key), ""), indent=1))
+
+
+def _one_or_all(project: str | None, everything: bool) -> None:
+    if (project is None) != everything:
+        fail("name a project, or say --all")

@@ -1,0 +1,150 @@
+"""Labels of served predictions: which of them a run may look at, and of which prediction each one is.
+
+A label names a prediction, or an entity and the time when the prediction was asked for. The latter is of the prediction that serving answered nearest to
+that time (``apart`` at most) to a request with the same join keys and the same of every request feature that the label names. Ingest writes that
+prediction's id into the row, so the table's key holds for both kinds: a second label of one prediction repeats the first, or contradicts it.
+"""
+
+import io
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.data import layout, prediction_log, reading
+from include.data.landing import LandedFile
+from include.data.prediction_log import SETTLED, SKEW
+from include.data.reading import FileRefused
+from include.data.rules import Fault
+from include.data.tables import ARROW
+from include.projects.base import Project, Source
+
+LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime | None = None) -> tuple[list[LandedFile], list[LandedFile]]:
+    """The files that this run may look at, in the order in which they were received, and those that wait for a later one.
+
+    Labels come at any moment, also after a run has chosen its cutoff: what is known later is not from the future, it is only not this run's. And what came
+    within the last seconds may be of a prediction that serving has not logged yet.
+
+    Args:
+        now: the wall clock, by which serving stamps what it receives.
+    """
+    settled = pd.Timestamp((now or datetime.now(UTC)) - SETTLED)
+    ready: list[tuple[datetime, str, LandedFile]] = []
+    waiting = []
+    for file in files:
+        try:
+            rows = reading.read(source, file.name, file.content).typed
+        except FileRefused:  # there is nothing to wait for
+            ready.append((LAST, file.name, file))
+            continue
+        known, received = rows["known_at"], rows["received_at"]
+        if (((known > pd.Timestamp(cutoff)) & (known <= received + SKEW)) | (received > settled)).any():
+            waiting.append(file)
+        else:
+            ready.append((LAST if received.isna().all() else received.min().to_pydatetime(), file.name, file))
+    return [file for _, _, file in sorted(ready, key=lambda one: one[:2])], waiting
+
+
+@dataclass
+class _Thing:
+    """What a label names, and the predictions that it was found to be."""
+
+    keys: tuple[Any, ...]  # the join keys' values, in the project's order
+    said: dict[str, Any]
+    at: int  # microseconds since 1970
+    off: int | None = None
+    ids: set[str] = field(default_factory=set)
+
+    def offer(self, prediction: str, key: dict[str, Any], at: int, apart: int) -> None:
+        off = abs(at - self.at)
+        if off > apart or (self.off is not None and off > self.off) or any(_value(key.get(name)) != value for name, value in self.said.items()):
+            return
+        if off != self.off:
+            self.off, self.ids = off, set()
+        self.ids.add(prediction)
+
+
+def find_predictions(project: Project, source: Source, rows: pd.DataFrame) -> list[Fault]:
+    """Put the id of its prediction into each row that names an entity and a time, and find what cannot be a label of any.
+
+    Args:
+        rows: the source's columns, typed; ``prediction_id`` is changed, to an empty one where none is found.
+    """
+    policy = source.predictions
+    if policy is None or rows["received_at"].isna().all():
+        return []
+    given = rows["prediction_id"].tolist()
+    things = [None if one else _thing(project, *named) for one, *named in zip(given, rows["entity"], rows["event_timestamp"], strict=True)]
+    since = rows["received_at"].min().to_pydatetime() - policy.back
+    there = _search(project, {one for one in given if one}, [thing for thing in things if thing], policy.apart, since)
+
+    found = [({one} & there) if one else thing.ids if thing else set() for one, thing in zip(given, things, strict=True)]
+    rows["prediction_id"] = [one or (min(ids) if len(ids) == 1 else "") for one, ids in zip(given, found, strict=True)]
+    count = np.array([len(ids) for ids in found])
+    early = (rows["known_at"] > rows["received_at"] + SKEW).to_numpy(dtype=bool, na_value=False)
+    what = (
+        ("from_the_future", "'known_at' is after the label was received", early),
+        ("unknown_prediction", f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.apart} of their time", count == 0),
+        ("ambiguous_prediction", "several predictions are equally near to that time", count > 1),
+    )
+    return [(rule, f"{message}, e.g. {_text(rows.assign(prediction_id=given)[mask].iloc[0])}", mask) for rule, message, mask in what if mask.any()]
+
+
+def _thing(project: Project, entity: Any, time: Any) -> _Thing | None:
+    """None: the row names nothing that could be looked for."""
+    try:
+        said, at = json.loads(entity), pd.to_datetime(time, utc=True, format="ISO8601")
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(said, dict) or pd.isna(at) or not all(isinstance(value, str | int | float | None) for value in said.values()):
+        return None
+    return _Thing(_keys(project, said), {name: _value(value) for name, value in said.items()}, at.value // 1000)
+
+
+def _search(project: Project, ids: set[str], things: list[_Thing], apart: timedelta, since: datetime) -> set[str]:
+    """Which of the ids are in the log; offers each thing the predictions around its time. Newest files first, and no further back than is needed."""
+    missing, reach = set(ids), int(apart.total_seconds() * 1e6)
+    of_keys: dict[tuple[Any, ...], list[_Thing]] = defaultdict(list)
+    for thing in things:
+        of_keys[thing.keys].append(thing)
+    times = np.sort(np.array([thing.at for thing in things], dtype="int64"))
+    needed = (times[0] - reach) / 1e6 - SKEW.total_seconds() if things else np.inf
+    for written, content in prediction_log.newest_first(layout.prediction_log(project), since=since):
+        if not missing and written is not None and written.timestamp() < needed:
+            break
+        rows = pq.read_table(io.BytesIO(content), columns=["prediction_id", "predicted_at", "key"])
+        rows = rows.filter(pc.greater_equal(rows["predicted_at"], pa.scalar(since, ARROW["timestamp"])))
+        if missing:
+            hits = rows["prediction_id"].filter(pc.is_in(rows["prediction_id"], value_set=pa.array(sorted(missing), pa.string())))
+            missing -= set(hits.to_pylist())
+        if things:
+            at = rows["predicted_at"].cast(ARROW["timestamp"]).cast(pa.int64()).to_numpy()
+            near = np.searchsorted(times, at - reach, "left") < np.searchsorted(times, at + reach, "right")
+            for row, moment in zip(rows.filter(pa.array(near)).to_pylist(), at[near].tolist(), strict=True):
+                key = json.loads(row["key"])
+                for thing in of_keys.get(_keys(project, key), ()):
+                    thing.offer(row["prediction_id"], key, moment, reach)
+    return ids - missing
+
+
+def _keys(project: Project, said: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(_value(said.get(name)) for name in project.entities)
+
+
+def _value(value: Any) -> tuple[bool, Any]:
+    """JSON's 7 and 7.0 are the same number; true is none, though Python takes it for 1."""
+    return isinstance(value, bool), value
+
+
+def _text(row: pd.Series) -> str:
+    return f"prediction_id={row['prediction_id']}" if row["prediction_id"] else f"entity {row['entity']} at {row['event_timestamp']}"

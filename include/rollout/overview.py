@@ -1,0 +1,145 @@
+"""What is deployed of a project, as a page for people: champion, rollout, serving, freeze; and the forms with which they change it.
+
+No script: what other people wrote (reasons, names) is text here and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from sqlalchemy.exc import SQLAlchemyError
+
+from include import ledger
+from include.projects.base import Project
+from include.registry import versions
+from include.rollout import served
+from include.rollout.by_hand import Seen
+from include.rollout.document import IN_PROGRESS, Rollout, rollout_document
+from include.rollout.report import paragraph_of
+from include.rollout.steps import describe, looks
+from include.settings import get_settings
+from include.times import stamp
+from include.training import page
+
+SHOWN = 20  # versions, looks and decisions: the newest
+_FORMS = """<style>fieldset{border:1px solid #ddd;border-radius:6px;margin:1rem 0;padding:.6rem 1rem}legend{font-weight:600}
+input,select,button{font:inherit;padding:.25rem .5rem;margin-right:.5rem}input{width:26rem;max-width:90%}
+fieldset:disabled{color:#777}h2{font-size:1.05rem;margin-top:2rem}</style>"""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """``frozen`` and ``lately`` are the ledger's, which may be away: then ``gap`` says so. ``said`` is serving's word."""
+
+    champion: str | None
+    previous: str | None
+    rollout: Rollout | None
+    newest: list[ModelVersion]
+    said: dict[str, Any]
+    frozen: ledger.Freeze | None = None
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    lately: list[dict[str, Any]] = field(default_factory=list)
+    gap: str = ""
+
+    @property
+    def seen(self) -> Seen:
+        return Seen.of(self.champion, self.rollout)
+
+
+def overview(project: Project) -> Overview:
+    """What is known now.
+
+    Raises:
+        MlflowException: the registry does not answer.
+    """
+    now, rollout = versions.aliases(project), rollout_document(project)
+    newest = versions.newest_versions(project, SHOWN) if now or rollout else []
+    said = served.ask(get_settings().serving_url, project.name)
+    first = (now.get(versions.CHAMPION), now.get(versions.PREVIOUS), rollout, newest, said)
+    try:
+        decided = [d for d in ledger.decisions(project.name) if d["what"] in ("deploy", "freeze")]
+        of_rollout = looks(project, rollout)[-SHOWN:] if rollout else []
+        return Overview(*first, ledger.freeze_of(project.name), of_rollout, sorted(decided, key=lambda d: d["recorded_at"])[: -SHOWN - 1 : -1])
+    except (SQLAlchemyError, ledger.LedgerError):
+        return Overview(*first, gap="The ledger does not answer: whether the project is frozen, and what was decided, cannot be shown. Rolling back works.")
+
+
+def overview_page(project: Project, found: Overview, *, token: str, refusals: Mapping[str, str], told: list[tuple[str, str]]) -> str:
+    """The page, in HTML.
+
+    Args:
+        token: goes with each form, and comes back with it.
+        refusals: why the reader may not do what, by the forms' names; what is not in it he may.
+        told: what came of what he did just now: sentences, each with a kind of ``page.paragraph``.
+    """
+    sections = [_FORMS, *(page.paragraph(text, kind) for text, kind in told)]
+    if found.gap:
+        sections.append(page.paragraph(found.gap, "no"))
+    sections.append(page.table(["", ""], _facts(project, found)))
+    sections.append(f'<p>As of {stamp()}. <a href="./">Look again</a></p>')
+    sections += _forms(project, found, token, refusals)
+    if found.looks:
+        of_look = [(d["recorded_at"], d["subject"].rsplit(", ", 2)[1], d["verdict"], "; ".join(d["reasons"])) for d in reversed(found.looks)]
+        sections += ["<h2>What each look at the rollout found, the newest first</h2>", page.table(["", "look", "", "found"], of_look)]
+    if found.lately:
+        decided = [(d["recorded_at"], d["what"], d["subject"], d["verdict"], "; ".join(d["reasons"])) for d in found.lately]
+        sections += ["<h2>Lately</h2>", page.table(["", "", "about", "", "why"], decided)]
+    return page.page(f"{project.name}: what is deployed", *sections)
+
+
+def _facts(project: Project, found: Overview) -> list[tuple[str, str]]:
+    about = {str(version.version): _about(version) for version in found.newest}
+    rollout, arms = found.rollout, [f"{arm['name']} (version {arm.get('version')}, {arm.get('state')})" for arm in found.said.get("arms", [])]
+    if "unreachable" in found.said:
+        serving = f"does not answer: {found.said['unreachable']}"
+    else:
+        serving = f"answers with version {found.said.get('version')}, {found.said.get('state')}" + (f"; beside it {', '.join(arms)}" if arms else "")
+        serving += f": {found.said['error']}" if found.said.get("error") else ""
+    return [
+        ("champion", f"version {found.champion}{about.get(found.champion, '')}" if found.champion else "none: nothing is deployed"),
+        ("previous", f"version {found.previous}{about.get(found.previous, '')}" if found.previous else "none"),
+        ("newest rollout", paragraph_of(project, rollout.version, rollout) if rollout else "nothing was ever rolled out"),
+        *([("step", _step(project, rollout))] if rollout and rollout.state in ("trying", "paused") else []),
+        ("serving", serving),
+        ("frozen", str(found.frozen) if found.frozen else "not known" if found.gap else "no"),
+    ]
+
+
+def _about(version: ModelVersion) -> str:
+    parts = {"trained on what was known by": version.tags.get("cutoff"), "gate": version.tags.get("gate")}
+    return "".join(f", {name} {value}" for name, value in parts.items() if value)
+
+
+def _step(project: Project, rollout: Rollout) -> str:
+    steps = project.rollout.steps
+    if rollout.step >= len(steps):
+        return "all steps are over"
+    counts = f"{rollout.passed} of {steps[rollout.step].looks} looks passed, {rollout.breached} breached, {rollout.inconclusive} came to nothing"
+    return f"{rollout.step + 1} of {len(steps)}, {describe(steps[rollout.step])}: {counts}"
+
+
+def _forms(project: Project, found: Overview, token: str, refusals: Mapping[str, str]) -> list[str]:
+    if found.rollout and found.rollout.state in IN_PROGRESS:
+        usual = f"take version {found.rollout.version} out"
+    else:
+        usual = "take the last rollout back"
+    options = [f'<option value="">{escape(usual)}</option>']
+    for version in found.newest:
+        if str(version.version) != found.champion:
+            options.append(f'<option value="{version.version}">to version {version.version}{escape(_about(version))}</option>')
+    reason = '<input name="reason" required maxlength="500" placeholder="Why? Whoever looks at the version reads it." autocomplete="off">'
+    forms = [_form("roll_back", "Roll back", f'<p><select name="to">{"".join(options)}</select></p>{reason}', token, refusals)]
+    if found.frozen and found.frozen.project == project.name:
+        return [*forms, _form("thaw", "Thaw", "<p>What waits is taken up: requests are trained, a model that had passed is deployed.</p>", token, refusals)]
+    why = reason.replace("looks at the version", "meets the freeze")
+    return [*forms, _form("freeze", "Freeze", f"<p>Until it is thawed nothing is trained, promoted or rolled out.</p>{why}", token, refusals)]
+
+
+def _form(act: str, words: str, fields: str, token: str, refusals: Mapping[str, str]) -> str:
+    refused = refusals.get(act)
+    if refused:
+        return f"<fieldset disabled><legend>{words}</legend>{fields}<button>{words}</button><p>{escape(refused)}</p></fieldset>"
+    hidden = f'<input type="hidden" name="token" value="{escape(token)}">'
+    return f'<form method="post" action="{act}"><fieldset><legend>{words}</legend>{hidden}{fields}<button>{words}</button></fieldset></form>'
