@@ -19,9 +19,9 @@ def main() -> None:
     import uvicorn
 
     with tempfile.TemporaryDirectory(prefix="serving-metrics-") as folder:
+        os.environ.pop("SERVING_METRICS_FOLDER", None)
         if settings.workers > 1:
-            # Before anything imports prometheus_client, here or in the workers; empty at each start, so counters begin at 0.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            os.environ["SERVING_METRICS_FOLDER"] = folder  # read by serving/metrics.py; empty at each start, so counters begin at 0
             os.environ["SERVING_WORKERS"] = str(settings.workers)  # each takes its share of a caller's rate
         uvicorn.run(
             "serving.app:app", host=given.host, port=given.port, workers=settings.workers, access_log=False, backlog=2048,

@@ -1,6 +1,6 @@
 """What Prometheus is told (``GET /metrics``).
 
-Several workers share one folder (``PROMETHEUS_MULTIPROC_DIR``, which ``python -m serving`` makes): whichever of them is scraped tells of all.
+Several workers share one folder (``SERVING_METRICS_FOLDER``, which ``python -m serving`` makes): whichever of them is scraped tells of all.
 """
 
 import os
@@ -11,10 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+# prometheus_client reads its variable when it is imported. A variable of ours decides what is in it: importing feast puts a folder of feast's there, for
+# its process and all children, and every service that one of those starts would count into the same files.
+SHARED = os.environ.get("SERVING_METRICS_FOLDER")
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+if SHARED:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = SHARED
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
+
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 AGES = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400)
 ANSWERED = ("model", "version", "arm")
@@ -70,7 +76,7 @@ class Meters:
     def forget(self) -> None:
         """The version has gone: its series end here (several workers' last until they end)."""
         answering.labels(*self.labels).set(0)
-        if FOLDER not in os.environ:
+        if not SHARED:
             for metric in (predictions, prediction_seconds, failures, answering):
                 metric.remove(*self.labels)
 
@@ -114,10 +120,10 @@ class Pulse:
 def exposition() -> tuple[bytes, str]:
     """The text for Prometheus, of all workers, and its media type."""
     registry = OURS
-    if folder := os.environ.get(FOLDER):
-        _forget_the_dead(Path(folder))
+    if SHARED:
+        _forget_the_dead(Path(SHARED))
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, folder)
+        MultiProcessCollector(registry, SHARED)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
