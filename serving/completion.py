@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from serving.contract import Value
 from serving.gaps import Gap, Refused, judge
-from serving.inputs import Inputs, Instance, rows_of
+from serving.inputs import Instance, rows_of
 from serving.looked_up import LookedUp
 from serving.lookup import FeatureLookup
-from serving.problems import unavailable
 from serving.served import Served
 
 NO_TIMES: dict[str, datetime | None] = {}
@@ -43,7 +41,7 @@ async def complete(served: Served, lookup: FeatureLookup, instances: Sequence[In
             needy.append(place)
     gaps: list[tuple[Gap, ...]] = [NO_GAPS] * len(instances)
     if not needy:
-        return Completed([{name: instance[name] for name in inputs.names} for instance in instances], [NO_TIMES] * len(instances), gaps)
+        return Completed([inputs.row(instance) for instance in instances], [NO_TIMES] * len(instances), gaps)
     looked_up = [LookedUp({}, {}) for _ in instances]
     for place, found, lacking in await _look_up(served, lookup, instances, needy, numbers):
         looked_up[place], gaps[place] = found, lacking
@@ -58,16 +56,16 @@ async def _look_up(
     for place in needy:
         inputs.require_keys(instances[place], numbers[place])
     service = await lookup.find(contract.feature_service)
-    _check_service(inputs, service)
+    views = served.views_used(service)
     for place in needy:
         for key in service.types:
             lookup.check_key(service, key, instances[place][key], f"instances[{numbers[place]}].{key}")
     answers = await lookup.fetch(service, [instances[place] for place in needy])
-    views, now = served.views_used(service), service.clock.now()
+    now = service.clock.now()
     judged = []
     refused: Refused | None = None
     for place, answered in zip(needy, answers, strict=True):
-        found, gaps = judge(views, contract.lookup, now, instances[place], answered, served.observe_age)
+        found, gaps = judge(views, contract.lookup, now, instances[place], answered, served.meters.note_age)
         for gap in gaps:
             served.count_gap(gap)
             if gap.action == "refuse" and refused is None:
@@ -76,11 +74,3 @@ async def _look_up(
     if refused is not None:
         raise refused
     return judged
-
-
-def _check_service(inputs: Inputs, service: Any) -> None:
-    contract = inputs.contract
-    lacking = [*(name for name in inputs.view_features if name not in service.view_of), *(key for key in service.types if key not in contract.join_keys)]
-    if lacking:
-        detail = f"feature service '{contract.feature_service}' and the model's contract differ in {', '.join(lacking)}"
-        raise unavailable("feature-service-differs", "The feature service is not the model's", detail)

@@ -1,12 +1,14 @@
 """Feast's SQL registry, read without Feast: what a feature service is made of."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from serving.feast_wire import TYPES, collect, moment, seconds
+from serving.feast_wire import TYPES, collect, entity_key, moment, seconds
 
 REPLAY = "replay"  # the value of a feature service's tag "clock" whose project lives at another time than now
 
@@ -24,6 +26,20 @@ class View:
     keys: tuple[tuple[str, str], ...]  # join keys as stored, with their Feast type, sorted by name
     asked: tuple[str, ...]  # the same keys as requests name them
     features: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Views of one service that hang on the same entity: they are asked for together. Made once for each service, and told apart by which it is."""
+
+    keys: tuple[tuple[str, str], ...]
+    asked: tuple[str, ...]
+    views: tuple[View, ...]
+
+    def entity(self, row: Mapping[str, Any]) -> bytes | None:
+        """The row's entity, as the online store has it; None: a key is null, which names none."""
+        values = tuple([row[name] for name in self.asked])
+        return None if None in values else entity_key(self.keys, values)
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,14 @@ class Service:
     clock: Clock = Clock()
     views: tuple[View, ...] = ()
     feast: Any = field(default=None, compare=False)  # feast.FeatureService, where Feast itself is asked
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The views by their entity."""
+        found: dict[tuple[Any, ...], list[View]] = {}
+        for view in self.views:
+            found.setdefault((view.keys, view.asked), []).append(view)
+        return tuple(Group(keys, asked, tuple(views)) for (keys, asked), views in found.items())
 
 
 class SqlRegistry:

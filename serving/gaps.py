@@ -91,10 +91,10 @@ def judge(
         lacking = wanted = features if instance.keys().isdisjoint(features) else tuple([name for name in features if name not in instance])
         if not wanted:
             continue
-        at, entity = found.times[view], {key: instance[key] for key in keys}
+        at = found.times[view]
         kind: Kind | None = None
         if at is None:
-            if None not in entity.values():
+            if all(instance[key] is not None for key in keys):
                 kind = "unknown_entity"
         else:
             age = (time.time() if now is None else now) - at.timestamp()
@@ -107,7 +107,7 @@ def judge(
                 kind = "missing_feature" if lacking else None
         if kind is None:
             continue
-        gaps.append(Gap(kind, view, lacking, entity, policy.action(kind, view), at))
+        gaps.append(Gap(kind, view, lacking, {key: instance[key] for key in keys}, policy.action(kind, view), at))
         for name in lacking:
             values[name] = policy.defaults.get(name)
     return LookedUp(values, times), tuple(gaps)

@@ -1,7 +1,7 @@
 """What a model's contract asks of an instance, prepared once for each model: the checks of a request, and the rows that go into the graph."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -27,20 +27,24 @@ class Inputs:
         self._kinds: dict[str, int] = kinds
         self._numeric, self._categorical = contract.numeric, contract.categorical
         self._numbers = _getter(contract.numeric)
-        self._all = frozenset(self.names)
+        self._inputs = _getter(self.names)
+        self._views = frozenset(self.view_features)
+        # Of an instance that gives just what it must: its numbers, looked at together, and the rest, one by one.
+        plain = tuple(name for name in self.given if kinds[name] == NUMERIC)
+        self._given_numbers, self._given_rest = _getter(plain), tuple(name for name in self.given if kinds[name] != NUMERIC)
 
     def quick(self, instance: Mapping[str, Any]) -> tuple[float, ...] | None:
         """The graph's numeric columns of an instance that is plainly right and whole: every input is there, its numbers are numbers, and nothing else is there.
 
         None: it may be right, ``check`` tells. Most requests are such, and this looks at their numbers all together, not one by one.
         """
-        if instance.keys() != self._all or self._categorical:
+        if self._categorical or len(instance) != len(self.names):
             return None
-        numbers = self._numbers(instance)
-        if not FLOATS.issuperset(map(type, numbers)):
+        try:
+            numbers = self._numbers(instance)
+        except KeyError:
             return None
-        # A sum is finite only if all are; one that overflows is left to the slow check.
-        return numbers if numbers and math.isfinite(sum(numbers)) and max(numbers) <= FLOAT32_MAX and min(numbers) >= -FLOAT32_MAX else None
+        return numbers if _plainly_right(numbers) else None
 
     def check(self, instance: Mapping[str, Any], number: int) -> None:
         """Whether an instance holds what it must and nothing else.
@@ -51,7 +55,11 @@ class Inputs:
         for name in self._required:
             if name not in instance:
                 raise self._missing(name, number)
-        for name, value in instance.items():
+        rest: Iterable[str] = instance
+        if instance.keys() == self.given and _plainly_right(self._given_numbers(instance)):
+            rest = self._given_rest
+        for name in rest:
+            value = instance[name]
             kind, given = self._kinds.get(name), type(value)
             if given is float:
                 if kind == NUMERIC and -FLOAT32_MAX <= value <= FLOAT32_MAX:
@@ -68,6 +76,10 @@ class Inputs:
             if problem is not None:
                 raise problem
 
+    def row(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Every input of the model, out of what may be more."""
+        return dict(zip(self.names, self._inputs(values), strict=True))
+
     def numbers(self, row: Mapping[str, Any]) -> Sequence[float]:
         """The graph's numeric columns; missing: NaN."""
         found = self._numbers(row)
@@ -78,7 +90,7 @@ class Inputs:
         return ["" if (value := row[name]) is None else value if type(value) is str else str(value) for name in self._categorical]
 
     def needs_look_up(self, instance: Mapping[str, Any]) -> bool:
-        return any(name not in instance for name in self.view_features)
+        return not self._views <= instance.keys()
 
     def require_keys(self, instance: Mapping[str, Any], number: int) -> None:
         """All join keys, which a look-up needs.
@@ -117,15 +129,23 @@ class Inputs:
         return None
 
 
+def _plainly_right(numbers: tuple[Any, ...]) -> bool:
+    """Numbers that all fit into a float of 32 bits; False: they may do so all the same."""
+    try:  # the sum is no greater only if none is; it is not a number if one is not, and an integer beyond all floats is in no sum
+        return FLOATS.issuperset(map(type, numbers)) and sum(map(abs, numbers)) <= FLOAT32_MAX
+    except OverflowError:
+        return False
+
+
 def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     if len(names) > 1:
         return itemgetter(*names)
-    return lambda row: tuple([row[name] for name in names])  # itemgetter gives no tuple of one
+    return lambda row: tuple([row[name] for name in names])  # itemgetter gives no tuple of one, and takes none at all
 
 
 def rows_of(inputs: Inputs, instances: Sequence[Instance], looked_up: Sequence[Mapping[str, Any]]) -> list[dict[str, Value]]:
     """Every input of the model for each instance: what the instance gives, else what was looked up for it."""
-    return [{name: instance[name] if name in instance else found[name] for name in inputs.names} for instance, found in zip(instances, looked_up, strict=True)]
+    return [inputs.row({**found, **instance}) for instance, found in zip(instances, looked_up, strict=True)]
 
 
 def _is_text(value: str) -> bool:

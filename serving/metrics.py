@@ -61,13 +61,21 @@ class Meters:
         self.failures = failures.labels(*self.labels)
         self._noted: list[float] = []
         self._answered = 0
+        self._ages: dict[str, list[float]] = {}
 
     def note(self, instances: int, took: float) -> None:
         """A request was answered. Noted only: it is counted with others, by ``flush``, which costs a tenth of counting each."""
         self._answered += instances
         self._noted.append(took)
 
+    def note_age(self, view: str, seconds: float) -> None:
+        """Values of a view were used that are so old. Counted by ``flush``, too."""
+        self._ages.setdefault(view, []).append(seconds)
+
     def flush(self) -> None:
+        ages, self._ages = self._ages, {}
+        for view, seconds in ages.items():
+            observe_all(feature_age.labels(self.labels[0], view), seconds)
         noted, self._noted, answered, self._answered = self._noted, [], self._answered, 0
         if noted:
             self.predictions.inc(answered)

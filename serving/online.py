@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.feast_registry import NotPlain, Service, SqlRegistry
-from serving.feast_wire import entity_key
 from serving.looked_up import LookedUp
-
-NO_ROW: tuple[None, dict[str, Any]] = (None, {})
 
 
 class OnlineStore:
@@ -46,27 +43,14 @@ class OnlineStore:
         return self._registry.service(name)
 
     async def read(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
-        keys: list[list[bytes | None]] = []
-        for view in service.views:
-            mine: list[bytes | None] = []
-            for row in rows:
-                values = tuple([row[name] for name in view.asked])
-                mine.append(None if None in values else entity_key(view.keys, values))
-            keys.append(mine)
-        asked = [list(dict.fromkeys(key for key in mine if key is not None)) for mine in keys]
-        wanted = [number for number, some in enumerate(asked) if some]
-        read = await self._store.read([service.views[number] for number in wanted], [asked[number] for number in wanted]) if wanted else []
-        found = dict(zip(wanted, read, strict=True))
+        keys = [[group.entity(row) for row in rows] for group in service.groups]
+        found = await self._store.read(service.groups, [[key for key in dict.fromkeys(mine) if key is not None] for mine in keys])
         answers = []
         for place in range(len(rows)):
-            values_of: dict[str, Any] = dict.fromkeys(service.view_of)
-            times: dict[str, Any] = dict.fromkeys(service.keys_of)
-            for number, view in enumerate(service.views):
-                key = keys[number][place]
-                at, stored = found[number].get(key, NO_ROW) if key is not None else NO_ROW
-                if at is not None:
-                    times[view.name] = at
-                    for feature in view.features:
-                        values_of[feature] = stored.get(feature)
-            answers.append(LookedUp(values_of, times))
+            answer = LookedUp(dict.fromkeys(service.view_of), dict.fromkeys(service.keys_of))
+            for mine, rows_of in zip(keys, found, strict=True):
+                if (row := rows_of.get(mine[place])) is not None:
+                    answer.values.update(row.values)
+                    answer.times.update(row.times)
+            answers.append(answer)
         return answers

@@ -8,18 +8,17 @@ import json
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import hiredis
 import mmh3
 
-from serving.feast_registry import NotPlain, View
-from serving.feast_wire import moment, value
+from serving.feast_registry import Group, NotPlain, View
+from serving.feast_wire import moment, values
+from serving.looked_up import LookedUp
 
 SECONDS = 2.0  # for a connection, and for an answer
-Found = dict[bytes, tuple[datetime | None, dict[str, Any]]]
 KNOWN = {"db", "ssl", "password", "username", "ssl_ca_certs", "ssl_cert_reqs"}
 
 
@@ -45,39 +44,25 @@ class RedisOnline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
 
-    async def read(self, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
-        """What the store has of each view's entity keys; a key without a row is left out.
+    async def read(self, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, LookedUp]]:
+        """What the store has of each group's entities; one without a row is left out, and so is a view that has none.
 
         Raises:
             OSError: the store does not answer (also a timeout), or not as it should.
         """
-        asked: dict[bytes, list[bytes]] = {}  # one HMGET an entity, whichever views it has
-        for view, view_keys in zip(views, keys, strict=True):
-            for key in view_keys:
-                asked.setdefault(key, []).extend(_fields(view))
-        commands = b"".join(_packed((b"HMGET", key + self.project, *fields)) for key, fields in asked.items())
-        try:
-            async with asyncio.timeout(SECONDS):
-                connection = self._connection
-                if connection is None or connection.lost or self._loop is not asyncio.get_running_loop():
-                    connection = await self._connected()
-                replies = await connection.ask(commands, len(asked))
-        except TimeoutError:
-            if self._connection is not None:
-                self._connection.abort()  # whoever waits on it too is told at once; the next request makes another one
-            raise TimeoutError(f"Redis did not answer within {SECONDS:g} s") from None
-        answers = dict(zip(asked, map(iter, replies), strict=True))
-        found: list[Found] = []
-        for view, view_keys in zip(views, keys, strict=True):
-            rows: Found = {}
-            for key in view_keys:
-                answer = answers[key]
-                raw = [next(answer) for _ in view.features]
-                at = moment(next(answer))
-                if at is not None:
-                    rows[key] = (at, {feature: value(one) for feature, one in zip(view.features, raw, strict=True)})
-            found.append(rows)
-        return found
+        commands = []
+        for group, mine in zip(groups, keys, strict=True):
+            begin, end = _asking(group)
+            for key in mine:
+                name = key + self.project
+                commands.append(b"%b$%d\r\n%b\r\n%b" % (begin, len(name), name, end))
+        if not commands:
+            return [{} for _ in groups]
+        connection = self._connection
+        if connection is None or connection.lost or self._loop is not asyncio.get_running_loop():
+            connection = await self._connected()
+        replies = iter(await connection.ask(b"".join(commands), len(commands)))
+        return [{key: row for key in mine if (row := _row(group, next(replies))) is not None} for group, mine in zip(groups, keys, strict=True)]
 
     async def _connected(self) -> "_Connection":
         loop = asyncio.get_running_loop()
@@ -86,7 +71,11 @@ class RedisOnline:
         assert self._connecting is not None
         async with self._connecting:
             if self._connection is None or self._connection.lost:
-                _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls())
+                try:
+                    async with asyncio.timeout(SECONDS):
+                        _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls())
+                except TimeoutError:
+                    raise TimeoutError(f"Redis did not answer within {SECONDS:g} s") from None
                 for command in self._greeting():
                     await connection.ask(_packed(command), 1)
                 self._connection = connection
@@ -112,9 +101,9 @@ class RedisOnline:
 
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
-        self.lost = False
+        self.lost = self._watched = False
         self._reader = hiredis.Reader()
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any], float]] = deque()
         self._transport: Any = None
         self._written: list[bytes] = []
 
@@ -122,13 +111,19 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def ask(self, commands: bytes, count: int) -> "asyncio.Future[list[Any]]":
-        """The replies to ``count`` packed commands."""
+        """The replies to ``count`` packed commands.
+
+        Raises:
+            OSError: the connection is lost, they do not come in time (then it is given up, and whoever else waits on it is told, too), or one is an error.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         if self.lost:
             future.set_exception(ConnectionResetError("the connection to Redis is lost"))
             return future
-        self._waiting.append((future, count, []))
+        now = loop.time()
+        self._waiting.append((future, count, [], now))
+        self._watch(loop, now + SECONDS)
         self._written.append(commands)
         if len(self._written) == 1:
             loop.call_soon(self._write)
@@ -141,7 +136,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
-            future, count, replies = self._waiting[0]
+            future, count, replies, _ = self._waiting[0]
             replies.append(reply)
             if len(replies) < count:
                 continue
@@ -156,10 +151,31 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        self._tell_all(error or ConnectionResetError("Redis closed the connection"))
+
+    def _look_for_late_ones(self) -> None:
+        self._watched = False
+        if self.lost or not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._waiting[0][3] + SECONDS
+        if loop.time() < due:
+            self._watch(loop, due)
+            return
+        self.abort()
+        self._tell_all(TimeoutError(f"Redis did not answer within {SECONDS:g} s"))
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        """One timer for all that wait: one for each would cost as much as taking its answer apart."""
+        if not self._watched:
+            self._watched = True
+            loop.call_at(due, self._look_for_late_ones)
+
+    def _tell_all(self, error: Exception) -> None:
         while self._waiting:
             future = self._waiting.popleft()[0]
             if not future.done():
-                future.set_exception(error or ConnectionResetError("Redis closed the connection"))
+                future.set_exception(error)
 
     def _write(self) -> None:
         written, self._written = self._written, []
@@ -171,11 +187,28 @@ def _packed(arguments: tuple[bytes, ...]) -> bytes:
     return b"".join((b"*%d\r\n" % len(arguments), *(b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments)))
 
 
-@lru_cache(4096)
+@lru_cache(256)
+def _asking(group: Group) -> tuple[bytes, bytes]:
+    """What stands before and behind the entity in the command that reads a group's views."""
+    fields = [name for view in group.views for name in _fields(view)]
+    return b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in fields)
+
+
 def _fields(view: View) -> tuple[bytes, ...]:
     """The hash's fields of a view: its features, and when they are of."""
     hashed = (mmh3.hash(f"{view.stored}:{feature}", signed=False).to_bytes(4, "little") for feature in view.features)
     return (*hashed, f"_ts:{view.stored}".encode())
+
+
+def _row(group: Group, answer: list[bytes | None]) -> LookedUp | None:
+    found, end = LookedUp({}, {}), -1
+    for view in group.views:
+        begin, end = end + 1, end + 1 + len(view.features)
+        at = moment(answer[end])
+        if at is not None:
+            found.times[view.name] = at
+            found.values.update(zip(view.features, values(answer[begin:end]), strict=True))
+    return found if found.times else None
 
 
 def _plain(text: str) -> Any:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from serving.feast_registry import View
+from serving.feast_registry import Group
 from serving.feast_wire import value
+from serving.looked_up import LookedUp
 
 PATIENCE = 5.0  # seconds that a reader waits for a writer; in a thread
-Found = dict[bytes, tuple[datetime | None, dict[str, Any]]]  # entity key -> event time, feature -> value
 
 
 class SqliteOnline:
@@ -25,8 +24,8 @@ class SqliteOnline:
         self._patient: sqlite3.Connection | None = None
         self._lock = threading.Lock()
 
-    async def read(self, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
-        """What the store has of each view's entity keys; a key without a row is left out.
+    async def read(self, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, LookedUp]]:
+        """What the store has of each group's entities; one without a row is left out, and so is a view that has none.
 
         Raises:
             sqlite3.Error, OSError: the store cannot be read now.
@@ -34,30 +33,38 @@ class SqliteOnline:
         try:
             if self._quick is None:
                 self._quick = self._connect(0)
-            return self._read(self._quick, views, keys)
+            return self._read(self._quick, groups, keys)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 self._quick = None  # the file may have been put there anew
                 raise
-        return await asyncio.to_thread(self._read_patiently, views, keys)
+        return await asyncio.to_thread(self._read_patiently, groups, keys)
 
-    def _read_patiently(self, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
+    def _read_patiently(self, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, LookedUp]]:
         with self._lock:
             if self._patient is None:
                 self._patient = self._connect(PATIENCE)
-            return self._read(self._patient, views, keys)
+            return self._read(self._patient, groups, keys)
 
     def _connect(self, timeout: float) -> sqlite3.Connection:
         return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=timeout, check_same_thread=False)
 
-    def _read(self, connection: sqlite3.Connection, views: Sequence[View], keys: Sequence[Sequence[bytes]]) -> list[Found]:
-        found: list[Found] = [{} for _ in views]
-        tables = tuple((f"{self.project}_{view.stored}", len(asked)) for view, asked in zip(views, keys, strict=True))
-        for number, key, feature, raw, at in connection.execute(_statement(tables), [key for asked in keys for key in asked]):
-            row = found[number].get(key)
+    def _read(self, connection: sqlite3.Connection, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, LookedUp]]:
+        found: list[dict[bytes, LookedUp]] = [{} for _ in groups]
+        asked = [(rows, view, mine) for rows, group, mine in zip(found, groups, keys, strict=True) if mine for view in group.views]
+        if not asked:
+            return found
+        statement = _statement(tuple((f"{self.project}_{view.stored}", len(mine)) for _, view, mine in asked))
+        for number, key, feature, raw, stored in connection.execute(statement, [key for _, _, mine in asked for key in mine]):
+            rows, view, _ = asked[number]
+            at = _moment(stored)
+            if at is None or feature not in view.features:
+                continue
+            row = rows.get(key)
             if row is None:
-                row = found[number][key] = (_moment(at), {})
-            row[1][feature] = value(raw)
+                row = rows[key] = LookedUp({}, {})
+            row.times[view.name] = at
+            row.values[feature] = value(raw)
         return found
 
 

@@ -28,6 +28,7 @@ MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of
 
 log = logging.getLogger(__name__)
 _shadowing: set[asyncio.Task[None]] = set()
+_ids: list[str] = []
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Prediction:
     @property
     def arm(self) -> str:
         """Who answered: the champion, an arm, or the version's baseline rule."""
-        return BASELINE if self.by_baseline else self.served.arm
+        return BASELINE if self.gaps and by_rule(self.gaps) else self.served.arm
 
     @property
     def missing(self) -> list[str]:
@@ -117,7 +118,7 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
         made = await complete(served, lookup, instances, numbers)
         numeric = [inputs.numbers(row) for row in made.rows]
         texts = [inputs.texts(row) for row in made.rows]
-        ruled = [place for place, gaps in enumerate(made.gaps) if by_rule(gaps)]
+        ruled = [place for place, gaps in enumerate(made.gaps) if gaps and by_rule(gaps)]
         if ruled:
             answers = await _with_rule(served, numeric, texts, numbers, ruled)
         else:
@@ -125,7 +126,7 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
     given = inputs.given
     return [
         Prediction(
-            os.urandom(16).hex(), answer, instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given},
+            _new_id(), answer, instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given},
             row, found, served, gaps=gaps,
         )
         for answer, instance, row, found, gaps in zip(answers, instances, made.rows, made.times, made.gaps, strict=True)
@@ -144,6 +145,14 @@ async def _with_rule(served: Served, numeric: Sequence[Any], texts: Sequence[Seq
                 answers[place] = answer
     served.count_ruled(len(ruled))
     return answers
+
+
+def _new_id() -> str:
+    """128 random bits. The system is asked for many at once: a call for each costs more than all else that makes a prediction of an answer."""
+    if not _ids:
+        drawn = os.urandom(16 * 256).hex()
+        _ids.extend([drawn[at : at + 32] for at in range(0, len(drawn), 32)])
+    return _ids.pop()
 
 
 def by_rule(gaps: Sequence[Gap]) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from itertools import count, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,10 @@ class PredictionLog:
         self._files = log_files(root, folder=folder, endpoint=endpoint, region=region)
         self.oldest: float | None = None  # time.monotonic() of the oldest row that waits
         self._schema = arrow_schema()
+        self._of_row = itemgetter(*self._schema.names)
         self._waiting: dict[str, deque[dict[str, Any]]] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closing = False
         self._numbers = count()
         self._counts = {"waiting": 0, "written": 0, "dropped": 0, "errors": 0}
@@ -64,7 +67,7 @@ class PredictionLog:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Hand over rows with the schema's columns. Never waits for the disk."""
-        with self._changed:
+        with self._lock:
             if self._closing or self._counts["waiting"] + len(rows) > self.capacity:
                 self._counts["dropped"] += len(rows)
                 return
@@ -135,7 +138,7 @@ class PredictionLog:
     def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
         # Two services may write into one folder: the host is a part of the name.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
-        columns = [array_of([row[field.name] for row in rows], field.type) for field in self._schema]
+        columns = [array_of(values, field.type) for values, field in zip(zip(*map(self._of_row, rows), strict=True), self._schema, strict=True)]
         self._files.write(project, name, pa.Table.from_arrays(columns, schema=self._schema))
 
     def _failed(self, error: Exception) -> None:

@@ -9,7 +9,8 @@ from serving.batching import Batcher
 from serving.bundle import Bundle
 from serving.feast_registry import Service
 from serving.gaps import Gap, ViewUsed, views_used
-from serving.inputs import Instance
+from serving.inputs import Inputs, Instance
+from serving.problems import unavailable
 from serving.rollout import CHAMPION, Arm, Breaker, Shadow, place
 
 
@@ -36,14 +37,16 @@ class Served:
         object.__setattr__(self, "meters", metrics.Meters(self.name, self.version, self.arm))
 
     def views_used(self, service: Service) -> tuple[ViewUsed, ...]:
-        """The views of a service that the model uses; laid out once, until Feast's registry is read again."""
+        """The views of a service that the model uses; laid out once, until Feast's registry is read again.
+
+        Raises:
+            Problem: 503, the service is another one than the model's contract says.
+        """
         if self._views[0] is not service:
+            _check_service(self.bundle.inputs, service)
             self._views[:] = service, views_used(self.bundle.inputs, service)
         found: tuple[ViewUsed, ...] = self._views[1]
         return found
-
-    def observe_age(self, view: str, seconds: float) -> None:
-        self._labelled(metrics.feature_age, view).observe(seconds)
 
     def count_gap(self, gap: Gap) -> None:
         self._labelled(metrics.gaps, gap.view, gap.kind, gap.action).inc()
@@ -105,3 +108,11 @@ class Route:
     def version(self, version: str) -> Served | None:
         """The champion or arm of a version number."""
         return next((served for served in (self.champion, *(member.served for member in self.arms)) if served.version == version), None)
+
+
+def _check_service(inputs: Inputs, service: Service) -> None:
+    contract = inputs.contract
+    lacking = [*(name for name in inputs.view_features if name not in service.view_of), *(key for key in service.types if key not in contract.join_keys)]
+    if lacking:
+        detail = f"feature service '{contract.feature_service}' and the model's contract differ in {', '.join(lacking)}"
+        raise unavailable("feature-service-differs", "The feature service is not the model's", detail)

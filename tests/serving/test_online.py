@@ -125,13 +125,13 @@ def test_a_look_up_is_one_round_trip(opened, monkeypatch):
     store = opened._store._store
     read = store.read
 
-    async def counted(views, keys):
-        asked.append(len(views))
-        return await read(views, keys)
+    async def counted(groups, keys):
+        asked.append({view.name for group in groups for view in group.views})
+        return await read(groups, keys)
 
     monkeypatch.setattr(store, "read", counted)
     look_up(opened, SERVICE, ROWS)
-    assert asked == [3]
+    assert asked == [{"shop_sales", "shop_weather", "customer_orders"}]
 
 
 def test_feast_is_not_imported_for_it(repository, tmp_path):
@@ -270,6 +270,15 @@ def test_values_are_feasts_own(scalar):
     found = feast_wire.value(Value(**{kind: given_}).SerializeToString())
     assert found is None if isinstance(given_, float) and math.isnan(given_) else found == given_
     assert feast_wire.value(Value(null_val=Null.NULL).SerializeToString()) is None and feast_wire.value(b"") is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(st.lists(st.none() | SCALARS), st.lists(st.tuples(st.just("double_val"), st.floats()))))
+def test_values_read_together_are_those_read_one_by_one(scalars):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    raws = [None if scalar is None else Value(**{scalar[0]: scalar[1]}).SerializeToString() for scalar in scalars]
+    assert feast_wire.values(raws) == [feast_wire.value(raw) for raw in raws]
 
 
 def test_lists_are_refused():

@@ -50,9 +50,9 @@ def test_rows_come_into_a_file_within_a_second_and_no_reader_sees_half_of_one(lo
     write = pq.write_table
     begun = []
 
-    def watched(table, where):
+    def watched(table, where, **options):
         begun.append(where.name)
-        write(table, where)
+        write(table, where, **options)
         assert not [file for file in files(log) if file.suffix == ".parquet"]  # whole, and not yet there
 
     monkeypatch.setattr(pq, "write_table", watched)

@@ -1,0 +1,48 @@
+"""The quick ways through an instance's checks give what the slow one gives."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.contract import Contract
+from serving.inputs import FLOAT32_MAX, Inputs
+from serving.problems import Problem
+from tests.serving.stand import CONTRACT
+
+NUMBERS = st.one_of(
+    st.floats(), st.integers(), st.sampled_from([FLOAT32_MAX, -FLOAT32_MAX, FLOAT32_MAX * 1.01, 1e39, 10**400, -(10**400), 2**128, True, None, "1", [1]])
+)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Inputs:
+    """Numbers alone, all of them the caller's."""
+    return Inputs(Contract(**{**CONTRACT, "categorical": [], "numeric": ["a", "b"], "request_features": ["a", "b"], "join_keys": []}))
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.fixed_dictionaries({}, optional={"a": NUMBERS, "b": NUMBERS, "c": NUMBERS}))
+def test_what_is_quickly_right_is_right(plain, instance):
+    numbers = plain.quick(instance)
+    if numbers is not None:
+        plain.check(instance, 0)
+        assert numbers == (instance["a"], instance["b"])
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.fixed_dictionaries({"a": NUMBERS, "b": NUMBERS}))
+def test_numbers_looked_at_together_are_judged_as_one_by_one(plain, instance):
+    def said(given: dict) -> str:
+        try:
+            plain.check(given, 0)
+        except Problem as problem:
+            return problem.detail
+        return "right"
+
+    one_by_one = [said({"a": 0.0, "b": 0.0} | {name: value}) for name, value in instance.items()]
+    assert said(instance) == next((problem for problem in one_by_one if problem != "right"), "right")
+
+
+def test_plain_numbers_take_the_quick_way(plain):
+    assert plain.quick({"a": 1, "b": -2.5}) == (1, -2.5)
+    assert [plain.quick(other) for other in ({"a": 1}, {"a": 1, "c": 2}, {"a": 1, "b": True}, {"a": 1, "b": float("nan")}, {"a": 1, "b": 1e39})] == [None] * 5
