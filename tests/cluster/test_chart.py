@@ -18,29 +18,31 @@ from tests.cluster.conftest import address_for_pods, until
 from tests.cluster.load import Load
 from tests.cluster.release import SERVING, Release, a_release
 from tests.helm import MISSING, PROGRAM, HelmError
-from tests.integration.s3.conftest import s3  # noqa: F401 (a fixture)
+from tests.integration.s3.conftest import MISSING as S3_MISSING
+from tests.integration.s3.conftest import PROGRAM as S3_PROGRAM
+from tests.integration.s3.conftest import S3
 from tests.serving.stand import INSTANCES, expected
 
 KUBECTL = shutil.which("kubectl") or (str(Path(PROGRAM).with_name("kubectl")) if PROGRAM else None)
 
-pytestmark = [
-    pytest.mark.stack,
-    pytest.mark.cluster,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not os.environ.get("AIRLOOP_TEST_CHART"), reason="never seen green yet: set AIRLOOP_TEST_CHART=1 to run it"),
-]
+pytestmark = [pytest.mark.stack, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def s3_host(cluster) -> str:
-    return address_for_pods(cluster)
+def s3(cluster, tmp_path_factory):
+    """An S3 server where pods reach it."""
+    if not S3_PROGRAM:
+        pytest.skip(S3_MISSING)
+    server = S3(tmp_path_factory.mktemp("s3"), address_for_pods(cluster))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
-def release(cluster, request, tmp_path_factory):
+def release(cluster, s3, tmp_path_factory):
     if not PROGRAM:
         pytest.skip(MISSING)
-    with a_release(cluster, request.getfixturevalue("s3"), tmp_path_factory.mktemp("chart")) as installed:
+    with a_release(cluster, s3, tmp_path_factory.mktemp("chart")) as installed:
         yield installed
 
 
@@ -70,7 +72,7 @@ def test_a_model_is_served_to_whom_has_a_key(release):
     assert pod.automount_service_account_token is False
 
 
-def test_what_is_predicted_is_on_the_object_store(release, s3):  # noqa: F811
+def test_what_is_predicted_is_on_the_object_store(release, s3):
     release.predict()
     bucket = release.data_root.removeprefix("s3://")
     until(lambda: list((s3.folder / bucket / "shops" / "prediction_log").glob("*.parquet")), 60, "the prediction log")
