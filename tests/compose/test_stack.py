@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,10 +64,9 @@ def test_everything_starts_and_is_well(stack: Stack):
 
 
 def test_nothing_but_the_proxy_is_published(stack):
-    bound = {service: json.loads(stack.engine("inspect", stack.container(service)).stdout)[0]["HostConfig"]["PortBindings"] for service in LONG_LIVED | ONCE}
-    published = {service: [port for port, places in ports.items() if places] for service, ports in bound.items()}  # the others' images only expose theirs
-    assert {service for service, ports in published.items() if ports} == {"proxy"}
-    assert sorted(published["proxy"]) == ["443/tcp", "80/tcp"]
+    assert published(stack) == {"proxy"}
+    ports = json.loads(stack.engine("inspect", stack.container("proxy")).stdout)[0]["HostConfig"]["PortBindings"]
+    assert sorted(port for port, places in ports.items() if places) == ["443/tcp", "80/tcp"]
 
 
 def test_each_way_in_is_tls_and_asks_who_one_is(stack):
@@ -155,27 +155,46 @@ def test_who_is_killed_comes_back(stack, service):
 
 
 def test_no_container_has_said_a_secret(stack):
-    secrets = {name: value for name, value in stack.secrets.items() if any(word in name for word in ("SECRET", "PASSWORD", "_KEY")) and len(value) > 8}
+    secrets = secrets_of(stack)
     assert len(secrets) >= 15
     said = {service: stack.engine("logs", stack.container(service)).stdout for service in LONG_LIVED | ONCE}
     assert [(service, name) for service, text in said.items() for name, value in secrets.items() if value in text] == []
     assert all(said[service] for service in ("scheduler", "mlflow", "serving"))
 
 
-def test_down_keeps_the_data_and_up_goes_on_with_them(stack):
+def test_down_keeps_the_data_and_up_goes_on_with_them_in_workers_of_their_own(stack):
+    """The way from tasks in the scheduler to tasks in Celery's workers, too: two lines of the settings file."""
     version = champion(stack)["version"]
     down = stack.make("compose-down", timeout=900)
     assert down.returncode == 0, down.stdout[-3000:]
     assert ours(stack, "ps", "--all") == [] and len(ours(stack, "volume", "ls")) > 8
+    with Path(stack.environment["ENV_FILE"]).open("a") as settings:
+        settings.write("\nCOMPOSE_PROFILES=celery\nAIRFLOW_EXECUTOR=CeleryExecutor\n")
     up = stack.make("compose-up", timeout=3000)
     assert up.returncode == 0, up.stdout[-8000:]
     wait_for(lambda: champion(stack)["version"] == version, 120, lambda: champion(stack))
+    assert published(stack) == {"proxy"}
+    ran = stack.airloop("airloop", "run", "flights", "ingest")
+    assert ran.returncode == 0, ran.stdout[-8000:]
+    said = stack.engine("logs", stack.container("worker")).stdout
+    assert "execute_workload" in said and "flights__ingest" in said, said[-4000:]
+    assert [name for name, value in secrets_of(stack).items() if value in said + stack.engine("logs", stack.container("broker")).stdout] == []
 
 
 def test_down_with_its_volumes_leaves_nothing(stack):
     down = stack.make("compose-down", "VOLUMES=yes", timeout=900)
     assert down.returncode == 0, down.stdout[-3000:]
     assert ours(stack, "ps", "--all") == ours(stack, "volume", "ls") == ours(stack, "network", "ls") == []
+
+
+def secrets_of(stack) -> dict[str, str]:
+    return {name: value for name, value in stack.secrets.items() if any(word in name for word in ("SECRET", "PASSWORD", "_KEY")) and len(value) > 8}
+
+
+def published(stack) -> set[str]:
+    """The services that the network reaches."""
+    found = [json.loads(stack.engine("inspect", container).stdout)[0] for container in ours(stack, "ps", "--all")]
+    return {one["Config"]["Labels"]["com.docker.compose.service"] for one in found if any(one["HostConfig"]["PortBindings"].values())}
 
 
 def ours(stack, *listing: str) -> list[str]:
