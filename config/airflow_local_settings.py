@@ -13,11 +13,16 @@ import sys
 from airflow._shared.secrets_masker import mask_secret
 from airflow.sdk.log import mask_secret as mask_in_tasks
 
-from include.settings import get_settings, known_secrets
+from include.settings import QUIET, get_settings, known_secrets
 
 for secret in known_secrets(os.environ):  # tasks are forked from here and inherit it: so in rendered templates too, before a task's own code runs
     mask_secret(secret)
     mask_in_tasks(secret)
+
+# Before any library is imported: a thread that is looking up a name when a worker is forked leaves the C library's lock for names locked there, for ever,
+# and the worker's first task waits on it, queued and never begun.
+for name, value in QUIET.items():
+    os.environ.setdefault(name, value)
 
 PRELOADED = (
     "boto3",  # by Airflow itself, in each process, at its first asset (the amazon provider has a say about URIs)

@@ -333,7 +333,10 @@ def secret_fields() -> tuple[str, ...]:
 
 # Nothing phones home: Evidently and whoever else honours the first, Great Expectations, Feast, MLflow (whose telemetry also changes the environment while
 # others read it).
-QUIET = {"DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false", "FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true"}
+QUIET = {
+    "DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false", "FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, from 1.29 on; unlike the others' it begins with the import
+}  # fmt: skip
 # By which our processes reach what the settings name, and Airflow's own keys as it is told them: tasks are forked before it hides those itself.
 CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "AIRFLOW__CORE__FERNET_KEY",

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from include.settings import QUIET
 from tests.stores import Postgres, Redis, Stores, running, settings_on
 
 os.environ["AIRLOOP_ENV_FILE"] = ""
 # None may phone home, nor wait for minutes on a server that a test has stopped; and MLflow's telemetry changes the environment in a thread of its own,
 # while others read it (KeyError: _MLFLOW_TELEMETRY_SESSION_ID).
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", FEAST_USAGE="False", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet")
+os.environ.update(QUIET, GIT_PYTHON_REFRESH="quiet")
 
 ON_THE_CLUSTER = ("tests/cluster/", "tests/loop/test_stores.py")
 

@@ -7,7 +7,7 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from kubernetes.client import models as k8s
 
 from include.projects.compute import ComputeClass
-from include.settings import Settings
+from include.settings import QUIET, Settings
 from include.training.tracking import tracking_uri
 
 
@@ -35,8 +35,7 @@ def pod_environment(settings: Settings, step: Step, resources: ComputeClass) -> 
         "MLFLOW_TRACKING_URI": tracking_uri(),
         "HOME": "/tmp",  # the root is read-only, and some libraries keep a cache at home
         "PYTHONUNBUFFERED": "1",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **QUIET,
         "GIT_PYTHON_REFRESH": "quiet",
     }
 

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from include.settings import REPOSITORY
+from include.settings import QUIET, REPOSITORY
 
 IMAGES = ("airflow", "mlflow", "serving", "training")
 OURS = {"config", "dags", "feature_repo", "include", "plugins", "serving"}
@@ -223,6 +223,12 @@ def test_an_image_is_built_in_stages_and_runs_as_nobody(image):
     assert re.findall(r"^USER (.*)$", text.rpartition("\nFROM ")[2], re.M) == ["10001:10001"]  # a number: kubelet cannot tell whether a name is root
     uv = re.search(r"^UV_VERSION := (.*)$", (REPOSITORY / "Makefile").read_text(), re.M).group(1)
     assert f"ARG UV_VERSION={uv}\n" in text
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_nothing_in_an_image_phones_home(image):
+    found = dict(re.findall(r"\b([A-Z_]+)=(\S+)", dockerfile(REPOSITORY, image).rpartition("\nENV ")[2]))
+    assert {name: found.get(name) for name in QUIET} == QUIET
 
 
 # --- each guard, red -------------------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Training steps as pods of a real cluster, driven by a real Airflow."""
 
+import json
+
 import pytest
 
 from tests.cluster.conftest import new_request, until
@@ -85,3 +87,27 @@ def test_no_environment_of_a_pod_lies_in_airflow_s_database(runs, cluster):
     assert not kept(b"AIRLOOP_TRAINING_THREADS"), "the trigger's arguments hold what the pod was told"
     assert runs.end(request) == "success"
     assert not kept(b"AIRLOOP_TRAINING_THREADS"), "the event holds what the pod was told"
+
+
+@pytest.mark.parametrize("second", ["deferred", "failed"])
+def test_a_pod_is_swept_only_if_its_task_has_ended_at_both_looks(runs, cluster, monkeypatch, second):
+    """A task that was cleared between the two has its pod, or takes it over."""
+    from include.dag_kit.pod_sweep import sweep
+
+    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    request = runs.start("small", "count:60")
+    pod = until(lambda: cluster.running(request), 60, "the pod")
+    until(lambda: runs.step(request)["state"] == "deferred", 60, "its watch")
+    looks, (_, run) = iter(["failed", second]), runs.started[request]
+
+    def states(*, dag_id: str, run_ids: list[str]) -> dict[str, dict[str, str]]:
+        return {run: {"fit": next(looks)}} if run_ids == [run] else {}
+
+    gone = sweep(runs.settings, states, pause=0)
+    if second == "failed":
+        assert gone == [pod.metadata.name]
+        until(lambda: not cluster.running(request), 60, "the pod to go")
+        runs.cancel(request)
+    else:
+        assert gone == [] and runs.end(request) == "success"
