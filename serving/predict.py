@@ -65,8 +65,7 @@ async def answer(route: Route, lookup: FeatureLookup, instances: Sequence[Instan
         Problem: see ``predict``; what concerns the champion, or the request.
     """
     numbers = range(len(instances))
-    chosen = [route.arm_of(instance) for instance in instances] if route.arms else ()
-    if not any(chosen):
+    if not route.arms or not any(chosen := [route.arm_of(instance) for instance in instances]):
         predictions = await predict(route.champion, lookup, instances, numbers)
     else:
         found: dict[int, Prediction] = {}

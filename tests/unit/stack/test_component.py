@@ -61,3 +61,11 @@ def test_a_missing_secret_is_named(settings):
 def test_an_unknown_part_is_told_which_there_are(settings):
     with pytest.raises(ValueError, match="no part 'web'; there is api-server, scheduler"):
         component.command(settings, "web", {})
+
+
+def test_celery_s_executor_is_there_for_whoever_asks_for_it():
+    """The opt-in workers of Compose: a Celery that is newer than its provider does not import, and pip does not know."""
+    from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+    from airflow.providers.celery.executors.celery_executor_utils import execute_workload
+
+    assert CeleryExecutor.__name__ == "CeleryExecutor" and execute_workload.name == "execute_workload"
