@@ -126,10 +126,7 @@ class Front:
         self._since[task] = started
         body = None
         try:
-            message = await receive()
-            body = message.get("body", b"") if not message.get("more_body") else await self._rest(message, scope["headers"], receive)
-            if len(body) > self.most_bytes:
-                raise self._too_long()
+            body = await self._body(scope["headers"], receive)
             return await handler(Asked(path, scope["headers"], body, caller, started))
         except asyncio.CancelledError:
             if task not in self._overdue:  # the server ends
@@ -157,17 +154,23 @@ class Front:
                 self._overdue.add(task)
                 task.cancel()
 
-    async def _rest(self, message: Message, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
-        """A body that comes in parts, of which the first is there."""
+    async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         for name, value in headers:
             if name == b"content-length" and int(value) > self.most_bytes:  # the server has refused what is no number
                 raise self._too_long()
-        parts = [message.get("body", b"")]
-        length = len(parts[0])
-        while message.get("more_body") and length <= self.most_bytes:
+        message = await receive()
+        body = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(body) > self.most_bytes:
+                raise self._too_long()
+            return body
+        parts, length = [body], len(body)
+        while message.get("more_body"):
             message = await receive()
             parts.append(message.get("body", b""))
             length += len(parts[-1])
+            if length > self.most_bytes:
+                raise self._too_long()
         return b"".join(parts)
 
     def _too_long(self) -> Problem:
