@@ -29,8 +29,8 @@ from include.projects.base import Project, Source
 LAST = datetime.max.replace(tzinfo=UTC)
 
 
-def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime | None = None) -> tuple[list[LandedFile], list[LandedFile]]:
-    """The files that this run may look at, in the order in which they were received, and those that wait for a later one.
+def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime | None = None) -> tuple[list[LandedFile], dict[str, str]]:
+    """The files that this run may look at, in the order in which they were received, and of those that wait for a later one: name -> why.
 
     Labels come at any moment, also after a run has chosen its cutoff: what is known later is not from the future, it is only not this run's. And what came
     within the last seconds may be of a prediction that serving has not logged yet.
@@ -38,9 +38,9 @@ def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime
     Args:
         now: the wall clock, by which serving stamps what it receives.
     """
-    settled = pd.Timestamp((now or datetime.now(UTC)) - SETTLED)
+    settled = pd.Timestamp((now := now or datetime.now(UTC)) - SETTLED)
     ready: list[tuple[datetime, str, LandedFile]] = []
-    waiting = []
+    waiting = {}
     for file in files:
         try:
             rows = reading.read(source, file.name, file.content).typed
@@ -48,8 +48,10 @@ def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime
             ready.append((LAST, file.name, file))
             continue
         known, received = rows["known_at"], rows["received_at"]
-        if (((known > pd.Timestamp(cutoff)) & (known <= received + SKEW)) | (received > settled)).any():
-            waiting.append(file)
+        if (received > settled).any():
+            waiting[file.name] = f"it was received at {received.max():%Y-%m-%d %H:%M:%S}, and it is only {now:%H:%M:%S} now"
+        elif (later := (known > pd.Timestamp(cutoff)) & (known <= received + SKEW)).any():
+            waiting[file.name] = f"its labels became known by {known[later].max():%Y-%m-%d %H:%M:%S}, and this run's cutoff is {cutoff:%Y-%m-%d %H:%M:%S}"
         else:
             ready.append((LAST if received.isna().all() else received.min().to_pydatetime(), file.name, file))
     return [file for _, _, file in sorted(ready, key=lambda one: one[:2])], waiting

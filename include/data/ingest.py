@@ -50,7 +50,8 @@ def ingest_source(project: Project, source: Source, cutoff: str, report_folder: 
     if source.predictions:
         files, waiting = feedback.due(source, files, ledger.moment(cutoff))
         if waiting:
-            LOG.warning("%s: %s files wait for the next run: they came just now, or hold labels that became known after the cutoff", source.name, len(waiting))
+            name, why = next(iter(waiting.items()))
+            LOG.warning("%s: %s files wait for the next run; %s: %s", source.name, len(waiting), name, why)
     if files:
         found = judge(project, source, files, ledger.moment(cutoff))
         if report_folder is not None and found.page:

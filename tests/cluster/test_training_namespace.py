@@ -31,7 +31,14 @@ def airflow(release):
     configuration = client.Configuration.get_default_copy()
     configuration.cert_file = configuration.key_file = None
     configuration.api_key = {"authorization": f"Bearer {token}"}
-    return client.CoreV1Api(client.ApiClient(configuration))
+    own = client.ApiClient(configuration)
+    # Kubernetes' controllers do what an installation says a moment after it; until then every pod is refused, whoever makes it.
+    asked = {"spec": {"resourceAttributes": {"namespace": release.training, "verb": "create", "resource": "pods"}}}
+    may = client.AuthorizationV1Api(own).create_self_subject_access_review
+    until(lambda: may(asked).status.allowed, 60, "the right to create pods in the training namespace")
+    until(lambda: api.read_namespaced_resource_quota("loop-training", release.training).status.hard, 60, "the quota's count")
+    until(lambda: any(a.metadata.name == "default" for a in api.list_namespaced_service_account(release.training).items), 60, "the default account")
+    return client.CoreV1Api(own)
 
 
 def training_pod(release: Release, name: str, **spec: Any) -> dict[str, Any]:

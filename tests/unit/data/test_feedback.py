@@ -196,11 +196,14 @@ def test_what_came_after_the_cutoff_or_just_now_waits_for_the_next_run():
     cutoff = LATER + timedelta(minutes=1)
 
     def due(now):
-        return [[file.name for file in files] for files in feedback.due(SOURCE, landing.new_files(PROJECT, SOURCE), cutoff, now)]
+        files, waiting = feedback.due(SOURCE, landing.new_files(PROJECT, SOURCE), cutoff, now)
+        return [[file.name for file in files], list(waiting)]
 
     assert due(LATER + SETTLED / 2) == [[], [early, after, replayed]]
     assert due(LATER + SETTLED) == [[early], [after, replayed]]
     assert due(LATER + timedelta(hours=1)) == [[early, replayed], [after]]
+    _, why = feedback.due(SOURCE, landing.new_files(PROJECT, SOURCE), cutoff)
+    assert why == {after: f"its labels became known by {LATER + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}, and this run's cutoff is {cutoff:%Y-%m-%d %H:%M:%S}"}
     assert ingest(cutoff) == ({"1": 1.0, "3": 1.0}, [])
     assert ingest(LATER + timedelta(minutes=5)) == ({"1": 1.0, "2": 1.0, "3": 1.0}, [])
 
