@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 SCHEME = "s3://"
 IDENTITY = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE")
-# Else fsspec goes on telling what a folder held when this process first looked. Tries: those of botocore, for a server that is busy.
-OPTIONS: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}}
+# Else fsspec goes on telling what a folder held when this process first looked. Tries: those of botocore, for a server that is busy. A store that is down
+# refuses at once; to connect may take long where this process itself gets no CPU (5 s were seen to be too few for a pod on a crowded node).
+OPTIONS: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": {"connect_timeout": 20, "read_timeout": 60, "retries": {"max_attempts": 3}}}
 AT_ONCE = 64  # files whose content is fetched side by side, and held in memory
 
 
