@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictFloat, S
 from serving import metrics
 from serving.encoding import dumps
 from serving.front import Answer, Asked
-from serving.log_files import array_of, log_files
+from serving.log_files import array_of, log_files, microseconds
 from serving.parts import Parts
 from serving.problems import Problem, invalid, unavailable
 
@@ -108,14 +108,14 @@ def _write(files: Any, given: Feedback, ids: list[str], caller: str, name: str) 
     """Write the file; gives whether it was there."""
     if files.there(given.model, name):
         return True
-    now = datetime.now(UTC)
+    now = microseconds(datetime.now(UTC))
     columns: dict[str, list[Any]] = {
         "label_id": ids,
         "prediction_id": [label.prediction_id or "" for label in given.labels],
-        "entity": [dumps(label.entity) if label.entity else "" for label in given.labels],
+        "entity": [dumps(label.entity) if label.entity else b"" for label in given.labels],
         "event_timestamp": [_iso(label.event_timestamp) if label.event_timestamp else "" for label in given.labels],
         "label": [float(label.label) for label in given.labels],
-        "known_at": [label.known_at or now for label in given.labels],
+        "known_at": [microseconds(label.known_at) if label.known_at else now for label in given.labels],
         "received_at": [now] * len(ids),
         "sent_by": [caller] * len(ids),
     }

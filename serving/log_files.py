@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SCHEME = "s3://"
-REPEATED = frozenset({"project", "model_version", "arm", "failed_arm", "feature_times", "sent_by"})
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+REPEATED = frozenset({"project", "model_version", "arm", "failed_arm", "feature_times", "sent_by"})
 
 
 class LogFiles(Protocol):
@@ -81,13 +81,22 @@ def _repeated(table: pa.Table) -> list[str]:
     return [name for name in table.column_names if name in REPEATED]
 
 
+def microseconds(moment: datetime) -> int:
+    """Since 1970, exactly."""
+    return (moment - EPOCH) // MICROSECOND
+
+
 def array_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction."""
+    """An Arrow array of values that are all there. ``pa.array`` would import pandas: seconds, at the first prediction.
+
+    Args:
+        values: numbers; for times whole microseconds since 1970; for strings str, or bytes of UTF-8, all the same.
+    """
     if kind == pa.string():
-        texts = [value if type(value) is bytes else value.encode() for value in values]
-        offsets = np.cumsum([0, *map(len, texts)], dtype="int32")
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))])
-    if kind == pa.float64():
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64"))])
-    moments = [(value - EPOCH) // MICROSECOND for value in values]
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(moments, dtype="int64"))])
+        if isinstance(values[0], str) and not (joined := "".join(values)).isascii():
+            values = [value.encode() for value in values]
+        content = b"".join(values) if isinstance(values[0], bytes) else joined.encode()
+        offsets = np.zeros(len(values) + 1, "int32")
+        np.cumsum(np.fromiter(map(len, values), "int32", len(values)), out=offsets[1:])
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(content)])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, dtype="float64" if kind == pa.float64() else "int64"))])

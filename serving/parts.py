@@ -3,13 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from serving import predict as data_plane
 from serving.inputs import Instance
 from serving.lookup import FeatureLookup
-from serving.predict import Prediction
+from serving.predict import Answered, Prediction, now
 from serving.prediction_log import PredictionLog
 from serving.registry import ModelRegistry
 from serving.served import Route
@@ -51,7 +50,7 @@ class Parts:
     def keep(self, route: Route, instances: Sequence[Instance], predictions: Sequence[Prediction], started: float) -> None:
         """Log answered predictions, count them, and ask the shadows."""
         seconds = time.perf_counter() - started
-        self.prediction_log.append(data_plane.log_rows(predictions, predicted_at=datetime.now(UTC), latency_ms=seconds * 1000))
+        self.prediction_log.append(Answered(predictions, now(), seconds * 1000))
         if not route.arms:
             route.champion.meters.note(len(predictions), seconds)
         else:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from serving import metrics
@@ -183,7 +183,7 @@ def shadow(route: Route, instances: Sequence[Instance], predictions: Sequence[Pr
     """Ask the shadows too, after the answer: what they say is logged under the answered prediction's id, and told nobody.
 
     Args:
-        keep: takes the rows of the shadow log.
+        keep: takes what was answered, for the log of the shadows.
     """
     for spec, served in route.shadows:
         if random.random() >= spec.share:
@@ -197,7 +197,7 @@ def shadow(route: Route, instances: Sequence[Instance], predictions: Sequence[Pr
 
 
 async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions: Sequence[Prediction], lookup: FeatureLookup, keep: Any) -> None:
-    began, at = time.perf_counter(), datetime.now(UTC)
+    began, at = time.perf_counter(), now()
     try:
         made = await predict(served, lookup, instances)
     except Refused:  # the project's own choice, and no failure
@@ -207,28 +207,46 @@ async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions
         made = [Prediction(answered.prediction_id, math.nan, answered.key, {}, NO_TIMES, served) for answered in predictions]
     for prediction, answered in zip(made, predictions, strict=True):
         prediction.prediction_id = answered.prediction_id
-    keep(log_rows(made, predicted_at=at, latency_ms=(time.perf_counter() - began) * 1000))
+    keep(Answered(made, at, (time.perf_counter() - began) * 1000))
 
 
-def log_rows(predictions: Sequence[Prediction], *, predicted_at: datetime, latency_ms: float) -> list[dict[str, Any]]:
-    """The rows of ``prediction_log.schema.json``."""
-    rows = []
-    for p in predictions:
-        features = dumps(p.features)
-        rows.append({
-            "prediction_id": p.prediction_id,
-            "project": p.served.name,
-            "model_version": p.served.version,
-            "arm": p.arm,
-            "failed_arm": p.failed_arm,
-            "predicted_at": predicted_at,
-            "key": features if p.key is p.features else dumps(p.key),
+@dataclass(slots=True)
+class Answered:
+    """An answered request: an entry of the prediction log (``prediction_log.schema.json``)."""
+
+    predictions: Sequence[Prediction]
+    at: int  # microseconds since 1970
+    latency_ms: float
+
+    @property
+    def project(self) -> str:
+        return self.predictions[0].served.name
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @staticmethod
+    def columns(entries: Sequence["Answered"]) -> dict[str, list[Any]]:
+        every = [prediction for entry in entries for prediction in entry.predictions]
+        features = [dumps(p.features) for p in every]
+        return {
+            "prediction_id": [p.prediction_id for p in every],
+            "project": [p.served.name for p in every],
+            "model_version": [p.served.version for p in every],
+            "arm": [p.arm for p in every],
+            "failed_arm": [p.failed_arm for p in every],
+            "predicted_at": [entry.at for entry in entries for _ in entry.predictions],
+            "key": [used if p.key is p.features else dumps(p.key) for p, used in zip(every, features, strict=True)],
             "features": features,
-            "feature_times": dumps(feature_times(p)) if p.feature_times else b"{}",
-            "prediction": p.prediction,
-            "latency_ms": latency_ms,
-        })  # fmt: skip
-    return rows
+            "feature_times": [dumps(feature_times(p)) if p.feature_times else b"{}" for p in every],
+            "prediction": [p.prediction for p in every],
+            "latency_ms": [entry.latency_ms for entry in entries for _ in entry.predictions],
+        }
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
 
 
 def feature_times(prediction: Prediction) -> dict[str, str | None]:

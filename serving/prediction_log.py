@@ -7,11 +7,12 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import count, islice
-from operator import itemgetter
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from serving.log_files import array_of, log_files
 SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
 TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
 FILE_ROWS = 20_000
+Waiting = tuple[float, "Entry"]  # since when: time.monotonic()
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +33,26 @@ def arrow_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"prediction_log_version": str(document["version"])})
 
 
+class Entry(Protocol):
+    """Answered predictions of one project, as many rows of the log. What takes time of making rows of them is left to whoever writes them."""
+
+    @property
+    def project(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    @staticmethod
+    def columns(entries: Sequence[Any]) -> dict[str, list[Any]]:
+        """The log's columns of several entries: strings as they are or as UTF-8, times as microseconds since 1970 UTC."""
+
+
 class PredictionLog:
-    """Takes rows at once, writes them from a thread of its own.
+    """Takes entries at once, writes them from a thread of its own.
 
     A prediction is in a file at most ``flush_seconds`` (and the time of one write) after ``append``. When files cannot be
     written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
+
+    The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque.
     """
 
     def __init__(
@@ -50,99 +67,128 @@ class PredictionLog:
     ) -> None:
         self.root, self.flush_seconds, self.capacity = root, flush_seconds, capacity
         self._files = log_files(root, folder=folder, endpoint=endpoint, region=region)
-        self.oldest: float | None = None  # time.monotonic() of the oldest row that waits
         self._schema = arrow_schema()
-        self._of_row = itemgetter(*self._schema.names)
-        self._waiting: dict[str, deque[dict[str, Any]]] = {}
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._closing = False
         self._numbers = count()
-        self._counts = {"waiting": 0, "written": 0, "dropped": 0, "errors": 0}
-        self._last_error: str | None = None
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._asleep, self._wake, self._hurry, self._closing = False, threading.Event(), threading.Event(), threading.Event()
+        self._came: deque[Waiting] = deque()
+        # Written by the thread that appends:
+        self._taken = self._refused = 0
+        # Written by the thread that writes:
+        self._held: dict[str, deque[Waiting]] = {}
+        self._oldest_held: float | None = None
+        self._written = self._unfit = self._errors = 0
+        self._last_error: str | None = None
 
     def start(self) -> None:
         self._thread.start()
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Hand over rows with the schema's columns. Never waits for the disk."""
-        with self._lock:
-            if self._closing or self._counts["waiting"] + len(rows) > self.capacity:
-                self._counts["dropped"] += len(rows)
-                return
-            for row in rows:
-                self._waiting.setdefault(row["project"], deque()).append(row)
-            self._counts["waiting"] += len(rows)
-            if self.oldest is None:
-                self.oldest = time.monotonic()
-                self._changed.notify()
-            elif self._counts["waiting"] >= FILE_ROWS:
-                self._changed.notify()
+    def append(self, entry: Entry) -> None:
+        """Hand over an entry, always from the same thread. Never waits, neither for the disk nor for a lock."""
+        rows = len(entry)
+        waiting = self._waiting + rows
+        if waiting > self.capacity or self._closing.is_set():
+            self._refused += rows
+            return
+        self._taken += rows
+        self._came.append((time.monotonic(), entry))
+        if self._asleep:
+            self._asleep = False
+            self._wake.set()
+        elif waiting >= FILE_ROWS:
+            self._hurry.set()
 
     def close(self, timeout: float = 10) -> None:
         """Write what waits, trying each file once more, and stop."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._closing.set()
+        self._hurry.set()
+        self._wake.set()
         self._thread.join(timeout)
+
+    @property
+    def oldest(self) -> float | None:
+        """``time.monotonic()`` of the oldest entry that waits."""
+        with suppress(IndexError):  # taken over at this moment
+            return self._oldest_held or (self._came[0][0] if self._came else None)
+        return self._oldest_held
 
     def stats(self) -> dict[str, Any]:
         """Rows waiting, written and dropped, failed writes, and the last failure while it lasts."""
-        with self._changed:
-            return {**self._counts, "last_error": self._last_error}
+        dropped = self._refused + self._unfit
+        return {"waiting": self._waiting, "written": self._written, "dropped": dropped, "errors": self._errors, "last_error": self._last_error}
+
+    @property
+    def _waiting(self) -> int:
+        return self._taken - self._written - self._unfit
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._counts["waiting"] or self._closing)
-                self._changed.wait_for(lambda: self._closing or self._counts["waiting"] >= FILE_ROWS, timeout=self.flush_seconds)
-                closing = self._closing
+            self._wait_for_an_entry()
+            self._hurry.wait(self.flush_seconds)
+            self._hurry.clear()
+            closing = self._closing.is_set()
             written = self._flush()
-            if closing and not (written and self._counts["waiting"]):  # all is out, or nothing more can be
+            if closing and not (written and self._came):  # all is out, or nothing more can be
                 return
             if not written:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, timeout=1)
+                self._closing.wait(1)
+
+    def _wait_for_an_entry(self) -> None:
+        self._wake.clear()
+        self._asleep = True
+        if not self._came and not self._held and not self._closing.is_set():
+            self._wake.wait()
+        self._asleep = False
 
     def _flush(self) -> bool:
-        """One file per project; False if one of them could not be written and should be tried again."""
-        with self._changed:
-            batches = {project: list(islice(rows, FILE_ROWS)) for project, rows in self._waiting.items() if rows}
-        failures, again, began = self._counts["errors"], False, time.monotonic()
-        for project, rows in batches.items():
-            fate = "written"
+        """Files of what waits, for each project; False if one of them could not be written and should be tried again."""
+        self._take_over()
+        failures, again = self._errors, False
+        for project, waiting in self._held.items():
             try:
-                self._write(project, rows)
+                while waiting:
+                    self._write_some(project, waiting)
             except OSError as error:  # a full disk, a folder that is gone
                 self._failed(error)
                 again = True
-                continue
-            except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
-                self._failed(error)
-                fate = "dropped"
-            with self._changed:
-                for _ in rows:
-                    self._waiting[project].popleft()
-                self._counts["waiting"] -= len(rows)
-                self._counts[fate] += len(rows)
-        if batches and self._counts["errors"] == failures:
+        self._held = {project: waiting for project, waiting in self._held.items() if waiting}
+        self._oldest_held = min((waiting[0][0] for waiting in self._held.values()), default=None)
+        if self._errors == failures:
             self._last_error = None
-        with self._changed:
-            if not self._counts["waiting"]:
-                self.oldest = None
-            elif not again:
-                self.oldest = began  # about: what waits now came while this was written
         return not again
 
-    def _write(self, project: str, rows: list[dict[str, Any]]) -> None:
+    def _take_over(self) -> None:
+        if self._came and self._oldest_held is None:
+            self._oldest_held = self._came[0][0]
+        for _ in range(len(self._came)):
+            at, entry = self._came.popleft()
+            self._held.setdefault(entry.project, deque()).append((at, entry))
+
+    def _write_some(self, project: str, waiting: deque[Waiting]) -> None:
+        """One file of the first entries, which then wait no more."""
+        entries: list[Entry] = []
+        rows = 0
+        for _, entry in waiting:
+            if entries and rows + len(entry) > FILE_ROWS:
+                break
+            entries.append(entry)
+            rows += len(entry)
+        try:
+            self._write(project, entries)
+            self._written += rows
+        except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
+            self._failed(error)
+            self._unfit += rows
+        for _ in entries:
+            waiting.popleft()
+
+    def _write(self, project: str, entries: list[Entry]) -> None:
         # Two services may write into one folder: the host is a part of the name.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
-        columns = [array_of(values, field.type) for values, field in zip(zip(*map(self._of_row, rows), strict=True), self._schema, strict=True)]
-        self._files.write(project, name, pa.Table.from_arrays(columns, schema=self._schema))
+        columns = type(entries[0]).columns(entries)
+        self._files.write(project, name, pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in self._schema], schema=self._schema))
 
     def _failed(self, error: Exception) -> None:
         log.warning("prediction log: %s: %s", type(error).__name__, error)
-        with self._changed:
-            self._counts["errors"] += 1
-            self._last_error = f"{type(error).__name__}: {error}"
+        self._errors += 1
+        self._last_error = f"{type(error).__name__}: {error}"

@@ -9,8 +9,9 @@ import pytest
 
 from serving.bundle import Bundle
 from serving.lookup import FeatureLookup
-from serving.predict import log_rows
+from serving.predict import Answered
 from serving.predict import predict as predict_soon
+from serving.prediction_log import arrow_schema
 from serving.problems import Problem
 from serving.served import Served
 from tests.serving.conftest import NOW
@@ -89,14 +90,21 @@ def test_instances_of_both_kinds_keep_their_order(served, lookup):
     assert [a.features["sales_7d"] for a in answers] == [1.5, 10.0, 1.5, 20.0]
 
 
+def logged(*entries) -> list[dict]:
+    columns = Answered.columns(entries)
+    assert list(columns) == arrow_schema().names
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def test_what_is_logged_is_what_was_used_and_told(served, lookup):
     answers = predict(served, lookup, [ASKED, {**ASKED, "shop": "c", "temp": 1}])
-    at = datetime.now(UTC)
-    rows = log_rows(answers, predicted_at=at, latency_ms=2.5)
+    entry = Answered(answers, at=1_800_000_000_000_005, latency_ms=2.5)
+    assert (entry.project, len(entry)) == (NAME, 2)
+    rows = logged(entry)
     for answer, row in zip(answers, rows, strict=True):
         assert (row["prediction_id"], row["prediction"]) == (answer.prediction_id, answer.prediction)
         assert row["prediction"] == expected(json.loads(row["features"]))
-        assert (row["project"], row["model_version"], row["arm"], row["predicted_at"], row["latency_ms"]) == (NAME, "3", "champion", at, 2.5)
+        assert (row["project"], row["model_version"], row["arm"], row["predicted_at"], row["latency_ms"]) == (NAME, "3", "champion", entry.at, 2.5)
     assert json.loads(rows[0]["key"]) == ASKED
     assert json.loads(rows[0]["feature_times"])["shop_weather"] == "2013-06-01T08:00:00Z"
     assert json.loads(rows[1]["features"]) == {"hour": 9, "sales_7d": None, "late_rate": None, "temp": 1, "orders": 4, "shop": "c"}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.log_files import microseconds
 from serving.prediction_log import SCHEMA_FILE, PredictionLog, arrow_schema
 from tests.serving.stand import NAME, REPOSITORY, wait_for
 
@@ -21,8 +22,21 @@ ROW = {
 }  # fmt: skip
 
 
-def rows(*names: str, project: str = NAME) -> list[dict]:
-    return [{**ROW, "prediction_id": name, "project": project} for name in names]
+class Rows(list):
+    """An entry of the log that is rows already, and equal to what is read from a file."""
+
+    @property
+    def project(self) -> str:
+        return self[0]["project"]
+
+    @staticmethod
+    def columns(entries) -> dict[str, list]:
+        every = [row for entry in entries for row in entry]
+        return {name: [row[name] for row in every] for name in ROW} | {"predicted_at": [microseconds(row["predicted_at"]) for row in every]}
+
+
+def rows(*names: str, project: str = NAME) -> Rows:
+    return Rows({**ROW, "prediction_id": name, "project": project} for name in names)
 
 
 def files(log: PredictionLog, project: str = NAME):
@@ -84,7 +98,7 @@ assert log.stats()["written"] == 2 and "pandas" not in sys.modules
 
 
 def test_texts_of_any_length_and_script(log):
-    odd = [{**ROW, "prediction_id": text} for text in ("", "ü", "語" * 300, "a\0b")]
+    odd = rows("", "ü", "語" * 300, "a\0b")
     log.append(odd)
     log.close()
     assert pq.read_table(files(log)[0]).to_pylist() == odd
@@ -132,7 +146,7 @@ def test_a_full_queue_drops_and_counts(tmp_path):
 
 
 def test_rows_that_fit_no_schema_are_dropped_and_stop_nothing(log):
-    log.append([{**ROW, "prediction": "high"}])
+    log.append(Rows([{**ROW, "prediction": "high"}]))
     wait_for(lambda: log.stats()["dropped"] == 1, 5)
     assert "high" in log.stats()["last_error"]
     assert log.stats()["waiting"] == 0

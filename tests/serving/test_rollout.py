@@ -91,8 +91,8 @@ def test_a_canary_that_throws_or_is_slow_or_gives_nan_is_taken_out_and_nobody_no
         for number, customer in enumerate(its):
             (answered,) = await data_plane.answer(route, FeatureLookup(None), [customer])
             assert (answered.served.version, answered.prediction) == ("1", expected(RAW))  # the champion stood in
-            (row,) = data_plane.log_rows([answered], predicted_at=datetime.now(UTC), latency_ms=1)
-            assert (row["arm"], row["failed_arm"]) == ("champion", "canary")  # and the log says for whom
+            row = data_plane.Answered.columns([data_plane.Answered([answered], at=0, latency_ms=1)])
+            assert (row["arm"], row["failed_arm"]) == (["champion"], ["canary"])  # and the log says for whom
             if member.breaker.stopped:
                 return number + 1
         raise AssertionError("it was never taken out")
@@ -125,9 +125,13 @@ def answered_and_shadowed(route: Route) -> tuple[list[data_plane.Prediction], li
     """Three instances' answers, and what was logged of the shadow, once that is there."""
     kept: list[dict] = []
 
+    def keep(entry: data_plane.Answered) -> None:
+        columns = data_plane.Answered.columns([entry])
+        kept.extend(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
     async def story() -> list[data_plane.Prediction]:
         answered = await data_plane.answer(route, FeatureLookup(None), customers(3))
-        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), kept.extend)
+        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), keep)
         while len(kept) < 3:
             await asyncio.sleep(0.01)
         return answered
