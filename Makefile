@@ -69,7 +69,7 @@ format: setup  ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff format .
 test: lint  ## everything: lint, then the fast tests, then those that start real services
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
-	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile # much of it waiting, so one more than two cores
+	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile --no-loadscope-reorder # much of it waiting, so one more than two cores; the whole loops first
 	@echo "skipped: tests/images (builds all images, with Podman and as root): make test-images"
 test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
 	AIRLOOP_TEST_SLOW=yes $(BIN)/pytest tests/cluster

@@ -15,7 +15,7 @@ os.environ["AIRLOOP_ENV_FILE"] = ""
 # while others read it (KeyError: _MLFLOW_TELEMETRY_SESSION_ID).
 os.environ.update(QUIET, GIT_PYTHON_REFRESH="quiet")
 
-ON_THE_CLUSTER = ("tests/cluster/", "tests/loop/test_stores.py")
+ON_THE_CLUSTER = ("tests/cluster/", "tests/loop/test_stores_pods.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # one of pytest-xdist

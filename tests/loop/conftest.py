@@ -1,22 +1,14 @@
-"""What test_stores.py runs on: a cluster where ``KUBECONFIG`` names one, and an S3 server that its pods reach."""
+"""What the loops run on: an S3 server, and how each loop has ended."""
+
+import os
 
 import pytest
 
-from tests.cluster.conftest import NoCluster, a_cluster, address_for_pods
-from tests.integration.s3.conftest import s3  # noqa: F401
+from tests.integration.s3.conftest import s3, s3_host  # noqa: F401
+from tests.loop.stand import Endings
 
 
 @pytest.fixture(scope="session")
-def some_cluster():
-    """A namespace of its own; None where there is no cluster: then training steps are processes there, too."""
-    try:
-        with a_cluster() as found:
-            yield found
-    except NoCluster as missing:
-        print(f"training steps are processes on S3, too: {missing}")
-        yield None
-
-
-@pytest.fixture(scope="session")
-def s3_host(some_cluster) -> str:
-    return address_for_pods(some_cluster) if some_cluster else "127.0.0.1"
+def endings(tmp_path_factory) -> Endings:
+    folder = tmp_path_factory.getbasetemp()
+    return Endings(folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder)

@@ -1,16 +1,16 @@
 """The whole loop through a real stack on a slice of the real flights: it closes, every DAG may run again, tasks may be killed with -9.
 
-Six weeks of history and a first model, then ten days at a time. One stack serves all tests of this file, which go on where the last one ended.
+Six weeks of history and a first model, then three days, with which the loops on other stores are compared; and ten days more. One stack serves all tests of
+this file, which go on where the last one ended.
 """
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,13 @@ import pytest
 from include import ledger
 from include.data import layout, tables
 from include.demo.replay import Replay, Step
-from include.projects import get_project
-from include.settings import REPOSITORY, Settings, get_settings
+from include.settings import REPOSITORY, get_settings
 from include.stack import lifecycle
 from include.stack.api import AirflowApi
+from tests.loop.probe import nothing_is_told
+from tests.loop.stand import FIRST, FLIGHTS, SECOND, STAGES, Silent, a_house, replay
 
-FLIGHTS = get_project("flights")
-FIRST, SECOND, THIRD = (datetime(2013, *day, 10, tzinfo=UTC) for day in ((2, 12), (2, 22), (3, 4)))
-ORDER = ("ingest", "build_features", "train", "deploy", "score", "monitor")
+THIRD = SECOND + timedelta(days=10)
 KILLS = (
     "include.features.training_set:build", "include.registry.requests:apply_gate", "include.registry.versions:register_judged",
     "include.registry.requests:settle", "include.rollout.promotion:smoke_test", "include.rollout.promotion:promote",
@@ -36,47 +35,16 @@ KILLS = (
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 
-class Silent:
-    step = stage = said = staticmethod(lambda _: None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    """A stack of its own over the repository's DAGs, whose processes can be told to die; and this process living in its home."""
+def house(tmp_path_factory):
+    """A house on files whose processes can be told to die."""
     root = tmp_path_factory.mktemp("loop")
-    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
-    settings = Settings(home=root / "home", projects="flights", parallelism=3, **ports)
-    environment = {**settings.environment(), "AIRLOOP_TEST_KILLS": str(root / "kills"), "MLFLOW_TRACKING_URI": settings.mlflow_url}
-    kill_hook = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "kill"), os.environ.get("PYTHONPATH")]))}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        _forget()
-
-        def airloop(command):
-            return subprocess.run(
-                [sys.executable, "-m", "include.cli", command], cwd=REPOSITORY, env=os.environ | kill_hook, capture_output=True, text=True, timeout=1000
-            )
-
-        up = airloop("up")
-        assert up.returncode == 0, up.stdout + up.stderr
-        api = AirflowApi.of(settings)
-        api.wait_for_dags([f"flights__{stage}" for stage in ORDER], timeout=120)
-        yield api, root
-        airloop("down")
-    _forget()
-
-
-def _forget():
-    get_settings.cache_clear()
-    if (store := sys.modules.get("include.features.store")) is not None:
-        store.feature_store.cache_clear()
+    hook = os.pathsep.join(filter(None, [str(Path(__file__).parent / "kill"), os.environ.get("PYTHONPATH")]))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        a_house("files", root, patch, environment={"AIRLOOP_TEST_KILLS": str(root / "kills"), "PYTHONPATH": hook}) as found,
+    ):
+        yield found
 
 
 def state() -> dict:
@@ -111,16 +79,12 @@ def wait_until_quiet(api: AirflowApi, timeout: float = 600) -> None:
     raise TimeoutError(f"still busy: {[(r['dag_id'], r['state']) for r in busy]}")
 
 
-def test_the_loop_closes_and_serving_agrees_with_the_batch(stack):
-    api, _ = stack
-    history = Step("history", datetime(2012, 12, 30, tzinfo=UTC), FIRST, first_model=True)
-    replay = Replay(FLIGHTS, api, Silent())
-    records = replay.run([history, Step("ten days", FIRST, SECOND, bad_files=("negative_distance", "missing_column"))])
-    assert records[0].trainings[0]["state"] == "deployed"
-    assert records[0].serving_asked >= 10 and records[0].serving_agreed == records[0].serving_asked
-    assert records[1].monitor["labels"] > 5000
+@pytest.mark.parametrize("kind", ["files"])
+def test_the_loop_closes_and_serving_agrees_with_the_batch(kind, house, endings):
+    with endings.told(kind):
+        endings.keep(kind, replay(house))
     predicted = tables.open_table(layout.predictions(FLIGHTS)).to_pandas()
-    assert len(predicted) > 8000 and not predicted.duplicated("prediction_id").any()
+    assert len(predicted) > 2000 and not predicted.duplicated("prediction_id").any()
     assert (predicted["predicted_at"] == predicted["scheduled_departure"] - timedelta(hours=1)).all()
     assert (predicted["predicted_at"] > FIRST).all()
     for view in FLIGHTS.feature_views:
@@ -128,14 +92,15 @@ def test_the_loop_closes_and_serving_agrees_with_the_batch(stack):
         assert predicted[f"feature_time_{view}"].notna().any(), view
     refused = [r for r in ledger.file_records("flights") if r["status"] == "refused"]
     assert [r["reasons"][0]["rule"] for r in refused] == ["missing_column"]
+    assert tables.open_table(layout.table(FLIGHTS, "quarantine")).count() > 0
     for record in ledger.file_records("flights"):
         counts = record["counts"]
         assert counts["rows"] == counts["table"] + counts["quarantine"] + counts["refused"], record["file"]
 
 
-@pytest.mark.parametrize("stage", ORDER)
-def test_a_dag_run_again_changes_nothing(stack, stage):
-    api, _ = stack
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dag_run_again_changes_nothing(house, stage):
+    api = house.api
     wait_until_quiet(api)
     before = state()
     dag_id = f"flights__{stage}"
@@ -147,22 +112,22 @@ def test_a_dag_run_again_changes_nothing(stack, stage):
     assert state() == before
 
 
-def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(stack):
+def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(house):
     """A third step whose tasks are killed with -9 right after they did their work, and a training with the same; Airflow's retries do the rest."""
-    api, root = stack
+    api, kills = house.api, house.settings.home.parent / "kills"
     wait_until_quiet(api)
     before = state()
-    (root / "kills").write_text("\n".join(KILLS))
-    replay = Replay(FLIGHTS, api, Silent())
-    done = replay.records
-    record = replay.run([Step(r.name, SECOND, SECOND) for r in done] + [Step("ten more days", SECOND, THIRD, recent_days_only=60)])[-1]
-    left = (root / "kills").read_text().split()
+    kills.write_text("\n".join(KILLS))
+    more = Replay(FLIGHTS, api, Silent())
+    done = more.records
+    record = more.run([Step(r.name, SECOND, SECOND) for r in done] + [Step("ten more days", SECOND, THIRD, recent_days_only=60)])[-1]
+    left = kills.read_text().split()
     deployed = [t["version"] for t in record.trainings if t["state"] == "deployed"]
     if not deployed:  # then deploy had nothing to do; a person deploys the refused version all the same
         deployed = [record.trainings[0]["version"]]
         run_id = api.trigger("flights__deploy", {"version": deployed[-1], "cutoff": ledger.iso(THIRD)})
         assert api.wait("flights__deploy", run_id) == "success"
-        left = (root / "kills").read_text().split()
+        left = kills.read_text().split()
     wait_until_quiet(api)
     assert left == []  # every process that was to die has died
     after = state()
@@ -182,7 +147,7 @@ def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(
     assert not predicted.duplicated("prediction_id").any()
 
 
-def test_what_serving_answered_is_in_its_log(stack):
+def test_what_serving_answered_is_in_its_log(house):
     import pyarrow.parquet as pq
 
     answers = json.loads((get_settings().home / "demo" / "steps.json").read_text())
@@ -194,8 +159,8 @@ def test_what_serving_answered_is_in_its_log(stack):
     assert asked and asked.items() <= logged.items()
 
 
-def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by_the_thaw_itself(stack):
-    api, _ = stack
+def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by_the_thaw_itself(house):
+    api = house.api
     wait_until_quiet(api)
 
     def airloop(*arguments):
@@ -231,3 +196,7 @@ def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by
     assert ended.dag_run.startswith("thawed__") and ended.state in {"refused", "deployed"}
     assert len(state()["versions"]) == len(before["versions"]) + 1
     assert [d["verdict"] for d in ledger.decisions("flights", "freeze")] == ["frozen", "thawed"]
+
+
+def test_no_secret_is_told(house):
+    nothing_is_told(house.kind, house.settings, house.api, None)
