@@ -1,5 +1,6 @@
 """For all tests: the settings file of whoever runs them has no say; and which tests may run side by side, where ``--dist loadfile`` asks for that: those
-of different files, but of those that use the cluster one after the other, since they let the cluster's only node hang.
+of different files, but of those that use the cluster one after the other, since they let the cluster's only node hang, and of the whole loops, too: each
+has an Airflow of its own, which takes half a core while it waits.
 """
 
 import os
@@ -16,6 +17,9 @@ os.environ["AIRLOOP_ENV_FILE"] = ""
 os.environ.update(QUIET, GIT_PYTHON_REFRESH="quiet")
 
 ON_THE_CLUSTER = ("tests/cluster/", "tests/loop/test_stores_pods.py")
+LOOPS = "tests/loop/"
+# For stacks whose DAG files do not change: to parse them every 8 s takes a fifth of a core, all the time.
+PARSED_ONCE = {"AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600"}
 
 
 @pytest.hookimpl(optionalhook=True)  # one of pytest-xdist
@@ -24,12 +28,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class OneClusterAtATime(LoadFileScheduling):  # and not --dist loadgroup, which pytest 9.2 has silently broken (pytest-xdist issue 1386)
+    class OneClusterAndOneLoopAtATime(LoadFileScheduling):  # and not --dist loadgroup, which pytest 9.2 has silently broken (pytest-xdist issue 1386)
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "the cluster" if file.startswith(ON_THE_CLUSTER) else file
+            return "the cluster" if file.startswith(ON_THE_CLUSTER) else "the loops" if file.startswith(LOOPS) else file
 
-    return OneClusterAtATime(config, log)
+    return OneClusterAndOneLoopAtATime(config, log)
 
 
 @pytest.fixture(scope="session")

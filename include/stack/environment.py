@@ -24,6 +24,26 @@ NOT_AIRFLOWS = (
 )  # fmt: skip
 
 
+# How often Airflow looks and beats. Whoever sets one of these variables himself has the last word.
+BEATS = {
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
+    # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
+    # and, worse, a deferred task that is back sooner is taken for lost (the scheduler gets its end for that of the second half).
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    # A task outlives an API server, or its database, that is away for some minutes: by default it is ended after three missed heartbeats, some 30 s.
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",  # tasks of a killed scheduler are tried again after a minute, not five
+    # A new DAG file is listed within 1 + 2 s. A changed one is parsed as soon as its mtime is seen (every loop), except when it was saved
+    # while it was being parsed; that, and a change in a project, is seen at the next round: 0.15 to 0.3 s of CPU a file.
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "8",
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "2",  # by default a DAG that is saved twice keeps its old tasks for 30 s
+}
+
+
 def airflow_environment(settings: Settings) -> dict[str, str]:
     """Environment variables (all of them, the present ones included) for a process that is, or talks as, a part of this Airflow.
 
@@ -35,6 +55,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     if settings.storage_connection:  # then tasks get them from there, and nobody else in Airflow has them
         base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
+        **BEATS,
         **base,
         **storage_connection(settings),
         **remote_logging(settings),
@@ -61,21 +82,6 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         # SQLite's has the seconds that a writer waits for another one; five by default, which a loaded machine exceeds.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database,
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
-        # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
-        # and, worse, a deferred task that is back sooner is taken for lost (the scheduler gets its end for that of the second half).
-        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        # A task outlives an API server, or its database, that is away for some minutes: by default it is ended after three missed heartbeats, some 30 s.
-        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
-        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
-        "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
-        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",  # tasks of a killed scheduler are tried again after a minute, not five
-        # A new DAG file is listed within 1 + 2 s. A changed one is parsed as soon as its mtime is seen (every loop), except when it was saved
-        # while it was being parsed; that, and a change in a project, is seen at the next round: 0.15 to 0.3 s of CPU a file.
-        "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "8",
-        "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "2",  # by default a DAG that is saved twice keeps its old tasks for 30 s
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
     }
 

@@ -33,6 +33,7 @@ from include.settings import REPOSITORY, Settings, get_settings
 from include.stack.access import mlflow_credentials
 from include.stack.api import AirflowApi
 from include.stack.processes import ProcessBook
+from tests.conftest import PARSED_ONCE
 
 REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
 HERE = Path(__file__).parent
@@ -387,8 +388,11 @@ def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
 
 @pytest.fixture(scope="package")  # as long as it is up, this process's environment is the stack's: no test of another room may meet that
 def runs(stack_settings, cluster):
-    with a_stack(cluster, stack_settings) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PARSED_ONCE.items():
+            patch.setenv(name, value)
+        with a_stack(cluster, stack_settings) as started:
+            yield started
 
 
 def pod_template(shared: Path | None = None, code: Path = REPOSITORY) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from include.stack.api import AirflowApi
 from include.stack.databases import make_databases
 from include.training.tracking import tracking_client
 from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
+from tests.conftest import PARSED_ONCE
 from tests.integration.s3.conftest import forget
 from tests.loop.leaks import accounts
 from tests.loop.probe import PROBE, PROBES
@@ -84,7 +85,7 @@ def a_house(
     if servers:
         settings = on_servers(settings, *servers)
     probe = {"AIRFLOW_CONN_PROBE": f"http://somebody:{PROBES}@example.org"}
-    for name, value in {**settings.environment(), **given, **probe, **(environment or {}), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+    for name, value in {**settings.environment(), **given, **probe, **PARSED_ONCE, **(environment or {}), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
         patch.setenv(name, value)
     forget_all()
     up = airloop("up")
