@@ -16,7 +16,7 @@ INLINE_SECONDS = 0.002  # a batch that takes longer runs in a thread: handing it
 MOST_ROWS = 256  # in one run: a big request must not hold up small ones for long
 
 log = logging.getLogger(__name__)
-Numbers = Sequence[Sequence[float]]
+Numbers = Sequence[Sequence[float] | bytes]
 Texts = Sequence[Sequence[str]]
 Waiting = tuple[Numbers, Texts, "asyncio.Future[list[float]]"]
 

@@ -1,6 +1,5 @@
 """An ONNX graph in the house's layout, ready to answer: ``numeric`` [n, k] and ``categorical`` [n, m] go in, ``prediction`` [n] comes out."""
 
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ class Graph:
         self.name, self.contract, self.inputs = file.name, contract, Inputs(contract)
         self.seconds = 0.0  # what one row took when it was warm
         self._session = _session(file, contract, threads)
-        self._row = struct.Struct(f"{len(contract.numeric)}d")  # a fifth of the time that an array takes to find out what is in lists
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Predictions float64 [n].
@@ -40,11 +38,13 @@ class Graph:
         """
         return self.run([self.inputs.numbers(row) for row in rows], [self.inputs.texts(row) for row in rows])
 
-    def run(self, numbers: Sequence[Sequence[float]] | np.ndarray, texts: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
-        """The graph's answers, float64 [n], for its numeric columns [n, k] and its categorical ones [n, m]."""
+    def run(self, numbers: Sequence[Sequence[float] | bytes] | np.ndarray, texts: Sequence[Sequence[str]] | np.ndarray) -> np.ndarray:
+        """The graph's answers, float64 [n], for its numeric columns [n, k], whose rows may be packed (``Inputs.packed``), and its categorical ones [n, m]."""
         # Floats of 64 bits first, as in the batch, so that a number is rounded once and the same way.
         if not isinstance(numbers, np.ndarray):
-            numbers = np.frombuffer(b"".join([self._row.pack(*row) for row in numbers]), "float64").reshape(len(numbers), len(self.contract.numeric))
+            # Packed in a fifth of the time that an array takes to find out what is in lists.
+            content = b"".join([row if type(row) is bytes else self.inputs.packed.pack(*row) for row in numbers])
+            numbers = np.frombuffer(content, "float64").reshape(len(numbers), len(self.contract.numeric))
         with np.errstate(over="ignore"):  # a number that is too great for 32 bits becomes infinite; requests are checked before
             feeds = {"numeric": numbers.astype("float32")}
         if self.contract.categorical:

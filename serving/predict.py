@@ -109,7 +109,7 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
     """
     inputs = served.bundle.inputs
     numbers = range(len(instances)) if numbers is None else numbers
-    numeric: list[Sequence[float] | None] = [inputs.quick(instance) for instance in instances]
+    numeric: list[Sequence[float] | bytes | None] = [inputs.quick(instance) for instance in instances]
     if None not in numeric:  # nothing to look up, nothing to complete
         made = Completed(instances, [NO_TIMES] * len(instances), [NO_GAPS] * len(instances))
         answers = await run(served, served.batcher, numeric, [NO_TEXTS] * len(instances), numbers)
@@ -122,14 +122,16 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
             answers = await _with_rule(served, numeric, texts, numbers, ruled)
         else:
             answers = await run(served, served.batcher, numeric, texts, numbers)
-    given = inputs.given
+    keys = instances if inputs.all_given else [_key(inputs.given, instance) for instance in instances]
     return [
-        Prediction(
-            _new_id(), answer, instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given},
-            row, found, served, gaps=gaps,
-        )
-        for answer, instance, row, found, gaps in zip(answers, instances, made.rows, made.times, made.gaps, strict=True)
-    ]  # fmt: skip
+        Prediction(_new_id(), answer, key, row, found, served, gaps=gaps)
+        for answer, key, row, found, gaps in zip(answers, keys, made.rows, made.times, made.gaps, strict=True)
+    ]
+
+
+def _key(given: frozenset[str], instance: Instance) -> Instance:
+    """What of an instance is the caller's to give: join keys and request features."""
+    return instance if given.issuperset(instance) else {name: value for name, value in instance.items() if name in given}
 
 
 async def _with_rule(served: Served, numeric: Sequence[Any], texts: Sequence[Sequence[str]], numbers: Sequence[int], ruled: list[int]) -> list[float]:
