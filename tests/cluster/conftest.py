@@ -258,6 +258,16 @@ def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return of["namespace"], of["cluster"]
 
 
+@pytest.fixture(autouse=True)
+def nobody_elses_account():
+    """The tests' own account stays that of clients that are made without naming one: Airflow's hooks, in this process, put theirs into its place."""
+    from kubernetes import client
+
+    kept = client.Configuration.get_default_copy()
+    yield
+    client.Configuration.set_default(kept)
+
+
 @pytest.fixture(scope="package")
 def cluster():
     with ExitStack() as stack:

@@ -28,8 +28,8 @@ def airflow(release):
     api, account = release.cluster.api, "airflow-worker"
     api.create_namespaced_service_account(release.namespace, {"metadata": {"name": account}})
     token = api.create_namespaced_service_account_token(account, release.namespace, {"spec": {"expirationSeconds": 3600}}).status.token
-    configuration = client.Configuration.get_default_copy()
-    configuration.cert_file = configuration.key_file = None
+    there, configuration = api.api_client.configuration, client.Configuration()
+    configuration.host, configuration.ssl_ca_cert = there.host, there.ssl_ca_cert
     configuration.api_key = {"authorization": f"Bearer {token}"}
     own = client.ApiClient(configuration)
     # Kubernetes' controllers do what an installation says a moment after it; until then every pod is refused, whoever makes it.
