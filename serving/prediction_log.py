@@ -86,6 +86,8 @@ class PredictionLog:
     def append(self, entry: Entry) -> None:
         """Hand over an entry, always from the same thread. Never waits, neither for the disk nor for a lock."""
         rows = len(entry)
+        if not rows:  # of no project, then
+            return
         waiting = self._waiting + rows
         if waiting > self.capacity or self._closing.is_set():
             self._refused += rows

@@ -9,13 +9,11 @@ from contextlib import contextmanager, suppress
 import httpx
 import psutil
 
-from include.projects import get_project
 from include.settings import REPOSITORY, Settings
 from include.stack.api import AirflowApi
 from include.stack.processes import ProcessBook
-from tests.loop.stand import airloop
+from tests.loop.stand import FLIGHTS, airloop
 
-FLIGHTS = get_project("flights")
 # Who is killed, and what is being done at that moment. The first five before there is a champion, the others when there is one to answer.
 KILLS = (
     ("s3", ("ingest ",)),

@@ -133,7 +133,7 @@ class Endings:
     def of(self, kind: str, *, request: pytest.FixtureRequest) -> dict:
         """Waits for it, where a test of this run makes it; else skips the test that asks."""
         if any(item.name.startswith("test_the_loop_closes") and item.name.endswith(f"[{kind}]") for item in request.session.items):
-            until((self.folder / f"ended-{kind}").exists, 3000, f"the end of the loop on {kind}")
+            until((self.folder / f"ended-{kind}").exists, 1500, f"the end of the loop on {kind}")
             found = pickle.loads((self.folder / f"ended-{kind}").read_bytes())
             if found is not None:
                 return found

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -18,14 +18,11 @@ import pytest
 from include import ledger
 from include.data import layout, tables
 from include.demo.replay import Replay, Step
-from include.projects import get_project
 from include.settings import REPOSITORY, Settings, get_settings
 from include.stack.api import AirflowApi
+from tests.loop.stand import BEGIN, FIRST, FLIGHTS, SECOND, STAGES, Silent
 from tests.stores import free_port
 
-FLIGHTS = get_project("flights")
-BEGIN, FIRST, SECOND = (datetime(*day, 10, tzinfo=UTC) for day in ((2012, 12, 30), (2013, 2, 12), (2013, 2, 15)))
-STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")
 pytestmark = [
     pytest.mark.stack,
     pytest.mark.timeout(5400),
@@ -33,10 +30,6 @@ pytestmark = [
         not os.environ.get("AIRLOOP_TEST_LOOP_ON_SERVERS"), reason="two more whole loops, the second on Postgres and Redis: AIRLOOP_TEST_LOOP_ON_SERVERS=yes"
     ),
 ]
-
-
-class Silent:
-    step = stage = said = staticmethod(lambda _: None)
 
 
 def enter(settings: Settings, monkeypatch) -> None:

@@ -36,11 +36,12 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    """A house on files whose processes can be told to die."""
+def house(tmp_path_factory, endings):
+    """A house on files whose processes can be told to die. One that does not come up has an ending, too: others wait for it."""
     root = tmp_path_factory.mktemp("loop")
     hook = os.pathsep.join(filter(None, [str(Path(__file__).parent / "kill"), os.environ.get("PYTHONPATH")]))
     with (
+        endings.told("files"),
         pytest.MonkeyPatch.context() as patch,
         a_house("files", root, patch, environment={"AIRLOOP_TEST_KILLS": str(root / "kills"), "PYTHONPATH": hook}) as found,
     ):

@@ -154,6 +154,12 @@ def test_rows_that_fit_no_schema_are_dropped_and_stop_nothing(log):
     wait_for(lambda: log.stats()["written"] == 1, 5)
 
 
+def test_an_entry_of_nothing_stops_nothing(log):
+    log.append(Rows())
+    log.append(rows("a"))
+    wait_for(lambda: log.stats()["written"] == 1, 5)
+
+
 def test_file_names_of_two_processes_differ(log):
     log.append(rows("a"))
     (file,) = wait_for(lambda: [f for f in files(log) if f.suffix == ".parquet"], 5)
