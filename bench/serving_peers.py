@@ -139,7 +139,7 @@ def airloop(folder: Path, model: Any, name: str = "airloop", *, feature_store: s
         "PYTHONPATH": str(REPOSITORY), "SERVING_MLFLOW_URI": "http://127.0.0.1:9", "SERVING_CACHE": str(home / "cache"), "SERVING_LOG_ROOT": str(home / "log"),
         "SERVING_FEATURE_REPO": str(home), "SERVING_POLL_SECONDS": "30",
     }  # fmt: skip
-    command = [sys.executable, "-m", "uvicorn", "serving.app:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    command = [sys.executable, "-m", "serving", "--port", str(port)]
     return Server(name, "/models/bench/predict", body, command, home, port, environment)
 
 

@@ -17,6 +17,7 @@ from serving import feedback, metrics, plain, v2
 from serving.access import Access
 from serving.documents import InferRequest, ModelDocument, PredictRequest, PredictResponse, ProblemDocument, schema_of
 from serving.draining import Draining
+from serving.fast_path import FastPath
 from serving.front import CALLER, Front, Handler, Router
 from serving.parts import Parts
 from serving.problems import Problem, invalid
@@ -131,7 +132,7 @@ def create_app(settings: Settings | None = None) -> Front:
         raise Problem(404, "http", "Not Found", "no such path")
 
     front = Front(app, access, _router(parts), draining, most_bytes=settings.max_bytes, most_requests=settings.max_requests, seconds=settings.request_seconds)
-    front.parts = parts
+    front.parts, front.fast_path = parts, FastPath(front, parts)
     pulse = metrics.Pulse(lambda: parts.state() | {"in_flight": front.in_flight})
     return front
 
@@ -158,6 +159,7 @@ async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
         pulse.take()
         front.flush()
         front.end_the_overdue()
+        front.fast_path.pass_on_the_unfinished()
         await asyncio.sleep(1)
 
 

@@ -21,7 +21,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-CALLER = "serving.caller"  # in the scope: the caller's name, None for one without a key
+CALLER = "serving.caller"  # in the scope: the name of a caller who has been let in, None for one without a key
 PROBLEM = "application/problem+json"
 CLOSE = (b"connection", b"close")
 
@@ -67,6 +67,7 @@ class Front:
         self.most_bytes, self.most_requests, self.seconds = most_bytes, most_requests, seconds
         self.in_flight = 0
         self.parts: Any = None  # of whoever made it, for those that look behind it
+        self.fast_path: Any = None  # that goes before it, if there is one
         self._noted: dict[tuple[str, int], int] = {}
         self._since: dict[asyncio.Task[Any], float] = {}  # what is being answered, and since when
         self._overdue: set[asyncio.Task[Any]] = set()
@@ -80,7 +81,7 @@ class Front:
         found = self.router(scope["method"], path)
         route = found[0] if found else "other"
         try:
-            caller = self.access.admit(scope["path"], scope["headers"], scope["client"])
+            caller = scope[CALLER] if CALLER in scope else self.access.admit(scope["path"], scope["headers"], scope["client"])
             if found is None:
                 scope[CALLER] = caller
                 await self._pass_on(scope, receive, send)
@@ -90,7 +91,7 @@ class Front:
             if problem.status in (401, 403, 429):
                 metrics.refused.labels(problem.kind).inc()
             said = Answer(json.dumps(problem.document(scope["path"])).encode(), PROBLEM, problem.headers, problem.status)
-        self._count(route, said.status)
+        self.count(route, said.status)
         told = [(b"content-type", said.media_type.encode()), (b"content-length", str(len(said.body)).encode())]
         if said.headers:
             told += [(name.lower().encode(), value.encode()) for name, value in said.headers.items()]
@@ -114,7 +115,7 @@ class Front:
         try:
             await self.application(scope, receive, watched)
         finally:
-            self._count("other", status)
+            self.count("other", status)
 
     async def _answer(self, handler: Handler, path: tuple[str, ...], scope: Scope, receive: Receive, caller: str, started: float) -> Answer:
         if self.in_flight >= self.most_requests:
@@ -182,6 +183,7 @@ class Front:
         for (route, status), count in noted.items():
             metrics.requests.labels(route, str(status)).inc(count)
 
-    def _count(self, route: str, status: int) -> None:
+    def count(self, route: str, status: int, requests: int = 1) -> None:
+        """Note answered requests; ``flush`` counts them."""
         key = (route, status)
-        self._noted[key] = self._noted.get(key, 0) + 1
+        self._noted[key] = self._noted.get(key, 0) + requests

@@ -11,6 +11,7 @@ from serving.problems import Problem, invalid
 
 FLOAT32_MAX = 3.4028234663852886e38
 Instance = dict[str, Value]
+Row = tuple[bytes, Sequence[str]]  # the numeric columns, packed as float64, and the categorical ones
 NUMERIC, CATEGORICAL, KEY = range(3)
 FLOATS = frozenset((float, int))
 
@@ -27,7 +28,7 @@ class Inputs:
         kinds = dict.fromkeys(self.given, KEY) | dict.fromkeys(contract.categorical, CATEGORICAL) | dict.fromkeys(contract.numeric, NUMERIC)
         self._kinds: dict[str, int] = kinds
         self._numeric, self._categorical = contract.numeric, contract.categorical
-        self._numbers = _getter(contract.numeric)
+        self._numbers, self._texts = _getter(contract.numeric), _getter(contract.categorical)
         self.packed = struct.Struct(f"{len(contract.numeric)}d")  # of the numeric columns
         self.all_given = self.given.issuperset(contract.inputs)
         self._inputs = _getter(self.names)
@@ -36,18 +37,21 @@ class Inputs:
         plain = tuple(name for name in self.given if kinds[name] == NUMERIC)
         self._given_numbers, self._given_rest = _getter(plain), tuple(name for name in self.given if kinds[name] != NUMERIC)
 
-    def quick(self, instance: Mapping[str, Any]) -> bytes | None:
-        """The graph's numeric columns of an instance that is plainly right and whole, packed: every input is there, its numbers are numbers that fit into a
-        float of 32 bits, and nothing else is there.
+    def quick(self, instance: Mapping[str, Any]) -> Row | None:
+        """The graph's columns of an instance that is plainly right and whole: every input is there, its numbers are numbers that fit into a float of
+        32 bits, its categories are ASCII strings, and nothing else is there.
 
         None: it may be right, ``check`` tells. Most requests are such, and this looks at their numbers all together, not one by one.
         """
-        if self._categorical or len(instance) != len(self.names):
+        if len(instance) != len(self.names):
             return None
         try:
+            texts = self._texts(instance)
+            if texts and not "".join(texts).isascii():
+                return None
             numbers = self._numbers(instance)
-            return self.packed.pack(*numbers) if math.hypot(*numbers) <= FLOAT32_MAX else None  # none is greater than their hypotenuse
-        except (KeyError, TypeError, OverflowError):  # one is lacking, is no number, is an integer beyond all floats
+            return (self.packed.pack(*numbers), texts) if math.hypot(*numbers) <= FLOAT32_MAX else None  # none is greater than their hypotenuse
+        except (KeyError, TypeError, OverflowError):  # one is lacking, is no number or no string, is an integer beyond all floats
             return None
 
     def check(self, instance: Mapping[str, Any], number: int) -> None:
@@ -144,6 +148,8 @@ def _plainly_right(numbers: tuple[Any, ...]) -> bool:
 def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     if len(names) > 1:
         return itemgetter(*names)
+    if not names:
+        return lambda row: ()
     return lambda row: tuple([row[name] for name in names])  # itemgetter gives no tuple of one, and takes none at all
 
 

@@ -1,5 +1,6 @@
 """The convenience route: entity keys or raw features as plain JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from serving import predict as data_plane
@@ -7,7 +8,9 @@ from serving.encoding import dumps, loads
 from serving.front import Answer, Asked
 from serving.inputs import Instance
 from serving.parts import Parts
+from serving.predict import Prediction
 from serving.problems import Problem, invalid
+from serving.served import Route
 
 
 async def predict(parts: Parts, asked: Asked) -> Answer:
@@ -17,6 +20,11 @@ async def predict(parts: Parts, asked: Asked) -> Answer:
     route = parts.registry.route(name)  # this one answers the whole request, whatever the registry says meanwhile
     predictions = await data_plane.answer(route, parts.lookup, instances)
     parts.keep(route, instances, predictions, asked.started)
+    return Answer(document(name, route, predictions))
+
+
+def document(name: str, route: Route, predictions: Sequence[Prediction]) -> bytes:
+    """What is told of the predictions of one request."""
     told = [
         {
             "prediction_id": p.prediction_id,
@@ -29,7 +37,7 @@ async def predict(parts: Parts, asked: Asked) -> Answer:
         }
         for p in predictions
     ]
-    return Answer(dumps({"model": name, "model_version": route.champion.version, "predictions": told}))
+    return dumps({"model": name, "model_version": route.champion.version, "predictions": told})
 
 
 def instances_of(body: bytes, most: int) -> list[Instance]:

@@ -13,17 +13,16 @@ from typing import Any
 
 from serving import metrics
 from serving.batching import Batcher
-from serving.completion import NO_GAPS, NO_TIMES, Completed, complete
+from serving.completion import NO_GAPS, NO_TIMES, complete
 from serving.contract import Value
 from serving.encoding import dumps
 from serving.gaps import Gap, Refused, iso
-from serving.inputs import Instance
+from serving.inputs import Inputs, Instance
 from serving.lookup import FeatureLookup
 from serving.problems import Problem, invalid
 from serving.served import Route, Served
 
 BASELINE = "baseline"  # the arm of what a baseline rule answered
-NO_TEXTS: list[str] = []
 MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of it
 
 log = logging.getLogger(__name__)
@@ -109,24 +108,33 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
     """
     inputs = served.bundle.inputs
     numbers = range(len(instances)) if numbers is None else numbers
-    numeric: list[Sequence[float] | bytes | None] = [inputs.quick(instance) for instance in instances]
-    if None not in numeric:  # nothing to look up, nothing to complete
-        made = Completed(instances, [NO_TIMES] * len(instances), [NO_GAPS] * len(instances))
-        answers = await run(served, served.batcher, numeric, [NO_TEXTS] * len(instances), numbers)
+    quick = [row for instance in instances if (row := inputs.quick(instance)) is not None]
+    if len(quick) == len(instances):
+        packed, categories = zip(*quick, strict=True)
+        return plainly(served, instances, await run(served, served.batcher, packed, categories, numbers))
+    made = await complete(served, lookup, instances, numbers)
+    numeric = [inputs.numbers(row) for row in made.rows]
+    texts = [inputs.texts(row) for row in made.rows]
+    ruled = [place for place, gaps in enumerate(made.gaps) if gaps and by_rule(gaps)]
+    if ruled:
+        answers = await _with_rule(served, numeric, texts, numbers, ruled)
     else:
-        made = await complete(served, lookup, instances, numbers)
-        numeric = [inputs.numbers(row) for row in made.rows]
-        texts = [inputs.texts(row) for row in made.rows]
-        ruled = [place for place, gaps in enumerate(made.gaps) if gaps and by_rule(gaps)]
-        if ruled:
-            answers = await _with_rule(served, numeric, texts, numbers, ruled)
-        else:
-            answers = await run(served, served.batcher, numeric, texts, numbers)
-    keys = instances if inputs.all_given else [_key(inputs.given, instance) for instance in instances]
+        answers = await run(served, served.batcher, numeric, texts, numbers)
+    keys = _keys(inputs, instances)
     return [
         Prediction(_new_id(), answer, key, row, found, served, gaps=gaps)
         for answer, key, row, found, gaps in zip(answers, keys, made.rows, made.times, made.gaps, strict=True)
     ]
+
+
+def plainly(served: Served, instances: Sequence[Instance], answers: Sequence[float]) -> list[Prediction]:
+    """Predictions of instances with nothing to look up and nothing to complete (``Inputs.quick``)."""
+    made = zip(answers, _keys(served.bundle.inputs, instances), instances, strict=True)
+    return [Prediction(_new_id(), answer, key, instance, NO_TIMES, served) for answer, key, instance in made]
+
+
+def _keys(inputs: Inputs, instances: Sequence[Instance]) -> Sequence[Instance]:
+    return instances if inputs.all_given else [_key(inputs.given, instance) for instance in instances]
 
 
 def _key(given: frozenset[str], instance: Instance) -> Instance:

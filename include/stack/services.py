@@ -83,7 +83,7 @@ def _serving(settings: Settings) -> Service:
         "serving",
         Command(
             "serving",
-            [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(settings.serving_port), "--no-access-log"],
+            [sys.executable, "-m", "serving", "--host", settings.host, "--port", str(settings.serving_port)],
             serving_environment(settings),
         ),
         lambda record: _get(f"{settings.serving_url}/live").is_success,

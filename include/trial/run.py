@@ -102,7 +102,7 @@ def serving(scratch: Scratch, port: int) -> Iterator[None]:
     settings = scratch.settings
     mlflow = scratch.mlflow_environment
     environment = serving_environment(settings) | settings.feast_environment | mlflow | {"SERVING_MLFLOW_URI": mlflow["MLFLOW_TRACKING_URI"]}
-    command = [sys.executable, "-m", "uvicorn", "serving.app:app", "--host", settings.host, "--port", str(port), "--no-access-log"]
+    command = [sys.executable, "-m", "serving", "--host", settings.host, "--port", str(port)]
     with (scratch.root / "serving.log").open("wb") as log, _child(command, environment, scratch, log):
         yield
 

@@ -90,6 +90,16 @@ class Cluster:
     def node_ready(self) -> bool:
         return next(c.status for c in self.node.status.conditions if c.type == "Ready") == "True"
 
+    def give_a_place(self) -> None:
+        """Wait until Kubernetes gives a pod a node: its scheduler may look at none for minutes after the API server was away."""
+        base = {"name": "base", "image": self.image, "command": ["sleep", "1"]}
+        body = {"metadata": {"generateName": "a-place-"}, "spec": {"containers": [base], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}}
+        name = self.api.create_namespaced_pod(self.namespace, body).metadata.name
+        try:
+            until(lambda: self.api.read_namespaced_pod(name, self.namespace).spec.node_name, 300, "the scheduler to give a pod a node")
+        finally:
+            self.api.delete_namespaced_pod(name, self.namespace)
+
 
 @dataclass
 class Runs:
@@ -284,7 +294,9 @@ def k8s_part(cluster):
     program = os.environ.get("AIRLOOP_TEST_K8S_PART")
     if not program:
         pytest.skip("AIRLOOP_TEST_K8S_PART names no program that pauses parts of the cluster")
+    # The node is lost to an API server that comes back, for a minute now and then, and so is the scheduler: for longer than a test's pods may wait for a place.
     until(lambda: cluster.node_ready() and not cluster.node.spec.taints, 120, "the node to be well again")
+    cluster.give_a_place()
     return lambda *arguments: subprocess.run([program, *arguments], check=True, capture_output=True, text=True, timeout=120)
 
 

@@ -214,7 +214,7 @@ def test_values(cluster: Cluster, data_root: str, s3: S3) -> dict[str, Any]:
             "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}},
         },
         "serving": {
-            "command": ["python", "-m", "uvicorn", "serving.app:app"], "args": ["--host", "0.0.0.0", "--port", "8000", "--no-access-log"],
+            "command": ["python", "-m", "serving"], "args": ["--host", "0.0.0.0", "--port", "8000"],
             "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
             "autoscaling.minReplicas": 2, "autoscaling.maxReplicas": 2, "startupSeconds": 600,
         },

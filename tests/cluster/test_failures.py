@@ -128,8 +128,6 @@ def test_a_killed_part_of_airflow_finds_its_pod_again(runs, cluster, airloop, co
 
 
 def test_an_api_server_that_goes_away_is_waited_for(runs, cluster, k8s_part, nth):
-    # The node is lost to an API server that comes back, for a minute now and then: longer than this class's pods may wait for a place.
-    until(cluster.node_ready, what="the node, after the last time")
     request = runs.start("patient", "count:15")
     until(lambda: cluster.running(request), what="the pod")
     k8s_part("kill", "apiserver")

@@ -156,7 +156,7 @@ def test_serving_gives_the_same_predictions_policy_included(ready, another_table
     assert len(due) == count
 
     environment = {**serving_environment(get_settings()), "SERVING_MLFLOW_URI": os.environ["MLFLOW_TRACKING_URI"], "SERVING_LOG_ROOT": str(tmp_path / "log")}
-    service = Process(["uvicorn", "serving.app:app", "--no-access-log"], environment | {"SERVING_CACHE": str(tmp_path / "cache")}, tmp_path / "serving.log")
+    service = Process(["serving"], environment | {"SERVING_CACHE": str(tmp_path / "cache")}, tmp_path / "serving.log")
     try:
         wait_for(lambda: service.get("/ready")[0] == 200, 400, lambda: service.log.read_text()[-3000:])
         instances = json.loads(due[[*PROJECT.entities, *PROJECT.request_features]].to_json(orient="records"))

@@ -258,8 +258,7 @@ def serving_process(folder: Path, registry_uri: str, features: FeatureRepository
         **settings,
     }
     environment = {f"SERVING_{key.upper()}": str(value) for key, value in wanted.items()}
-    several = int(settings.get("workers", 1)) > 1
-    return Process(["serving"] if several else ["uvicorn", "serving.app:app", "--no-access-log"], environment, folder / "serving.log")
+    return Process(["serving"], environment, folder / "serving.log")
 
 
 def logged(root: Path, project: str = NAME) -> list[dict[str, Any]]:

@@ -1,0 +1,289 @@
+"""The fast path gives the answers that the ordinary way gives, in the order of the requests, however their bytes arrive."""
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from serving import keys
+from serving.app import create_app
+from serving.front import Front
+from serving.settings import Settings
+from tests.serving.bad_models import LATE_HOUR, bad_graph
+from tests.serving.stand import NAME, Registry, expected, logged, wait_for
+
+RAW = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
+PATH = f"/models/{NAME}/predict"
+
+
+class Service:
+    """The service in a thread. ``ordinary``: the paths that came to the front."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.ordinary: list[str] = []
+        self.front = create_app(settings)
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.front, http="serving.fast_path:Connection", port=0, log_level="warning", access_log=False, timeout_keep_alive=1)
+        )
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        wait_for(lambda: self.server.started, 60)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        wait_for(lambda: self.front.parts.registry.routes.keys() == {NAME, "nans"}, 60)
+
+    def end(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+class Client:
+    """A connection whose bytes are ours to cut."""
+
+    def __init__(self, service: Service) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._came = b""
+
+    def send(self, *parts: bytes, pause: float = 0.02) -> None:
+        for number, part in enumerate(parts):
+            time.sleep(pause if number else 0)
+            self.socket.sendall(part)
+
+    def answer(self) -> tuple[int, dict[str, str], Any]:
+        while b"\r\n\r\n" not in self._came:
+            self._more()
+        head, self._came = self._came.split(b"\r\n\r\n", 1)
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        length = int(headers["content-length"])
+        while len(self._came) < length:
+            self._more()
+        content, self._came = self._came[:length], self._came[length:]
+        return int(status.split()[1]), headers, json.loads(content)
+
+    def _more(self) -> None:
+        more = self.socket.recv(65536)
+        if not more:
+            raise ConnectionError("closed")
+        self._came += more
+
+    def ask(self, *instances: dict[str, Any], **headers: str) -> tuple[int, dict[str, str], Any]:
+        self.send(request(*instances, **headers))
+        return self.answer()
+
+
+def request(*instances: dict[str, Any], path: str = PATH, **headers: str) -> bytes:
+    content = json.dumps({"instances": instances}).encode()
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"POST {path} HTTP/1.1\r\nHost: a\r\n{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+@pytest.fixture(scope="module")
+def world(migrated, features, tmp_path_factory) -> tuple[Registry, dict[str, Any]]:
+    """A registry whose champions misbehave for late hours, and settings to serve them."""
+    folder = tmp_path_factory.mktemp("fast")
+    (folder / "mlflow.db").write_bytes(migrated.read_bytes())
+    registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    registry.add(model=bad_graph("throws"))
+    registry.add(name="nans", model=bad_graph("nan"))
+    common = {"mlflow_uri": registry.uri, "feature_repo": features.folder, "poll_seconds": 0.1, "log_flush_seconds": 0.1, "drain_seconds": 0}
+    return registry, common
+
+
+@pytest.fixture
+def start(world, tmp_path, monkeypatch) -> Iterator[Any]:
+    running: list[Service] = []
+    ask = Front.__call__
+
+    async def counted(front, scope, receive, send):
+        if scope["type"] == "http":
+            running[0].ordinary.append(scope["path"])
+        await ask(front, scope, receive, send)
+
+    monkeypatch.setattr(Front, "__call__", counted)
+
+    def begin(**settings: Any) -> Service:
+        running.append(service := Service(Settings(**world[1], log_root=tmp_path / "store", cache=tmp_path / "cache", **settings)))
+        return service
+
+    yield begin
+    for service in running:
+        service.end()
+
+
+@pytest.fixture
+def service(start) -> Service:
+    return start()
+
+
+def same(answered: tuple[int, dict[str, str], Any]) -> tuple[int, list[str], Any]:
+    """What two answers to one request have in common."""
+    status, headers, said = answered
+    for prediction in said.get("predictions", ()):
+        assert len(prediction.pop("prediction_id")) == 32
+    return status, [name for name in headers if name != "connection"], said
+
+
+def test_it_answers_as_the_ordinary_way_does(service, tmp_path):
+    client = Client(service)
+    instances = [{**RAW, "hour": hour, "shop": shop} for hour in (1, 2.5) for shop in ("a", "b")]
+    fast = client.ask(*instances)
+    assert service.ordinary == [] and fast[0] == 200
+    assert [prediction["prediction"] for prediction in fast[2]["predictions"]] == [expected(instance) for instance in instances]
+    told = [prediction["prediction_id"] for prediction in fast[2]["predictions"]]
+    ordinary = client.ask(*instances, Connection="close")  # of which the fast path keeps clear
+    assert service.ordinary == [PATH]
+    told += [prediction["prediction_id"] for prediction in ordinary[2]["predictions"]]
+    assert same(fast) == same(ordinary)
+    rows = wait_for(lambda: len(found := logged(tmp_path / "store")) == 8 and found, 10)
+    assert [row["prediction_id"] for row in rows] == told
+    assert [row["features"] for row in rows] == instances * 2 and [row["key"] for row in rows] == [{k: i[k] for k in ("shop", "hour")} for i in instances * 2]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "field"),
+    [
+        (request({**RAW, "hour": "nine"}), 422, "instances[0].hour"),
+        (request({**RAW, "hour": 10**400}), 422, "instances[0].hour"),
+        (request({**RAW, "nobody": 1}), 422, "instances[0].nobody"),
+        (request({**RAW, "hour": LATE_HOUR}), 422, "instances"),
+        (request(RAW, {**RAW, "hour": LATE_HOUR}, path="/models/nans/predict"), 422, "instances[0]"),  # of such a graph all rows are NaN
+        (request(), 422, "instances"),
+        (request(RAW, path="/models/nobody/predict"), 404, "name"),
+        (request(RAW).replace(b'{"inst', b'["inst'), 400, "body"),
+    ],
+    ids=["wrong type", "too great", "unknown", "fails", "no number", "no instance", "no model", "no JSON"],
+)
+def test_what_is_wrong_is_said_by_the_ordinary_way(service, sent, status, field):
+    client = Client(service)
+    client.send(sent)
+    answered = client.answer()
+    assert (answered[0], answered[1]["content-type"], answered[2].get("field")) == (status, "application/problem+json", field)
+    assert len(service.ordinary) == 1
+    assert client.ask(RAW)[0] == 200 and len(service.ordinary) == 1  # the connection goes on, fast
+
+
+def test_whoever_asks_beside_a_request_without_answer_is_answered(service):
+    clients = [Client(service) for _ in range(8)]
+    for number, client in enumerate(clients):
+        client.send(request({**RAW, "hour": LATE_HOUR if number == 3 else number}))
+    for number, client in enumerate(clients):
+        status, _, said = client.answer()
+        if number == 3:
+            assert status == 422
+        else:
+            assert (status, said["predictions"][0]["prediction"]) == (200, expected({**RAW, "hour": number}))
+
+
+def test_answers_come_in_the_order_of_the_requests_however_their_bytes_are_cut(service):
+    """Fast requests, ordinary ones and wrong ones, many in a packet or each in many."""
+    drawn = random.Random(7)
+    for _ in range(40):
+        hours = [drawn.choice([1, 2, 3, LATE_HOUR, None, "x"]) for _ in range(drawn.randint(1, 6))]
+        sent = b"".join(request({**RAW, "hour": hour}) for hour in hours)
+        cuts = sorted(drawn.sample(range(1, len(sent)), drawn.randint(0, 4)))
+        client = Client(service)
+        client.send(*(sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)), pause=drawn.choice([0, 0.003]))
+        for hour in hours:
+            status, _, said = client.answer()
+            if hour in (LATE_HOUR, "x"):
+                assert status == 422, (hours, cuts)
+            else:
+                assert (status, said["predictions"][0]["prediction"]) == (200, expected({**RAW, "hour": hour})), (hours, cuts)
+        client.socket.close()
+    assert service.front.in_flight == 0 and not service.front.fast_path.unfinished
+
+
+def test_a_body_in_parts_is_answered_fast_and_one_that_never_comes_is_timed(start):
+    service = start(request_seconds=1)
+    client, sent = Client(service), request(RAW)
+    client.send(sent[:-30], sent[-30:-10], sent[-10:], pause=0.1)
+    assert client.answer()[0] == 200 and service.ordinary == []
+    client.send(sent[:-1])
+    status, _, said = client.answer()
+    assert (status, said["type"].rpartition("/")[2].rpartition(":")[2]) == (408, "slow-body")
+    assert not service.front.fast_path.unfinished
+
+
+def test_a_long_body_has_the_ordinary_ways_limits(start):
+    service = start(max_bytes=100_000)
+    client = Client(service)
+    answered = client.ask(*[RAW] * 900)  # some 80 kB
+    assert (answered[0], len(answered[2]["predictions"])) == (200, 900)
+    assert client.ask(*[RAW] * 1200)[0] == 413
+    assert service.ordinary == [PATH] * 2
+
+
+def test_a_key_is_asked_for_and_its_rate_is_counted_once(start, tmp_path):
+    file = tmp_path / "keys.json"
+    key = keys.create(file, "terminal", ["predict"], rate=0.001, burst=4)
+    other = keys.create(file, "labels", ["feedback"])
+    service = start(keys_file=file)
+    assert Client(service).ask(RAW)[0] == 401
+    assert Client(service).ask(RAW, X_API_Key=other)[0] == 403
+    client = Client(service)
+    assert client.ask(RAW, X_API_Key=key, X_Forwarded_For="192.0.2.1")[0] == 200
+    assert client.ask({**RAW, "hour": "nine"}, X_API_Key=key)[0] == 422  # let in once, though two ways looked at it
+    assert [client.ask(RAW, X_API_Key=key)[0] for _ in range(3)] == [200, 200, 429]
+    assert service.ordinary == [PATH] * 4
+
+
+def test_without_keys_whom_a_proxy_speaks_for_is_not_this_machine(service):
+    assert Client(service).ask(RAW, X_Forwarded_For="192.0.2.1")[0] == 401
+
+
+def test_a_full_queue_and_a_server_that_takes_leave_are_the_fronts(start):
+    service = start(max_requests=1)
+    client = Client(service)
+    service.front.in_flight = 1
+    status, headers, _ = client.ask(RAW)
+    assert (status, headers["retry-after"]) == (503, "1")
+    service.front.in_flight = 0
+    service.front.draining.begun = True
+    status, headers, _ = client.ask(RAW)
+    assert (status, headers["connection"]) == (200, "close")
+
+
+def test_idle_connections_are_closed_and_busy_ones_are_not(service):
+    client, began = Client(service), time.monotonic()
+    while time.monotonic() - began < 2.5:  # longer than one may idle
+        assert client.ask(RAW)[0] == 200
+        time.sleep(0.2)
+    with pytest.raises(ConnectionError):
+        client.answer()
+    assert service.ordinary == []
+
+
+def test_what_it_answers_is_counted(service):
+    client = Client(service)
+    for _ in range(3):
+        client.ask(RAW, RAW)
+
+    def counted() -> bytes:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        while b"\r\n\r\n" not in client._came:
+            client._more()
+        head, client._came = client._came.split(b"\r\n\r\n", 1)
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        while len(client._came) < length:
+            client._more()
+        content, client._came = client._came[:length], client._came[length:]
+        return content
+
+    before = counted()
+    client.ask(RAW, RAW)
+    after = counted()
+
+    def value(text: bytes, series: str) -> float:
+        return float(next(line for line in text.decode().splitlines() if line.startswith(series)).rpartition(" ")[2])
+
+    requests, predictions = 'serving_requests_total{route="predict",status="200"}', f'serving_predictions_total{{arm="champion",model="{NAME}"'
+    assert value(after, requests) - value(before, requests) == 1
+    assert value(after, predictions) - value(before, predictions) == 2
