@@ -24,7 +24,7 @@ def main() -> None:
             os.environ["SERVING_METRICS_FOLDER"] = folder  # read by serving/metrics.py; empty at each start, so counters begin at 0
             os.environ["SERVING_WORKERS"] = str(settings.workers)  # each takes its share of a caller's rate
         uvicorn.run(
-            "serving.app:app", http="serving.fast_path:Connection", host=given.host, port=given.port, workers=settings.workers, access_log=False, backlog=2048,
+            "serving.app:app", http="serving.connection:Connection", host=given.host, port=given.port, workers=settings.workers, access_log=False, backlog=2048,
             timeout_worker_healthcheck=30,  # a worker that is loading a big model is not a dead one
         )  # fmt: skip
 

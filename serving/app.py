@@ -159,7 +159,7 @@ async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
         pulse.take()
         front.flush()
         front.end_the_overdue()
-        front.fast_path.pass_on_the_unfinished()
+        front.fast_path.pass_on_the_slow()
         await asyncio.sleep(1)
 
 

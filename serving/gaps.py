@@ -73,13 +73,13 @@ def views_used(inputs: Inputs, service: Service) -> tuple[ViewUsed, ...]:
 
 
 def judge(
-    views: Sequence[ViewUsed], policy: LookupPolicy, now: float | None, instance: Instance, found: LookedUp, observe: Any
+    views: Sequence[ViewUsed], policy: LookupPolicy, now: float | None, instance: Instance, found: LookedUp, ages: list[tuple[str, float]]
 ) -> tuple[LookedUp, tuple[Gap, ...]]:
     """What an instance is completed with, and what it lacks.
 
     Args:
         now: by the project's clock; None: nobody can tell, so nothing is stale.
-        observe: takes a view and the age of its values, in seconds.
+        ages: gets each view whose values were found, and their age in seconds.
 
     Returns:
         Values, with the project's defaults where something lacks; times of the views whose values are used; the gaps.
@@ -98,7 +98,7 @@ def judge(
                 kind = "unknown_entity"
         else:
             age = (time.time() if now is None else now) - at.timestamp()
-            observe(view, age)
+            ages.append((view, age))
             if lives is not None and now is not None and age > lives:
                 kind = "stale_feature"
             else:

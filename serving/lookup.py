@@ -65,9 +65,13 @@ class FeatureLookup:
             raise unavailable("lookup-not-ready", "Feature look-up is not ready", self.error or f"the feature store in {self.repo} is being opened")
         return self._services.get(name) or self._find(name)
 
+    def known(self, name: str) -> Service | None:
+        """A service that has been asked for before, at once."""
+        return self._services.get(name)
+
     async def find(self, name: str) -> Service:
         """``service``, without holding up the event loop."""
-        known = self._services.get(name)
+        known = self.known(name)
         return known if known is not None else await asyncio.to_thread(self.service, name)
 
     async def fetch(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from serving import metrics
 from serving.batching import Batcher
-from serving.completion import NO_GAPS, NO_TIMES, complete
+from serving.completion import NO_GAPS, NO_TIMES, Completed, complete
 from serving.contract import Value
 from serving.encoding import dumps
 from serving.gaps import Gap, Refused, iso
@@ -120,10 +120,14 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
         answers = await _with_rule(served, numeric, texts, numbers, ruled)
     else:
         answers = await run(served, served.batcher, numeric, texts, numbers)
-    keys = _keys(inputs, instances)
+    return of_completed(served, instances, made, answers)
+
+
+def of_completed(served: Served, instances: Sequence[Instance], made: Completed, answers: Sequence[float]) -> list[Prediction]:
+    """Predictions of completed instances."""
     return [
         Prediction(_new_id(), answer, key, row, found, served, gaps=gaps)
-        for answer, key, row, found, gaps in zip(answers, keys, made.rows, made.times, made.gaps, strict=True)
+        for answer, key, row, found, gaps in zip(answers, _keys(served.bundle.inputs, instances), made.rows, made.times, made.gaps, strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """The fast path gives the answers that the ordinary way gives, in the order of the requests, however their bytes arrive."""
 
+import asyncio
 import json
 import random
 import socket
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from serving import keys
+from serving import keys, metrics
 from serving.app import create_app
 from serving.front import Front
 from serving.settings import Settings
@@ -19,23 +20,32 @@ from tests.serving.bad_models import LATE_HOUR, bad_graph
 from tests.serving.stand import NAME, Registry, expected, logged, wait_for
 
 RAW = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
+ASKED = {"shop": "a", "customer": 7, "hour": 9}
+FOUND = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
 PATH = f"/models/{NAME}/predict"
+MODELS = {NAME, "nans", "strict", "ruled"}
 
 
 class Service:
     """The service in a thread. ``ordinary``: the paths that came to the front."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, idle: int) -> None:
         self.ordinary: list[str] = []
         self.front = create_app(settings)
         self.server = uvicorn.Server(
-            uvicorn.Config(self.front, http="serving.fast_path:Connection", port=0, log_level="warning", access_log=False, timeout_keep_alive=1)
+            uvicorn.Config(self.front, http="serving.connection:Connection", port=0, log_level="warning", access_log=False, timeout_keep_alive=idle)
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         wait_for(lambda: self.server.started, 60)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
-        wait_for(lambda: self.front.parts.registry.routes.keys() == {NAME, "nans"}, 60)
+        parts = self.front.parts
+        wait_for(lambda: parts.registry.routes.keys() == MODELS and parts.lookup.state == "ready", 60)
+        parts.lookup.service("shops_v1")  # as after the first look-up
+
+    @property
+    def looking_up(self) -> bool:
+        return bool(self.front.fast_path._looking_up)
 
     def end(self) -> None:
         self.server.should_exit = True
@@ -93,6 +103,8 @@ def world(migrated, features, tmp_path_factory) -> tuple[Registry, dict[str, Any
     registry = Registry(f"sqlite:///{folder / 'mlflow.db'}", folder)
     registry.add(model=bad_graph("throws"))
     registry.add(name="nans", model=bad_graph("nan"))
+    registry.add(name="strict", contract={"lookup": {"unknown_entity": "refuse"}})
+    registry.add(name="ruled", contract={"lookup": {"unknown_entity": "baseline"}}, rule=5)
     common = {"mlflow_uri": registry.uri, "feature_repo": features.folder, "poll_seconds": 0.1, "log_flush_seconds": 0.1, "drain_seconds": 0}
     return registry, common
 
@@ -109,8 +121,8 @@ def start(world, tmp_path, monkeypatch) -> Iterator[Any]:
 
     monkeypatch.setattr(Front, "__call__", counted)
 
-    def begin(**settings: Any) -> Service:
-        running.append(service := Service(Settings(**world[1], log_root=tmp_path / "store", cache=tmp_path / "cache", **settings)))
+    def begin(*, idle: int = 30, **settings: Any) -> Service:
+        running.append(service := Service(Settings(**world[1], log_root=tmp_path / "store", cache=tmp_path / "cache", **settings), idle))
         return service
 
     yield begin
@@ -145,6 +157,105 @@ def test_it_answers_as_the_ordinary_way_does(service, tmp_path):
     rows = wait_for(lambda: len(found := logged(tmp_path / "store")) == 8 and found, 10)
     assert [row["prediction_id"] for row in rows] == told
     assert [row["features"] for row in rows] == instances * 2 and [row["key"] for row in rows] == [{k: i[k] for k in ("shop", "hour")} for i in instances * 2]
+
+
+def test_it_looks_up_as_the_ordinary_way_does(service, tmp_path):
+    """What is found, what is not, a view that the instance gives itself, and an instance that needs nothing."""
+    instances = [ASKED, {**ASKED, "shop": "c", "temp": 2}, {**ASKED, "shop": None}, RAW]
+    client = Client(service)
+    fast, told = client.ask(*instances), []
+    assert service.ordinary == [] and fast[2]["predictions"][0]["prediction"] == expected(FOUND)
+    ordinary = client.ask(*instances, Connection="close")
+    assert service.ordinary == [PATH]
+    for answered in (fast, ordinary):
+        told += [prediction["prediction_id"] for prediction in answered[2]["predictions"]]
+    assert same(fast) == same(ordinary)
+    assert [len(prediction["gaps"]) for prediction in fast[2]["predictions"]] == [0, 1, 0, 0]
+    rows = wait_for(lambda: len(found := logged(tmp_path / "store")) == 8 and found, 10)
+    assert [row["prediction_id"] for row in rows] == told
+    different = ("prediction_id", "predicted_at", "latency_ms")
+    plain = [{name: value for name, value in row.items() if name not in different} for row in rows]
+    assert plain[:4] == plain[4:]
+
+
+@pytest.mark.parametrize(("model", "status", "arm"), [("strict", 422, None), ("ruled", 200, "baseline")])
+def test_what_the_policy_does_not_do_without_is_the_ordinary_ways_and_is_counted_once(service, model, status, arm):
+    client = Client(service)
+
+    def gaps() -> float:
+        return sum(
+            sample.value for metric in metrics.gaps.collect() for sample in metric.samples if (sample.name[-6:], sample.labels["model"]) == ("_total", model)
+        )
+
+    before = gaps()
+    path = f"/models/{model}/predict"
+    client.send(request(ASKED, {**ASKED, "shop": "c", "temp": 2}, path=path))
+    answered = client.answer()
+    assert (answered[0], service.ordinary) == (status, [path])
+    if arm:
+        assert [prediction["arm"] for prediction in answered[2]["predictions"]] == ["champion", arm]
+    assert gaps() - before == 1
+    client.send(request(ASKED, path=path))
+    assert client.answer()[0] == 200 and len(service.ordinary) == 1
+
+
+def test_a_store_that_is_away_is_told_by_the_ordinary_way_and_left_alone_for_a_second(service, monkeypatch):
+    asked = []
+
+    async def away(service, rows):
+        asked.append(len(rows))
+        raise OSError("the store is away")
+
+    store, client = service.front.parts.lookup._store, Client(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read", away)
+        for number in range(3):
+            status, _, said = client.ask(ASKED)
+            assert (status, said["type"].rpartition(":")[2].rpartition("/")[2]) == (503, "lookup-failed")
+            assert len(asked) == number + 2  # by the fast path once
+    time.sleep(1.1)
+    before = len(service.ordinary)
+    assert client.ask(ASKED)[0] == 200 and len(service.ordinary) == before
+
+
+def test_a_slow_look_up_keeps_the_order_of_answers_and_holds_up_nobody(service, monkeypatch):
+    store = service.front.parts.lookup._store
+    read = store.read
+
+    async def slow(service, rows):
+        await asyncio.sleep(1.5)
+        return await read(service, rows)
+
+    monkeypatch.setattr(store, "read", slow)
+    first, other = Client(service), Client(service)
+    first.send(request(ASKED) + request(RAW))  # the second one would be answered at once
+    wait_for(lambda: service.looking_up, 5)
+    began = time.monotonic()
+    assert other.ask(RAW)[0] == 200 and time.monotonic() - began < 1
+    assert [first.answer()[2]["predictions"][0]["prediction"] for _ in range(2)] == [expected(FOUND), expected(RAW)]
+    wait_for(lambda: not service.looking_up and service.front.in_flight == 0, 5)
+    other.send(request(ASKED))
+    wait_for(lambda: service.looking_up, 5)
+    service.server.should_exit = True  # whoever is being answered is answered
+    assert other.answer()[0] == 200
+
+
+def test_whoever_leaves_while_something_is_looked_up_leaves_nothing_behind(service, monkeypatch):
+    store = service.front.parts.lookup._store
+    read = store.read
+
+    async def slow(service, rows):
+        await asyncio.sleep(0.3)
+        return await read(service, rows)
+
+    monkeypatch.setattr(store, "read", slow)
+    leaving, staying = Client(service), Client(service)
+    leaving.send(request(ASKED))
+    staying.send(request(ASKED))
+    wait_for(lambda: service.looking_up, 5)
+    leaving.socket.close()
+    assert staying.answer()[0] == 200
+    wait_for(lambda: not service.looking_up and service.front.in_flight == 0, 5)
 
 
 @pytest.mark.parametrize(
@@ -183,20 +294,21 @@ def test_whoever_asks_beside_a_request_without_answer_is_answered(service):
 
 
 def test_answers_come_in_the_order_of_the_requests_however_their_bytes_are_cut(service):
-    """Fast requests, ordinary ones and wrong ones, many in a packet or each in many."""
+    """Plain requests, such with look-ups, ordinary ones and wrong ones, many in a packet or each in many."""
     drawn = random.Random(7)
     for _ in range(40):
         hours = [drawn.choice([1, 2, 3, LATE_HOUR, None, "x"]) for _ in range(drawn.randint(1, 6))]
-        sent = b"".join(request({**RAW, "hour": hour}) for hour in hours)
+        bases = [drawn.choice([(RAW, RAW), (ASKED, FOUND)]) for _ in hours]
+        sent = b"".join(request({**asked, "hour": hour}) for hour, (asked, _) in zip(hours, bases, strict=True))
         cuts = sorted(drawn.sample(range(1, len(sent)), drawn.randint(0, 4)))
         client = Client(service)
         client.send(*(sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)), pause=drawn.choice([0, 0.003]))
-        for hour in hours:
+        for hour, (_, whole) in zip(hours, bases, strict=True):
             status, _, said = client.answer()
             if hour in (LATE_HOUR, "x"):
                 assert status == 422, (hours, cuts)
             else:
-                assert (status, said["predictions"][0]["prediction"]) == (200, expected({**RAW, "hour": hour})), (hours, cuts)
+                assert (status, said["predictions"][0]["prediction"]) == (200, expected({**whole, "hour": hour})), (hours, cuts)
         client.socket.close()
     assert service.front.in_flight == 0 and not service.front.fast_path.unfinished
 
@@ -251,7 +363,8 @@ def test_a_full_queue_and_a_server_that_takes_leave_are_the_fronts(start):
     assert (status, headers["connection"]) == (200, "close")
 
 
-def test_idle_connections_are_closed_and_busy_ones_are_not(service):
+def test_idle_connections_are_closed_and_busy_ones_are_not(start):
+    service = start(idle=1)
     client, began = Client(service), time.monotonic()
     while time.monotonic() - began < 2.5:  # longer than one may idle
         assert client.ask(RAW)[0] == 200
