@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -21,7 +21,8 @@ from serving.log_files import array_of, log_files
 SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
 TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
 FILE_ROWS = 20_000
-Waiting = tuple[float, "Entry"]  # since when: time.monotonic()
+CHUNK_ENTRIES = 256
+CHUNK_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,21 @@ class Entry(Protocol):
         """The log's columns of several entries: strings as they are or as UTF-8, times as microseconds since 1970 UTC."""
 
 
+class Chunk(NamedTuple):
+    """Rows of one project that wait to be written."""
+
+    since: float  # time.monotonic() of the oldest
+    table: pa.Table
+
+
 class PredictionLog:
     """Takes entries at once, writes them from a thread of its own.
 
     A prediction is in a file at most ``flush_seconds`` (and the time of one write) after ``append``. When files cannot be
     written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
 
-    The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque.
+    The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque. Rows are made of entries a few
+    at a time, twenty times a second: the interpreter runs one thread at a time, and who answers requests would wait for whoever makes thousands of rows.
     """
 
     def __init__(
@@ -71,11 +80,11 @@ class PredictionLog:
         self._numbers = count()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._asleep, self._wake, self._hurry, self._closing = False, threading.Event(), threading.Event(), threading.Event()
-        self._came: deque[Waiting] = deque()
+        self._came: deque[tuple[float, Entry]] = deque()
         # Written by the thread that appends:
         self._taken = self._refused = 0
         # Written by the thread that writes:
-        self._held: dict[str, deque[Waiting]] = {}
+        self._held: dict[str, deque[Chunk]] = {}
         self._oldest_held: float | None = None
         self._written = self._unfit = self._errors = 0
         self._last_error: str | None = None
@@ -126,8 +135,7 @@ class PredictionLog:
     def _run(self) -> None:
         while True:
             self._wait_for_an_entry()
-            self._hurry.wait(self.flush_seconds)
-            self._hurry.clear()
+            self._collect()
             closing = self._closing.is_set()
             written = self._flush()
             if closing and not (written and self._came):  # all is out, or nothing more can be
@@ -142,10 +150,17 @@ class PredictionLog:
             self._wake.wait()
         self._asleep = False
 
+    def _collect(self) -> None:
+        """Make rows of what comes, until it is time to write them."""
+        end = time.monotonic() + self.flush_seconds
+        while (left := end - time.monotonic()) > 0 and not self._hurry.wait(min(left, CHUNK_SECONDS)):
+            self._take_over()
+        self._hurry.clear()
+
     def _flush(self) -> bool:
         """Files of what waits, for each project; False if one of them could not be written and should be tried again."""
-        self._take_over()
         failures, again = self._errors, False
+        self._take_over()
         for project, waiting in self._held.items():
             try:
                 while waiting:
@@ -154,41 +169,47 @@ class PredictionLog:
                 self._failed(error)
                 again = True
         self._held = {project: waiting for project, waiting in self._held.items() if waiting}
-        self._oldest_held = min((waiting[0][0] for waiting in self._held.values()), default=None)
+        self._oldest_held = min((waiting[0].since for waiting in self._held.values()), default=None)
         if self._errors == failures:
             self._last_error = None
         return not again
 
     def _take_over(self) -> None:
+        """Make rows of the entries that came."""
         if self._came and self._oldest_held is None:
             self._oldest_held = self._came[0][0]
+        found: dict[str, list[tuple[float, Entry]]] = {}
         for _ in range(len(self._came)):
             at, entry = self._came.popleft()
-            self._held.setdefault(entry.project, deque()).append((at, entry))
+            found.setdefault(entry.project, []).append((at, entry))
+        for project, entries in found.items():
+            for first in range(0, len(entries), CHUNK_ENTRIES):
+                part = entries[first : first + CHUNK_ENTRIES]
+                try:
+                    self._held.setdefault(project, deque()).append(Chunk(part[0][0], self._table([entry for _, entry in part])))
+                except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
+                    self._failed(error)
+                    self._unfit += sum(len(entry) for _, entry in part)
 
-    def _write_some(self, project: str, waiting: deque[Waiting]) -> None:
-        """One file of the first entries, which then wait no more."""
-        entries: list[Entry] = []
+    def _table(self, entries: list[Entry]) -> pa.Table:
+        columns = type(entries[0]).columns(entries)
+        return pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in self._schema], schema=self._schema)
+
+    def _write_some(self, project: str, waiting: deque[Chunk]) -> None:
+        """One file of the first chunks, which then wait no more."""
+        tables: list[pa.Table] = []
         rows = 0
-        for _, entry in waiting:
-            if entries and rows + len(entry) > FILE_ROWS:
+        for _, table in waiting:
+            if tables and rows + len(table) > FILE_ROWS:
                 break
-            entries.append(entry)
-            rows += len(entry)
-        try:
-            self._write(project, entries)
-            self._written += rows
-        except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
-            self._failed(error)
-            self._unfit += rows
-        for _ in entries:
-            waiting.popleft()
-
-    def _write(self, project: str, entries: list[Entry]) -> None:
+            tables.append(table)
+            rows += len(table)
         # Two services may write into one folder: the host is a part of the name.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
-        columns = type(entries[0]).columns(entries)
-        self._files.write(project, name, pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in self._schema], schema=self._schema))
+        self._files.write(project, name, pa.concat_tables(tables).combine_chunks())
+        self._written += rows
+        for _ in tables:
+            waiting.popleft()
 
     def _failed(self, error: Exception) -> None:
         log.warning("prediction log: %s: %s", type(error).__name__, error)

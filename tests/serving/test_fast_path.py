@@ -23,7 +23,7 @@ RAW = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "ord
 ASKED = {"shop": "a", "customer": 7, "hour": 9}
 FOUND = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
 PATH = f"/models/{NAME}/predict"
-MODELS = {NAME, "nans", "strict", "ruled"}
+MODELS = {NAME, "nans", "strict", "ruled", "split"}
 
 
 class Service:
@@ -40,7 +40,7 @@ class Service:
         wait_for(lambda: self.server.started, 60)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         parts = self.front.parts
-        wait_for(lambda: parts.registry.routes.keys() == MODELS and parts.lookup.state == "ready", 60)
+        wait_for(lambda: parts.registry.routes.keys() == MODELS and parts.registry.routes["split"].arms and parts.lookup.state == "ready", 60)
         parts.lookup.service("shops_v1")  # as after the first look-up
 
     @property
@@ -105,6 +105,9 @@ def world(migrated, features, tmp_path_factory) -> tuple[Registry, dict[str, Any
     registry.add(name="nans", model=bad_graph("nan"))
     registry.add(name="strict", contract={"lookup": {"unknown_entity": "refuse"}})
     registry.add(name="ruled", contract={"lookup": {"unknown_entity": "baseline"}}, rule=5)
+    registry.add(name="split")
+    arm = {"name": "new", "version": registry.add(1, name="split", champion=False), "weight": 1}
+    registry.client.set_registered_model_tag("split", "rollout", json.dumps({"traffic": {"arms": [arm]}}))
     common = {"mlflow_uri": registry.uri, "feature_repo": features.folder, "poll_seconds": 0.1, "log_flush_seconds": 0.1, "drain_seconds": 0}
     return registry, common
 
@@ -331,6 +334,20 @@ def test_a_long_body_has_the_ordinary_ways_limits(start):
     assert (answered[0], len(answered[2]["predictions"])) == (200, 900)
     assert client.ask(*[RAW] * 1200)[0] == 413
     assert service.ordinary == [PATH] * 2
+
+
+def test_a_body_that_is_longer_than_it_may_be_is_the_ordinary_ways(start):
+    service = start(max_bytes=1024)
+    client = Client(service)
+    assert [client.ask(*[RAW] * 5)[0], client.ask(*[RAW] * 20)[0]] == [200, 413]
+    assert service.ordinary == [PATH]
+
+
+def test_an_arms_entities_go_the_ordinary_way(service):
+    client, path = Client(service), "/models/split/predict"
+    client.send(request(RAW, path=path))
+    assert [prediction["arm"] for prediction in client.answer()[2]["predictions"]] == ["new"]
+    assert service.ordinary == [path]
 
 
 def test_a_key_is_asked_for_and_its_rate_is_counted_once(start, tmp_path):
