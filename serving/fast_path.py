@@ -20,6 +20,7 @@ from serving.completion import Completed, check, check_keys, completed, judge_al
 from serving.feast_registry import Service
 from serving.front import Front
 from serving.inputs import Instance, Row
+from serving.looked_up import LookedUp
 from serving.parts import Parts
 from serving.predict import of_completed, plainly
 from serving.problems import Problem
@@ -140,46 +141,51 @@ class FastPath:
         requests, self._round, self._rows = self._round, [], 0
         if not requests:
             return
-        if (service := requests[0].service) is not None:
-            task = requests[0].connection.loop.create_task(self._look_up(requests, service))
-            self._looking_up[task] = requests
-            task.add_done_callback(self._looked_up)
-            return
         try:
-            self._tell(requests, [row for request in requests for row in request.rows])
+            if (service := requests[0].service) is None:
+                self._tell(requests, [row for request in requests for row in request.rows])
+            elif (found := self.parts.lookup.fetch_at_once(service, _wanted(requests))) is not None:
+                self._complete(requests, service, found)
+            else:
+                task = requests[0].connection.loop.create_task(self._look_up(requests, service))
+                self._looking_up[task] = requests
+                task.add_done_callback(self._looked_up)
+                return
         except Exception:
             log.exception("the fast path failed")
             _pass_on(requests)
-        finally:
-            self.front.in_flight -= len(requests)
+        self.front.in_flight -= len(requests)
 
     async def _look_up(self, requests: list[Request], service: Service) -> None:
         """One round trip for all of them."""
-        served = requests[0].route.champion
         try:
-            found = await self.parts.lookup.fetch(service, [request.instances[place] for request in requests for place in request.needy])
-            first, ready, made, judged = 0, [], [], []
-            for request in requests:
-                last = first + len(request.needy)
-                its = judge_all(served, service, request.instances, request.needy, found[first:last])
-                first = last
-                if not request.waits:
-                    continue
-                if all(gap.action == "default" for one in its for gap in one.gaps):
-                    ready.append(request)
-                    made.append(completed(served, request.instances, its))
-                    judged += its
-                else:  # the project's policy is not to do without
-                    request.connection.pass_on(whole=True)
-            inputs = served.bundle.inputs
-            if ready and self._tell(ready, [(inputs.numbers(row), inputs.texts(row)) for one in made for row in one.rows], made):
-                note(served, judged)
+            self._complete(requests, service, await self.parts.lookup.fetch(service, _wanted(requests)))
         except Problem:  # the ordinary way asks again, and says what it is told
             self._look_up_after = time.perf_counter() + 1
             _pass_on(requests)
         except Exception:
             log.exception("the fast path failed")
             _pass_on(requests)
+
+    def _complete(self, requests: list[Request], service: Service, found: list[LookedUp]) -> None:
+        """Answer with what was found."""
+        served = requests[0].route.champion
+        first, ready, made, judged = 0, [], [], []
+        for request in requests:
+            last = first + len(request.needy)
+            its = judge_all(served, service, request.instances, request.needy, found[first:last])
+            first = last
+            if not request.waits:
+                continue
+            if all(gap.action == "default" for one in its for gap in one.gaps):
+                ready.append(request)
+                made.append(completed(served, request.instances, its))
+                judged += its
+            else:  # the project's policy is not to do without
+                request.connection.pass_on(whole=True)
+        inputs = served.bundle.inputs
+        if ready and self._tell(ready, [(inputs.numbers(row), inputs.texts(row)) for one in made for row in one.rows], made):
+            note(served, judged)
 
     def _looked_up(self, task: asyncio.Task[None]) -> None:
         self.front.in_flight -= len(self._looking_up.pop(task))
@@ -226,6 +232,10 @@ class FastPath:
         for requests in tuple(self._looking_up.values()):
             if requests[0].started < latest:
                 _pass_on(requests)
+
+
+def _wanted(requests: Sequence[Request]) -> list[Instance]:
+    return [request.instances[place] for request in requests for place in request.needy]
 
 
 def _pass_on(requests: Sequence[Request]) -> None:

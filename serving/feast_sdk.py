@@ -55,6 +55,9 @@ class FeastStore:
         except FeastObjectNotFoundException:
             return None
 
+    def read_at_once(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing: it is asked in a thread."""
+
     async def read(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
         return await asyncio.to_thread(self._read, service, rows)
 

@@ -74,6 +74,11 @@ class FeatureLookup:
         known = self.known(name)
         return known if known is not None else await asyncio.to_thread(self.service, name)
 
+    def fetch_at_once(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp] | None:
+        """``fetch`` from a store that answers without waiting; None: it is to be waited for, or something is wrong with it (``fetch`` says what)."""
+        found: list[LookedUp] | None = self._store.read_at_once(service, rows)
+        return found
+
     async def fetch(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
         """The online store's newest values for each row, in one round trip.
 

@@ -42,15 +42,33 @@ class OnlineStore:
     def service(self, name: str) -> Service | None:
         return self._registry.service(name)
 
+    def read_at_once(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp] | None:
+        """``read`` without waiting; None: that cannot be done now, or with this store."""
+        keys = _keys(service, rows)
+        found = self._store.read_at_once(service.groups, _each_once(keys))
+        return None if found is None else _answers(service, len(rows), keys, found)
+
     async def read(self, service: Service, rows: Sequence[Mapping[str, Any]]) -> list[LookedUp]:
-        keys = [[group.entity(row) for row in rows] for group in service.groups]
-        found = await self._store.read(service.groups, [[key for key in dict.fromkeys(mine) if key is not None] for mine in keys])
-        answers = []
-        for place in range(len(rows)):
-            answer = LookedUp(dict.fromkeys(service.view_of), dict.fromkeys(service.keys_of))
-            for mine, rows_of in zip(keys, found, strict=True):
-                if (row := rows_of.get(mine[place])) is not None:
-                    answer.values.update(row.values)
-                    answer.times.update(row.times)
-            answers.append(answer)
-        return answers
+        keys = _keys(service, rows)
+        return _answers(service, len(rows), keys, await self._store.read(service.groups, _each_once(keys)))
+
+
+def _keys(service: Service, rows: Sequence[Mapping[str, Any]]) -> list[list[bytes | None]]:
+    """For each group of the service: each row's entity."""
+    return [[group.entity(row) for row in rows] for group in service.groups]
+
+
+def _each_once(keys: list[list[bytes | None]]) -> list[list[bytes]]:
+    return [[key for key in dict.fromkeys(mine) if key is not None] for mine in keys]
+
+
+def _answers(service: Service, count: int, keys: list[list[bytes | None]], found: Sequence[Mapping[bytes | None, LookedUp]]) -> list[LookedUp]:
+    answers = []
+    for place in range(count):
+        answer = LookedUp(dict.fromkeys(service.view_of), dict.fromkeys(service.keys_of))
+        for mine, rows_of in zip(keys, found, strict=True):
+            if (row := rows_of.get(mine[place])) is not None:
+                answer.values.update(row.values)
+                answer.times.update(row.times)
+        answers.append(answer)
+    return answers

@@ -44,6 +44,9 @@ class RedisOnline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
 
+    def read_at_once(self, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> None:
+        """Nothing: its answers are waited for."""
+
     async def read(self, groups: Sequence[Group], keys: Sequence[Sequence[bytes]]) -> list[dict[bytes, LookedUp]]:
         """What the store has of each group's entities; one without a row is left out, and so is a view that has none.
 

@@ -212,6 +212,7 @@ def test_a_store_that_is_away_is_told_by_the_ordinary_way_and_left_alone_for_a_s
     store, client = service.front.parts.lookup._store, Client(service)
     with monkeypatch.context() as patch:
         patch.setattr(store, "read", away)
+        patch.setattr(store, "read_at_once", lambda service, rows: None)
         for number in range(3):
             status, _, said = client.ask(ASKED)
             assert (status, said["type"].rpartition(":")[2].rpartition("/")[2]) == (503, "lookup-failed")
@@ -230,6 +231,7 @@ def test_a_slow_look_up_keeps_the_order_of_answers_and_holds_up_nobody(service, 
         return await read(service, rows)
 
     monkeypatch.setattr(store, "read", slow)
+    monkeypatch.setattr(store, "read_at_once", lambda service, rows: None)
     first, other = Client(service), Client(service)
     first.send(request(ASKED) + request(RAW))  # the second one would be answered at once
     wait_for(lambda: service.looking_up, 5)
@@ -252,6 +254,7 @@ def test_whoever_leaves_while_something_is_looked_up_leaves_nothing_behind(servi
         return await read(service, rows)
 
     monkeypatch.setattr(store, "read", slow)
+    monkeypatch.setattr(store, "read_at_once", lambda service, rows: None)
     leaving, staying = Client(service), Client(service)
     leaving.send(request(ASKED))
     staying.send(request(ASKED))
