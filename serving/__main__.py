@@ -1,6 +1,7 @@
 """``python -m serving --host 127.0.0.1 --port 8000``: the service with ``SERVING_WORKERS`` processes that share the port.
 
-One worker is ``python -m uvicorn serving.app:app``. Of several, one that dies is started again; their metrics are told together, whichever is asked.
+Of several, one that dies is started again; their metrics are told together, whichever is asked. Under plain ``uvicorn serving.app:app`` the service answers
+the same, without its fast path.
 """
 
 import argparse

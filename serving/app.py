@@ -1,4 +1,4 @@
-"""The service over HTTP. ``python -m uvicorn serving.app:app --host 127.0.0.1 --port 8000``, settings from ``SERVING_*``."""
+"""The service over HTTP. ``python -m serving --host 127.0.0.1 --port 8000``, settings from ``SERVING_*``."""
 
 import asyncio
 import gc

@@ -206,7 +206,7 @@ class FastPath:
         if not well:
             _pass_on(requests)
             return False
-        first = 0
+        first = told = 0
         for place, request in enumerate(requests):
             last = first + len(request.instances)
             its = answers[first:last]
@@ -215,7 +215,8 @@ class FastPath:
                 predictions = of_completed(served, request.instances, made[place], its) if made else plainly(served, request.instances, its)
                 self.parts.keep(request.route, request.instances, predictions, request.started)
                 request.connection.tell(plain.document(request.name, request.route, predictions))
-        self.front.count("predict", 200, len(requests))
+                told += 1
+        self.front.count("predict", 200, told)
         return True
 
     def head(self, defaults: list[tuple[bytes, bytes]]) -> bytes:

@@ -146,6 +146,12 @@ def same(answered: tuple[int, dict[str, str], Any]) -> tuple[int, list[str], Any
     return status, [name for name in headers if name != "connection"], said
 
 
+def gaps(model: str) -> float:
+    """What is counted of look-ups that lacked something."""
+    samples = (sample for metric in metrics.gaps.collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name.endswith("_total") and sample.labels["model"] == model)
+
+
 def test_it_answers_as_the_ordinary_way_does(service, tmp_path):
     client = Client(service)
     instances = [{**RAW, "hour": hour, "shop": shop} for hour in (1, 2.5) for shop in ("a", "b")]
@@ -165,8 +171,9 @@ def test_it_answers_as_the_ordinary_way_does(service, tmp_path):
 def test_it_looks_up_as_the_ordinary_way_does(service, tmp_path):
     """What is found, what is not, a view that the instance gives itself, and an instance that needs nothing."""
     instances = [ASKED, {**ASKED, "shop": "c", "temp": 2}, {**ASKED, "shop": None}, RAW]
-    client = Client(service)
+    client, before = Client(service), gaps(NAME)
     fast, told = client.ask(*instances), []
+    assert gaps(NAME) - before == 1
     assert service.ordinary == [] and fast[2]["predictions"][0]["prediction"] == expected(FOUND)
     ordinary = client.ask(*instances, Connection="close")
     assert service.ordinary == [PATH]
@@ -185,19 +192,14 @@ def test_it_looks_up_as_the_ordinary_way_does(service, tmp_path):
 def test_what_the_policy_does_not_do_without_is_the_ordinary_ways_and_is_counted_once(service, model, status, arm):
     client = Client(service)
 
-    def gaps() -> float:
-        return sum(
-            sample.value for metric in metrics.gaps.collect() for sample in metric.samples if (sample.name[-6:], sample.labels["model"]) == ("_total", model)
-        )
-
-    before = gaps()
+    before = gaps(model)
     path = f"/models/{model}/predict"
     client.send(request(ASKED, {**ASKED, "shop": "c", "temp": 2}, path=path))
     answered = client.answer()
     assert (answered[0], service.ordinary) == (status, [path])
     if arm:
         assert [prediction["arm"] for prediction in answered[2]["predictions"]] == ["champion", arm]
-    assert gaps() - before == 1
+    assert gaps(model) - before == 1
     client.send(request(ASKED, path=path))
     assert client.answer()[0] == 200 and len(service.ordinary) == 1
 
@@ -243,6 +245,20 @@ def test_a_slow_look_up_keeps_the_order_of_answers_and_holds_up_nobody(service, 
     wait_for(lambda: service.looking_up, 5)
     service.server.should_exit = True  # whoever is being answered is answered
     assert other.answer()[0] == 200
+
+
+def test_a_look_up_that_takes_too_long_is_timed_by_the_ordinary_way(start, monkeypatch):
+    service = start(request_seconds=0.5)
+    store = service.front.parts.lookup._store
+
+    async def hangs(service, rows):
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(store, "read", hangs)
+    monkeypatch.setattr(store, "read_at_once", lambda service, rows: None)
+    began = time.monotonic()
+    status, _, said = Client(service).ask(ASKED)
+    assert (status, said["type"].rpartition(":")[2].rpartition("/")[2]) == (503, "too-slow") and time.monotonic() - began < 10
 
 
 def test_whoever_leaves_while_something_is_looked_up_leaves_nothing_behind(service, monkeypatch):
@@ -336,7 +352,10 @@ def test_a_long_body_has_the_ordinary_ways_limits(start):
     answered = client.ask(*[RAW] * 900)  # some 80 kB
     assert (answered[0], len(answered[2]["predictions"])) == (200, 900)
     assert client.ask(*[RAW] * 1200)[0] == 413
-    assert service.ordinary == [PATH] * 2
+    content = json.dumps({"instances": [RAW]}).encode() + b" " * 70_000
+    client.send(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    assert client.answer()[0] == 200
+    assert service.ordinary == [PATH] * 3
 
 
 def test_a_body_that_is_longer_than_it_may_be_is_the_ordinary_ways(start):
