@@ -119,7 +119,7 @@ def _write(files: Any, given: Feedback, ids: list[str], caller: str, name: str) 
         "received_at": [now] * len(ids),
         "sent_by": [caller] * len(ids),
     }
-    files.write(given.model, name, pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA))
+    files.write(given.model, name, [pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)])
     return False
 
 

@@ -1,5 +1,6 @@
 """Where the service's parquet files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,12 +12,13 @@ import pyarrow.parquet as pq
 
 SCHEME = "s3://"
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+BREATH = 0.003  # seconds between two row groups: who answers requests on the same core is not held up for longer than one takes
 REPEATED = frozenset({"project", "model_version", "arm", "failed_arm", "feature_times", "sent_by"})
 
 
 class LogFiles(Protocol):
-    def write(self, project: str, name: str, table: pa.Table) -> None:
-        """Write ``<root>/<project>/<folder>/<name>``; raises OSError if that cannot be done now."""
+    def write(self, project: str, name: str, tables: Sequence[pa.Table]) -> None:
+        """Write ``<root>/<project>/<folder>/<name>``, a row group of each table; raises OSError if that cannot be done now."""
 
     def there(self, project: str, name: str) -> bool:
         """Whether that file is there; raises OSError if that cannot be told now."""
@@ -31,12 +33,12 @@ class FolderFiles:
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.folder = root, folder
 
-    def write(self, project: str, name: str, table: pa.Table) -> None:
+    def write(self, project: str, name: str, tables: Sequence[pa.Table]) -> None:
         folder = self.root / project / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
         try:
-            pq.write_table(table, partial, use_dictionary=_repeated(table))
+            _write(tables, partial)
             partial.rename(folder / name)
         finally:
             partial.unlink(missing_ok=True)
@@ -53,9 +55,9 @@ class BucketFiles:
         self.root, self._endpoint, self._region = root.removeprefix(SCHEME).rstrip("/"), endpoint, region
         self._filesystem: Any = None
 
-    def write(self, project: str, name: str, table: pa.Table) -> None:
+    def write(self, project: str, name: str, tables: Sequence[pa.Table]) -> None:
         content = pa.BufferOutputStream()
-        pq.write_table(table, content, use_dictionary=_repeated(table))  # in memory first: what fails here leaves nothing there
+        _write(tables, content)  # in memory first: what fails here leaves nothing there
         with self._open().open_output_stream(f"{self.root}/{project}/{self.folder}/{name}") as stream:
             stream.write(content.getvalue())
 
@@ -76,9 +78,13 @@ class BucketFiles:
         return self._filesystem
 
 
-def _repeated(table: pa.Table) -> list[str]:
-    """The columns that say the same again and again; looking for that in all of them would cost a fifth of the writing."""
-    return [name for name in table.column_names if name in REPEATED]
+def _write(tables: Sequence[pa.Table], target: Any) -> None:
+    # Which columns say the same again and again is told: looking for that in all of them would cost a fifth of the writing.
+    with pq.ParquetWriter(target, tables[0].schema, use_dictionary=[name for name in tables[0].column_names if name in REPEATED]) as writer:
+        for number, table in enumerate(tables):
+            if number:
+                time.sleep(BREATH)
+            writer.write_table(table)
 
 
 def microseconds(moment: datetime) -> int:

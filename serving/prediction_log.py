@@ -21,7 +21,7 @@ from serving.log_files import array_of, log_files
 SCHEMA_FILE = Path(__file__).with_name("prediction_log.schema.json")
 TYPES = {"string": pa.string(), "double": pa.float64(), "timestamp[us, UTC]": pa.timestamp("us", tz="UTC")}
 FILE_ROWS = 20_000
-CHUNK_ENTRIES = 256
+CHUNK_ROWS = 256
 CHUNK_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class PredictionLog:
     A prediction is in a file at most ``flush_seconds`` (and the time of one write) after ``append``. When files cannot be
     written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
 
-    The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque. Rows are made of entries a few
-    at a time, twenty times a second: the interpreter runs one thread at a time, and who answers requests would wait for whoever makes thousands of rows.
+    The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque. Rows are made of entries, and
+    written, a few at a time: on a core, and in an interpreter, who answers requests would wait for whoever has thousands of rows to make.
     """
 
     def __init__(
@@ -178,18 +178,25 @@ class PredictionLog:
         """Make rows of the entries that came."""
         if self._came and self._oldest_held is None:
             self._oldest_held = self._came[0][0]
-        found: dict[str, list[tuple[float, Entry]]] = {}
+        found: dict[str, tuple[float, list[Entry]]] = {}
+        rows: dict[str, int] = {}
         for _ in range(len(self._came)):
             at, entry = self._came.popleft()
-            found.setdefault(entry.project, []).append((at, entry))
-        for project, entries in found.items():
-            for first in range(0, len(entries), CHUNK_ENTRIES):
-                part = entries[first : first + CHUNK_ENTRIES]
-                try:
-                    self._held.setdefault(project, deque()).append(Chunk(part[0][0], self._table([entry for _, entry in part])))
-                except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
-                    self._failed(error)
-                    self._unfit += sum(len(entry) for _, entry in part)
+            project = entry.project
+            found.setdefault(project, (at, []))[1].append(entry)
+            rows[project] = rows.get(project, 0) + len(entry)
+            if rows[project] >= CHUNK_ROWS:
+                self._make_rows(project, *found.pop(project))
+                del rows[project]
+        for project, (at, entries) in found.items():
+            self._make_rows(project, at, entries)
+
+    def _make_rows(self, project: str, since: float, entries: list[Entry]) -> None:
+        try:
+            self._held.setdefault(project, deque()).append(Chunk(since, self._table(entries)))
+        except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
+            self._failed(error)
+            self._unfit += sum(map(len, entries))
 
     def _table(self, entries: list[Entry]) -> pa.Table:
         columns = type(entries[0]).columns(entries)
@@ -206,7 +213,7 @@ class PredictionLog:
             rows += len(table)
         # Two services may write into one folder: the host is a part of the name.
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.parquet"
-        self._files.write(project, name, pa.concat_tables(tables).combine_chunks())
+        self._files.write(project, name, tables)
         self._written += rows
         for _ in tables:
             waiting.popleft()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from serving import keys, metrics
 from serving.app import create_app
@@ -313,6 +315,27 @@ def test_whoever_asks_beside_a_request_without_answer_is_answered(service):
             assert status == 422
         else:
             assert (status, said["predictions"][0]["prediction"]) == (200, expected({**RAW, "hour": number}))
+
+
+def test_whatever_is_asked_the_two_ways_say_the_same(service):
+    client, fields = Client(service), ["shop", "customer", "hour", "sales_7d", "late_rate", "temp", "orders", "colour"]
+    scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from(["a", "b", "c", "é", 7, LATE_HOUR])
+    nearly = st.dictionaries(st.sampled_from(fields), scalars, max_size=3)
+    right = st.builds(lambda base, hour: {**base, "hour": hour}, st.sampled_from([RAW, ASKED]), st.integers(0, 50) | st.floats(0, 50))
+    instance = right | st.builds(lambda base, changed: {**base, **changed}, st.sampled_from([RAW, ASKED, {}]), nearly)
+    taken = 0
+
+    @settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck), database=None)
+    @given(instances=st.lists(right, min_size=1, max_size=4) | st.lists(instance, max_size=4))
+    def ask_both(instances):
+        nonlocal taken
+        before = len(service.ordinary)
+        fast = same(client.ask(*instances))
+        taken += len(service.ordinary) == before
+        assert fast == same(Client(service).ask(*instances, Connection="close"))
+
+    ask_both()
+    assert taken > 60, "hardly any of it took the fast path"
 
 
 def test_answers_come_in_the_order_of_the_requests_however_their_bytes_are_cut(service):

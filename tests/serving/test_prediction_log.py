@@ -61,22 +61,35 @@ def test_the_arrow_schema_is_that_of_the_schema_file():
 
 
 def test_rows_come_into_a_file_within_a_second_and_no_reader_sees_half_of_one(log, monkeypatch):
-    write = pq.write_table
+    close = pq.ParquetWriter.close
     begun = []
 
-    def watched(table, where, **options):
-        begun.append(where.name)
-        write(table, where, **options)
-        assert not [file for file in files(log) if file.suffix == ".parquet"]  # whole, and not yet there
+    def watched(writer):
+        close(writer)
+        begun.append([file.name for file in files(log)])  # whole, and not yet there
 
-    monkeypatch.setattr(pq, "write_table", watched)
+    monkeypatch.setattr(pq.ParquetWriter, "close", watched)
     log.append(rows("a", "b"))
     began = time.monotonic()
     (file,) = wait_for(lambda: [f for f in files(log) if f.suffix == ".parquet"], 5)
     assert time.monotonic() - began < 1
     assert pq.read_table(file).to_pylist() == rows("a", "b")
     assert files(log) == [file]
-    assert len(begun) == 1 and begun[0].startswith(".")
+    assert [[name[0], name.rpartition(".")[2]] for (name,) in begun] == [[".", "partial"]]
+
+
+def test_many_rows_are_written_in_small_row_groups_in_their_order(tmp_path):
+    log = PredictionLog(tmp_path / "store", flush_seconds=0.3, capacity=1000)
+    log.start()
+    ids = [str(number) for number in range(1000)]
+    for part in range(0, 1000, 10):
+        log.append(rows(*ids[part : part + 10]))
+    log.close()
+    assert log.stats()["written"] == 1000
+    tables = [pq.ParquetFile(file) for file in sorted(files(log))]
+    assert [value for table in tables for value in table.read()["prediction_id"].to_pylist()] == ids
+    groups = [table.metadata.row_group(number).num_rows for table in tables for number in range(table.metadata.num_row_groups)]
+    assert sum(groups) == 1000 and max(groups) <= 260
 
 
 def test_writing_needs_no_pandas(tmp_path):

@@ -88,10 +88,10 @@ def test_arrow_writes_the_prediction_log_with_serving_s_rights(server, monkeypat
     buckets.make(server, "us-east-1", ROOT, SECRETS)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "serving")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["serving"])
-    log_files(f"s3://{buckets.DATA}", endpoint=server, region="us-east-1").write("flights", "2.parquet", pa.table({"a": [1]}))
+    log_files(f"s3://{buckets.DATA}", endpoint=server, region="us-east-1").write("flights", "2.parquet", [pa.table({"a": [1]})])
     feedback = log_files(f"s3://{buckets.DATA}", folder="landing/feedback", endpoint=server, region="us-east-1")
     assert not feedback.there("flights", "3.parquet")
-    feedback.write("flights", "3.parquet", pa.table({"a": [1]}))
+    feedback.write("flights", "3.parquet", [pa.table({"a": [1]})])
     assert feedback.there("flights", "3.parquet")
     assert client(server, "airflow").head_object(Bucket=buckets.DATA, Key="flights/prediction_log/2.parquet")["ContentLength"] > 0
 
