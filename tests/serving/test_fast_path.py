@@ -459,6 +459,6 @@ def test_what_it_answers_is_counted(service):
     def value(text: bytes, series: str) -> float:
         return float(next(line for line in text.decode().splitlines() if line.startswith(series)).rpartition(" ")[2])
 
-    requests, predictions = 'serving_requests_total{route="predict",status="200"}', f'serving_predictions_total{{arm="champion",model="{NAME}"'
+    requests, predictions = 'serving_requests_total{route="predict",status="200"}', f'serving_predictions_total{{arm="champion",model="{NAME}",version="1"'
     assert value(after, requests) - value(before, requests) == 1
     assert value(after, predictions) - value(before, predictions) == 2
