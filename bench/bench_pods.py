@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import result
-from tests.cluster.conftest import NoCluster, Runs, a_cluster, a_stack, settings_of
+from tests.cluster.namespace import NoCluster, a_cluster
+from tests.cluster.stack import Runs, a_stack, settings_of
 
 WARM_UP = 2  # runs that are not counted: the first one's imports, the triggerer's first look
 PARTS = ("to_user_code", "to_task_end")

@@ -15,7 +15,8 @@ from include.settings import REPOSITORY, Settings
 from include.stack.databases import make_databases
 from include.stack.kubernetes import secrets
 from include.stack.secrets_file import make_secrets, values
-from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
+from tests.cluster.machine import address_for_pods, pod_template
+from tests.cluster.namespace import Cluster, until
 from tests.helm import CHART, helm, values_file
 from tests.integration.s3.conftest import S3
 from tests.serving.stand import INSTANCES, NAME, FeatureRepository, Registry

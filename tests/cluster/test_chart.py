@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cluster.conftest import address_for_pods, until
 from tests.cluster.load import Load
+from tests.cluster.machine import address_for_pods
+from tests.cluster.namespace import until
 from tests.cluster.release import SERVING, Release, a_release
 from tests.helm import MISSING, PROGRAM, HelmError
 from tests.integration.s3.conftest import MISSING as S3_MISSING

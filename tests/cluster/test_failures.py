@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.cluster.conftest import REPEATS, until
+from tests.cluster.namespace import until
+from tests.cluster.stack import REPEATS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800), pytest.mark.parametrize("nth", range(REPEATS))]
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cluster.conftest import new_request, until
+from tests.cluster.namespace import until
+from tests.cluster.stack import new_request
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import until
+from tests.cluster.namespace import until
 from tests.cluster.release import Release, training_only
 from tests.helm import MISSING, PROGRAM
 

@@ -16,7 +16,8 @@ import pytest
 
 from include.dag_kit.pod_group_ends import INDEX
 from include.projects.flights import project as flights
-from tests.cluster.conftest import Cluster, Runs, new_request, until
+from tests.cluster.namespace import Cluster, until
+from tests.cluster.stack import Runs, new_request
 from tests.cluster.tiny import project
 from tests.unit.training import made_up
 

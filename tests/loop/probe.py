@@ -7,7 +7,7 @@ from urllib.parse import quote
 from include.data import storage
 from include.settings import Settings
 from include.stack.api import AirflowApi
-from tests.cluster.conftest import until
+from tests.cluster.namespace import until
 from tests.integration.s3.conftest import ACCESS_KEY, SECRET_KEY
 from tests.loop.leaks import error_answers, nothing_leaked, secrets_of
 

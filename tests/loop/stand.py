@@ -31,7 +31,8 @@ from include.stack.access import mlflow_credentials
 from include.stack.api import AirflowApi
 from include.stack.databases import make_databases
 from include.training.tracking import tracking_client
-from tests.cluster.conftest import Cluster, address_for_pods, pod_template, until
+from tests.cluster.machine import address_for_pods, pod_template
+from tests.cluster.namespace import Cluster, until
 from tests.conftest import PARSED_ONCE
 from tests.integration.s3.conftest import forget
 from tests.loop.leaks import accounts

@@ -8,7 +8,8 @@ import pytest
 
 from include import ledger
 from include.data import layout, storage
-from tests.cluster.conftest import Cluster, NoCluster, a_cluster, address_for_pods
+from tests.cluster.machine import address_for_pods
+from tests.cluster.namespace import Cluster, NoCluster, a_cluster
 from tests.integration.s3.conftest import s3  # noqa: F401 -- one of this file's own: it listens where pods reach it
 from tests.loop.probe import nothing_is_told
 from tests.loop.stand import FLIGHTS, a_house, ends_alike, on_s3, replay

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from include.settings import REPOSITORY
-from tests.cluster.conftest import rules_of_runbook
+from tests.cluster.namespace import rules_of_runbook
 from tests.helm import CHART, MISSING, PROGRAM, SITE, HelmError, helm, one, render, values_file
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason=MISSING)

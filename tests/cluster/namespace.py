@@ -1,0 +1,136 @@
+"""A namespace of the tests in the cluster that ``KUBECONFIG`` names, and the account that Airflow has in it."""
+
+import base64
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from include.settings import REPOSITORY
+
+
+def until(condition: Callable[[], Any], seconds: float = 400.0, what: str = "that") -> Any:
+    """Waits until the condition gives something true, and gives that."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A namespace of the cluster, and a client."""
+
+    api: Any
+    namespace: str
+    image: str
+    kubeconfig: Path  # of the account that Airflow has there
+
+    def pods(self, request: str | None = None) -> list[Any]:
+        """Those of a request (or all), oldest first."""
+        selector = f"airloop/request={request}" if request else None
+        found = self.api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return sorted(found, key=lambda pod: pod.metadata.creation_timestamp)
+
+    def running(self, request: str) -> Any:
+        """The request's one pod, if it runs."""
+        return next((p for p in self.pods(request) if p.status.phase == "Running" and p.status.container_statuses[0].state.running), None)
+
+    def evict(self, pod: Any) -> None:
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
+        self.api.create_namespaced_pod_eviction(pod.metadata.name, self.namespace, body)
+
+    @property
+    def node(self) -> Any:
+        """The one on which pods run: the one that is well has said nothing of itself."""
+        return next(node for node in self.api.list_node().items if node.status.addresses)
+
+    def node_ready(self) -> bool:
+        return next(c.status for c in self.node.status.conditions if c.type == "Ready") == "True"
+
+    def give_a_place(self) -> None:
+        """Wait until Kubernetes gives a pod a node: its scheduler may look at none for minutes after the API server was away."""
+        base = {"name": "base", "image": self.image, "command": ["sleep", "1"]}
+        body = {"metadata": {"generateName": "a-place-"}, "spec": {"containers": [base], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}}
+        name = self.api.create_namespaced_pod(self.namespace, body).metadata.name
+        try:
+            until(lambda: self.api.read_namespaced_pod(name, self.namespace).spec.node_name, 300, "the scheduler to give a pod a node")
+        finally:
+            self.api.delete_namespaced_pod(name, self.namespace)
+
+
+class NoCluster(Exception):
+    """There is none to test on; the message says what is missing."""
+
+
+@contextmanager
+def a_cluster() -> Iterator[Cluster]:
+    """A namespace of its own in the cluster that KUBECONFIG names."""
+    if not os.environ.get("KUBECONFIG"):
+        raise NoCluster("no cluster: KUBECONFIG names none")
+    image = os.environ.get("AIRLOOP_TEST_IMAGE")
+    if not image:
+        raise NoCluster("AIRLOOP_TEST_IMAGE names no image of empty folders in that cluster")
+    from kubernetes import client, config
+
+    config.load_kube_config()
+    api, name = client.CoreV1Api(), f"airloop-test-{token_hex(3)}"
+    api.create_namespace({"metadata": {"name": name}})
+    try:
+        with an_account(name) as kubeconfig:
+            yield Cluster(api, name, image, kubeconfig)
+    finally:
+        api.delete_namespace(name)
+
+
+@contextmanager
+def an_account(namespace: str) -> Iterator[Path]:
+    """A service account that may do in the namespace what the runbook's table says, and nothing else; gives its kubeconfig."""
+    from kubernetes import client
+
+    rules, for_nodes = rules_of_runbook()
+    roles, server = client.RbacAuthorizationV1Api(), client.Configuration.get_default_copy()
+    account = {"kind": "ServiceAccount", "name": "airflow", "namespace": namespace}
+    client.CoreV1Api().create_namespaced_service_account(namespace, {"metadata": {"name": "airflow"}})
+    roles.create_namespaced_role(namespace, {"metadata": {"name": "airflow"}, "rules": rules})
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "airflow"}
+    roles.create_namespaced_role_binding(namespace, {"metadata": {"name": "airflow"}, "roleRef": reference, "subjects": [account]})
+    roles.create_cluster_role({"metadata": {"name": namespace}, "rules": for_nodes})
+    try:
+        reference = reference | {"kind": "ClusterRole", "name": namespace}
+        roles.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": reference, "subjects": [account]})
+        lifetime = {"spec": {"expirationSeconds": 24 * 3600}}
+        token = client.CoreV1Api().create_namespaced_service_account_token("airflow", namespace, lifetime).status.token
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "kubeconfig"
+            file.touch(mode=0o600)
+            authority = base64.b64encode(Path(server.ssl_ca_cert).read_bytes()).decode()
+            content = {
+                "apiVersion": "v1", "kind": "Config", "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": server.host, "certificate-authority-data": authority}}],
+                "users": [{"name": "airflow", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "airflow", "namespace": namespace}}],
+            }  # fmt: skip
+            file.write_text(json.dumps(content))
+            yield file
+    finally:
+        roles.delete_cluster_role_binding(namespace)
+        roles.delete_cluster_role(namespace)
+
+
+def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What docs/runbooks/train.md says that Airflow must be allowed: rules of the namespace, and of the cluster."""
+    text = (REPOSITORY / "docs" / "runbooks" / "train.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)`(?: \(`?([a-z]+)`?\))? \| ([a-z, ]+) \|$", text, re.MULTILINE)
+    of = {where: [{"apiGroups": ["batch" if resource == "jobs" else ""], "resources": [resource], "verbs": verbs.split(", ")}
+                  for resource, said, verbs in rows if (said == "cluster") is (where == "cluster")] for where in ("namespace", "cluster")}  # fmt: skip
+    assert len(of["namespace"]) == 4 and len(of["cluster"]) == 1, rows
+    return of["namespace"], of["cluster"]
