@@ -57,6 +57,8 @@ def training(release):
     def empty():
         core.delete_collection_namespaced_pod(release.training, grace_period_seconds=0)
         until(lambda: not core.list_namespaced_pod(release.training).items, 120, "an empty training namespace")
+        quota = core.read_namespaced_resource_quota
+        until(lambda: (quota("loop-training", release.training).status.used or {}).get("pods") == "0", 120, "the quota to count that, a moment later")
 
     empty()
     yield release.training
