@@ -86,7 +86,7 @@ class PredictionLog:
         # Written by the thread that writes:
         self._held: dict[str, deque[Chunk]] = {}
         self._oldest_held: float | None = None
-        self._written = self._unfit = self._errors = 0
+        self._written = self._unfit = self._errors = self._errors_before = 0
         self._last_error: str | None = None
 
     def start(self) -> None:
@@ -159,8 +159,8 @@ class PredictionLog:
 
     def _flush(self) -> bool:
         """Files of what waits, for each project; False if one of them could not be written and should be tried again."""
-        failures, again = self._errors, False
         self._take_over()
+        again = False
         for project, waiting in self._held.items():
             try:
                 while waiting:
@@ -170,8 +170,9 @@ class PredictionLog:
                 again = True
         self._held = {project: waiting for project, waiting in self._held.items() if waiting}
         self._oldest_held = min((waiting[0].since for waiting in self._held.values()), default=None)
-        if self._errors == failures:
+        if self._errors == self._errors_before:  # nothing went wrong since the last time, of making rows or of writing them
             self._last_error = None
+        self._errors_before = self._errors
         return not again
 
     def _take_over(self) -> None:

@@ -161,6 +161,7 @@ def test_a_full_queue_drops_and_counts(tmp_path):
 def test_rows_that_fit_no_schema_are_dropped_and_stop_nothing(log):
     log.append(Rows([{**ROW, "prediction": "high"}]))
     wait_for(lambda: log.stats()["dropped"] == 1, 5)
+    time.sleep(0.3)  # until the next files are written, at least
     assert "high" in log.stats()["last_error"]
     assert log.stats()["waiting"] == 0
     log.append(rows("a"))
