@@ -58,7 +58,7 @@ PROFILE ?= compose
 secrets: setup  ## the settings file .env of a profile, with a secret of its own in each place: make secrets [PROFILE=kubernetes]
 	@$(BIN)/airloop secrets --profile $(PROFILE) --file $(ENV_FILE)
 
-.PHONY: lint format test test-loop test-cluster soak-cluster soak-serving
+.PHONY: lint format test test-loop test-liveness test-cluster soak-cluster soak-serving soak-attacks
 lint: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,16 +71,22 @@ test: lint  ## everything: lint, then the fast tests, then those that start real
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
 	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile --no-loadscope-reorder # much of it waiting, so one more than two cores; the whole loops first
 	@echo "skipped: tests/images (builds all images, with Podman and as root): make test-images"
+test-liveness: setup  ## kills, lost events, pauses and cleared runs at random: the loop goes on: make test-liveness [EXAMPLES=10000]
+	AIRLOOP_TEST_LIVENESS_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/pytest tests/unit/loop/test_liveness.py
 test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
 	AIRLOOP_TEST_SLOW=yes $(BIN)/pytest tests/cluster
 soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
 	@$(BIN)/python -m bench.soak_cluster $(if $(TIMES),--times $(TIMES))
 soak-serving: setup  ## good and bad requests for half an hour: no fault, no hang, steady memory; the result goes to bench/results/serving_soak.json
 	@$(BIN)/python -m bench.serving_soak $(if $(MINUTES),--minutes $(MINUTES))
+soak-attacks: setup  ## attackers beside a well-behaved client for ten minutes: no error, no slower, steady memory; the result goes to bench/results/soak_attacks.json
+	@$(BIN)/python -m bench.soak_attacks $(if $(MINUTES),--minutes $(MINUTES))
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 
-.PHONY: bench-serving bench-parse bench-loop bench-check bench-pods
+.PHONY: bench-serving bench-parse bench-loop bench-check bench-pods bench-reading
+bench-reading: setup  ## files of which it is known what is in them (dialects, encodings, Arrow's types, hostile Parquet, JSON): 0 may be read wrong; the result goes to bench/results/reading.json
+	@$(BIN)/python -m bench.bench_reading $(if $(SEED),--seed $(SEED))
 bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently
 	@$(BIN)/python -m bench.check_demo
 bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
@@ -93,8 +99,9 @@ bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
 	@$(BIN)/python -m bench.bench_loop
 
 .PHONY: docs
-docs: setup  ## docs/DAGs.md from the DAGs themselves, .env.<profile>.example from the settings
+docs: setup  ## docs/DAGs.md from the DAGs themselves, docs/lifecycle.md from the states, .env.<profile>.example from the settings
 	@$(BIN)/python -m docs.dags_page
+	@$(BIN)/python -m docs.lifecycle_page
 	@$(BIN)/python -m docs.settings_files
 
 .PHONY: lock

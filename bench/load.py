@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,7 +111,8 @@ async def paced(port: int, requests: list[bytes], *, rate: float, clients: int, 
     taken: list[float] = []
     errors: list[str] = []
     due: dict[Connection, float] = {}
-    free: list[Connection] = []
+    # Taken in turn, so that no connection is idle for longer than a server keeps it.
+    free: deque[Connection] = deque()
     waiting: list[float] = []
     start = time.perf_counter()
     count = 0
@@ -132,14 +134,14 @@ async def paced(port: int, requests: list[bytes], *, rate: float, clients: int, 
         else:
             free.append(connection)
 
-    free += [(await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)]
+    free.extend([(await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)])
     connections, start, sent = list(free), time.perf_counter(), 0
     while (now := time.perf_counter()) - start < warm + seconds:
         while sent < (now - start) * rate:
             at = start + sent / rate
             sent += 1
             if free:
-                send(free.pop(), at)
+                send(free.popleft(), at)
             else:
                 waiting.append(at)
         await asyncio.sleep(0.0005)

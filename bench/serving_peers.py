@@ -49,6 +49,7 @@ class Server:
     folder: Path
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, core: int | None) -> None:
@@ -65,7 +66,7 @@ class Server:
             TimeoutError: with the end of its log.
         """
         content = json.dumps(self.body(serving_model.samples(1)[0].tolist())).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", data=content, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", data=content, headers={"Content-Type": "application/json", **self.headers})
         deadline, said = time.monotonic() + seconds, ""
         while time.monotonic() < deadline:
             try:
@@ -84,10 +85,10 @@ class Server:
         parent = psutil.Process(self.process.pid)
         return sum(sum(one.cpu_times()[:2]) for one in (parent, *parent.children(recursive=True)))
 
-    def load(self, core: int | None, *, seconds: float, warm: float, clients: int, rate: float | None = None) -> Figures:
+    def load(self, core: int | None, *, seconds: float, warm: float, clients: int, rate: float | None = None, headers: dict[str, str] | None = None) -> Figures:
         """Ask it, from a process of its own."""
         bodies = [self.body(row) for row in serving_model.samples(200).tolist()]
-        plan = {"port": self.port, "path": self.path, "bodies": bodies, "seconds": seconds, "warm": warm, "clients": clients, "rate": rate}
+        plan = {"port": self.port, "path": self.path, "bodies": bodies, "seconds": seconds, "warm": warm, "clients": clients, "rate": rate, "headers": headers}
         done = subprocess.run(
             [sys.executable, "-m", "bench.load"], input=json.dumps(plan).encode(), capture_output=True, cwd=REPOSITORY, check=True,
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),

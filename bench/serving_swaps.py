@@ -41,24 +41,30 @@ def registry(folder: Path, model: Any):
         _wait(f"{uri}/health", 300)
         mlflow.set_tracking_uri(uri)  # a version's source is looked up there
         client = mlflow.MlflowClient(uri, uri)
-        experiment = client.create_experiment(NAME)
+        client.create_experiment(NAME)
         client.create_registered_model(NAME)
-        for number in ("1", "2"):
-            run = client.create_run(experiment)
-            logged = client.create_logged_model(experiment, name="model", source_run_id=run.info.run_id)
-            bundle = folder / f"bundle-{number}"
-            serving_model.write_bundle(model, bundle)
-            hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in bundle.iterdir()}
-            client.log_model_artifacts(logged.model_id, str(bundle))
-            client.finalize_logged_model(logged.model_id, "READY")
-            source, tags = f"models:/{logged.model_id}", {"bundle_sha256": json.dumps(hashes)}
-            client.create_model_version(NAME, source, run_id=run.info.run_id, model_id=logged.model_id, tags=tags)
+        for _ in range(2):
+            add_version(client, folder, model, NAME)
         client.set_registered_model_alias(NAME, "champion", "1")
         yield client, uri
     finally:
         for one in serving_peers.processes(process.pid):
             one.kill()
         process.wait(20)
+
+
+def add_version(client: Any, folder: Path, model: Any, name: str) -> str:
+    """Register the model as a version of the registered model ``name``, as training does; give its number."""
+    experiment = client.get_experiment_by_name(NAME).experiment_id
+    run = client.create_run(experiment)
+    logged = client.create_logged_model(experiment, name="model", source_run_id=run.info.run_id)
+    bundle = folder / logged.model_id
+    serving_model.write_bundle(model, bundle, project=name)
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in bundle.iterdir()}
+    client.log_model_artifacts(logged.model_id, str(bundle))
+    client.finalize_logged_model(logged.model_id, "READY")
+    source, tags = f"models:/{logged.model_id}", {"bundle_sha256": json.dumps(hashes)}
+    return str(client.create_model_version(name, source, run_id=run.info.run_id, model_id=logged.model_id, tags=tags).version)
 
 
 def swaps(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import sys
 from airflow._shared.secrets_masker import mask_secret
 from airflow.sdk.log import mask_secret as mask_in_tasks
 
-from include.settings import QUIET, get_settings, known_secrets
+from include.settings import CONTROL, QUIET, get_settings, known_secrets
 
 for secret in known_secrets(os.environ):  # tasks are forked from here and inherit it: so in rendered templates too, before a task's own code runs
     mask_secret(secret)
@@ -50,8 +50,17 @@ if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
         os.environ["AIRFLOW_WORKERS_ARE_WARM"] = "yes"
 
     if sys.argv[1] == "scheduler":
-        # LocalExecutor repeats each task's log on the scheduler's own output, and there Airflow does not mask the secrets that a task met.
         from airflow.sdk.execution_time import supervisor
 
         supervise = supervisor.supervise_task
-        supervisor.supervise_task = lambda *args, **kwargs: supervise(*args, **kwargs | {"subprocess_logs_to_stdout": False})
+
+        def supervise_quietly(*args, **kwargs):
+            """Run a task of LocalExecutor, in the worker process that was forked from the scheduler."""
+            # A task and the programs that it starts do not inherit these variables. This keeps them out of printed environments and of crash reports. It is
+            # no boundary: the task is a fork of the scheduler and has its memory (docs/runbooks/access.md).
+            for name in CONTROL:
+                os.environ.pop(name, None)
+            # LocalExecutor repeats each task's log on the scheduler's own output, where Airflow does not mask the secrets that a task met.
+            return supervise(*args, **kwargs | {"subprocess_logs_to_stdout": False})
+
+        supervisor.supervise_task = supervise_quietly

@@ -2,7 +2,8 @@
 
 * **Starts** when rows were added to the project's tables.
 * **Updates** the feature tables, Feast's online store and the project's features asset.
-* **Safe to rerun**: rows are published once per cutoff; the online store never goes back in time.
+* **Safe to rerun**: rows are published once per cutoff; the online store never goes back in time. A run for an earlier cutoff than
+  the last one is skipped.
 * **On failure**: `docs/runbooks/build_features.md`
 """
 
@@ -10,7 +11,7 @@ from airflow.sdk import dag, task
 
 from include.assets import features, tables
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.defaults import CUTOFF, RUN_TIMEOUT, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.projects import get_project
 from include.projects.base import Project
@@ -22,6 +23,7 @@ def create_build_features_dag(project: Project):
         schedule=tables(project),
         catchup=False,
         max_active_runs=1,  # one writer at a time for the feature tables and Feast's registry
+        dagrun_timeout=RUN_TIMEOUT,
         params=CUTOFF,
         default_args=default_args(project),
         tags=tags("build_features", project),
@@ -32,8 +34,10 @@ def create_build_features_dag(project: Project):
 
         @task
         def compute_features(project_name: str, cutoff: str) -> dict[str, int]:
+            from include.dag_kit.cutoffs import skip_superseded
             from include.features import build
 
+            skip_superseded(build.superseded(get_project(project_name), cutoff))
             return build.compute(get_project(project_name), cutoff)
 
         @task

@@ -6,13 +6,14 @@
 * **On failure**: `docs/runbooks/deploy.md`
 """
 
-from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
+from airflow.sdk import Param, TriggerRule, dag, task
 
 from include.assets import challenger_model, champion_model
 from include.dag_kit.approval import ApproveVersion
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.defaults import CUTOFF, default_args, deployment_timeout, tags
 from include.dag_kit.projects import projects_to_parse
+from include.dag_kit.rollout_steps import RollOut
 from include.dag_kit.rollouts import ends_on_record
 from include.projects import get_project
 from include.projects.base import Project
@@ -26,6 +27,7 @@ def create_deploy_dag(project: Project):
         schedule=challenger_model(project),
         catchup=False,
         max_active_runs=1,  # aliases have no compare-and-set: one promoter at a time
+        dagrun_timeout=deployment_timeout(project),
         params=CUTOFF | VERSION,
         default_args=default_args(project),
         tags=tags("deploy", project),
@@ -42,21 +44,14 @@ def create_deploy_dag(project: Project):
         @task
         def smoke_test(project_name: str, chosen: dict, cutoff: str, *, run_id=None) -> str:
             from include.rollout.promotion import refuse_frozen, smoke_test
+            from include.rollout.records import hold_request
 
             project = get_project(project_name)
             with ends_on_record(project, chosen, cutoff=cutoff, dag_run=run_id):
                 refuse_frozen(project, chosen["version"], dag_run=run_id)  # promote asks again
+                hold_request(chosen, dag_run=run_id)
                 smoke_test(project, chosen["version"])
             return chosen["version"]
-
-        @task.sensor(mode="reschedule", poke_interval=project.rollout.look_every, timeout=project.rollout.patience)  # it waits without a worker
-        def roll_out(project_name: str, version: str, chosen: dict, cutoff: str, *, ti=None) -> PokeReturnValue:
-            from include.rollout.report import advance_and_report
-
-            project = get_project(project_name)
-            with ends_on_record(project, chosen, cutoff=cutoff, dag_run=ti.run_id):
-                done = advance_and_report(project, version, chosen, cutoff, ti.dag_id, ti.run_id, ti.task_id)
-            return PokeReturnValue(done, xcom_value=version)
 
         @task
         def promote(project_name: str, version: str, chosen: dict, cutoff: str, *, run_id=None) -> str:
@@ -101,7 +96,8 @@ def create_deploy_dag(project: Project):
 
         cutoff = decide_cutoff(project)
         chosen = choose_version(project.name)
-        rolled_out = roll_out(project.name, smoke_test(project.name, chosen, cutoff), chosen, cutoff)
+        tested = smoke_test(project.name, chosen, cutoff)
+        rolled_out = RollOut(task_id="roll_out", project=project, version=tested, chosen=chosen, cutoff=cutoff).output
         promoted = promote(project.name, rolled_out, chosen, cutoff)
         served = wait_for_serving(project.name, promoted, chosen, cutoff)
         served >> announce_champion(project.name, chosen, cutoff)

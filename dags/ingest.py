@@ -3,6 +3,7 @@
 * **Starts** daily, and when asked.
 * **Updates** the project's tables, the quarantine and the project's tables asset.
 * **Safe to rerun**: a file is ingested once, however often it is seen; a killed run is carried to its end by the next one.
+  A run for an earlier cutoff than the last one takes in new files too, and refuses rows that were known later.
 * **On failure**: `docs/runbooks/ingest.md`
 """
 
@@ -10,7 +11,7 @@ from airflow.sdk import CronTriggerTimetable, dag, task
 
 from include.assets import tables
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.defaults import CUTOFF, RUN_TIMEOUT, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.projects import get_project
 from include.projects.base import Project
@@ -22,6 +23,7 @@ def create_ingest_dag(project: Project):
         schedule=CronTriggerTimetable(project.ingest_schedule, timezone="UTC", run_immediately=False) if project.ingest_schedule else None,
         catchup=False,
         max_active_runs=1,  # one writer per table
+        dagrun_timeout=RUN_TIMEOUT,
         params=CUTOFF,
         default_args=default_args(project),
         tags=tags("ingest", project),
@@ -43,7 +45,10 @@ def create_ingest_dag(project: Project):
             from airflow.sdk.exceptions import AirflowSkipException
 
             from include import ledger
+            from include.data import age
 
+            if late := age.warn(get_project(project_name), cutoff):
+                print(f"Warning: {late}")
             versions = {d["source"]: d["version"] for d in done}
             ledger.record_stage(project_name, "ingest", cutoff, dag_run=run_id, summary={"sources": done})
             if not any(version is not None for version in versions.values()):

@@ -3,6 +3,7 @@
 * **Starts** when features up to a new cutoff are published.
 * **Updates** the table of predictions and the project's predictions asset.
 * **Safe to rerun**: a thing is predicted once; what has a prediction is left alone, and a killed run goes on after its last partition.
+  A run for an earlier cutoff than the last one predicts what came late, and is skipped if there is nothing.
 * **On failure**: `docs/runbooks/score.md`
 """
 
@@ -10,7 +11,7 @@ from airflow.sdk import dag, task
 
 from include.assets import features, predictions
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.defaults import CUTOFF, RUN_TIMEOUT, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.projects import get_project
 from include.projects.base import Project
@@ -22,6 +23,7 @@ def create_score_dag(project: Project):
         schedule=features(project),
         catchup=False,
         max_active_runs=1,
+        dagrun_timeout=RUN_TIMEOUT,
         params=CUTOFF,
         default_args=default_args(project),
         tags=tags("score", project),
@@ -32,9 +34,12 @@ def create_score_dag(project: Project):
 
         @task
         def predict_due(project_name: str, cutoff: str) -> dict:
-            from include.scoring.batch import predict_due
+            from include.dag_kit.cutoffs import skip_superseded
+            from include.scoring import batch
 
-            return predict_due(get_project(project_name), cutoff)
+            scored = batch.predict_due(get_project(project_name), cutoff)
+            skip_superseded(batch.superseded(get_project(project_name), cutoff, scored))
+            return scored
 
         @task(outlets=[predictions(project)])
         def announce_predictions(project_name: str, cutoff: str, scored: dict, *, outlet_events=None, run_id=None) -> None:

@@ -18,6 +18,7 @@ from include.dag_kit.projects import steps_are_pods
     schedule=CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=False),
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(minutes=10),
     default_args={"owner": "airloop", "execution_timeout": timedelta(minutes=4)},  # no retries: the next run does it
     tags=["airloop"],
     doc_md=__doc__,

@@ -10,7 +10,7 @@ from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, t
 
 from include.assets import challenger_model, retrain_request
 from include.dag_kit.compute import in_class, training_step
-from include.dag_kit.defaults import CUTOFF, default_args, tags
+from include.dag_kit.defaults import CUTOFF, default_args, tags, training_timeout
 from include.dag_kit.projects import projects_to_parse
 from include.dag_kit.requests import claim_request
 from include.projects import get_project
@@ -20,7 +20,9 @@ from include.projects.base import Project
 WISHES = {
     "reason": Param(None, type=["null", "string"], description="Why; stands in the ledger beside the result."),
     "last_days": Param(None, type=["null", "integer"], minimum=1, description="Train on the examples of the last so many days only."),
-    "request": Param(None, type=["null", "string"], description="Take up this open request instead of making one; `airloop thaw` does."),
+    "request": Param(
+        None, type=["null", "string"], description="Take up this open request instead of making one; `airloop thaw` does. It need not have paused."
+    ),
     "candidates": Param(None, type=["null", "array"], items={"type": "string"}, description="Fit only these candidates (and the baseline)."),
 }
 
@@ -34,6 +36,7 @@ def create_train_dag(project: Project):
         schedule=when_to_train(project),
         catchup=False,
         max_active_runs=1,  # two challengers must not race for one alias
+        dagrun_timeout=training_timeout(project),
         params=CUTOFF | WISHES,
         default_args=default_args(project),
         tags=tags("train", project),

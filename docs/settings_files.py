@@ -43,7 +43,7 @@ HEADS = {
         The addresses are examples: write your own.""",
 }
 SECTIONS = {
-    "Profile": ("profile", "home", "projects", "dags_folder", "git_sha"),
+    "Profile": ("profile", "home", "projects", "dags_folder", "git_sha", "notify"),
     "Where secrets come from": ("secrets_dir", "secrets_backend", "secrets_prefix", "secrets_id", "secrets_profile"),
     "Stores": (
         "database_admin_url", "airflow_database_url", "mlflow_database_url", "feast_registry_url", "feast_reader_url", "ledger_url", "studies_url",
@@ -60,7 +60,7 @@ SECTIONS = {
         "compute", "pools", "training_threads", "checkpoint_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection", "kubernetes_namespace",
         "training_image", "pod_template", "priority_classes",
     ),
-    "This machine": ("parallelism", "preload"),
+    "This machine": ("parallelism", "preload", "restart"),
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ VALUES: dict[str, dict[str, str]] = {
         "storage_secret": "airloop-storage",
         "remote_logs": "s3://airloop-data/_logs",
         "compute": "kubernetes",
-        "training_image": "registry.example.org/airloop-training:1",
+        "training_image": "registry.example.org/airloop-training@sha256:0000000000000000000000000000000000000000000000000000000000000000",
     },
 }
 AWS = (
@@ -152,7 +152,10 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
             ),
         ),
     },
-    "kubernetes": {"Data on an object store": AWS},
+    "kubernetes": {
+        "Data on an object store": AWS,
+        "Users and keys": (Variable("SERVING_METRICS_KEY", "Opens serving's metrics, and nothing else, to Prometheus.", "CHANGE_ME"),),
+    },
 }  # fmt: skip
 
 

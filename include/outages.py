@@ -1,11 +1,18 @@
-"""Whether an error says that a server is away, as opposed to having been asked something wrong: then trying again later helps.
+"""Classify errors: a server is away, so a later try helps; or the next try must fail in the same way, so none helps.
 
-Told by the names of the exceptions' classes, so that nothing has to be imported for it, and by words where a library has no class for it.
+A server that is away is recognized by the names of the exceptions' classes, so that nothing has to be imported for it, and by words where a library has
+no class for it.
 """
 
 from collections.abc import Iterator
 
-STORE_AWAY = 69  # a step's exit code that says so: EX_UNAVAILABLE of sysexits.h; 70 and 75 are the workers' own (include/training/workers.py)
+# Exit codes of a training step, from sysexits.h; 70 and 75 are the workers' own (include/training/workers.py).
+STORE_AWAY = 69  # EX_UNAVAILABLE
+WILL_FAIL_AGAIN = 65  # EX_DATAERR
+# The same code on the same data raises these again. OSError and RuntimeError are not among them: a disk, a network or a graphics card may recover.
+DETERMINISTIC = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError)
+# An answer that was cut off, or that a proxy made; a service of secrets or connections that is away for a moment.
+NOT_DETERMINISTIC = ("json.decoder.JSONDecodeError", "include.secrets_manager.SecretsManagerError", "include.dag_kit.storage.NoSuchConnection")
 AWAY = {
     "include.dag_kit.compute.StoreAway",
     "builtins.ConnectionError", "builtins.TimeoutError",
@@ -29,6 +36,15 @@ def away(error: BaseException) -> str | None:
         if names & AWAY or any(word in str(one) for word in WORDS) or (isinstance(status, int) and status >= 500):
             return f"{type(one).__name__}: {str(one).strip().partition(chr(10))[0][:200]}"
     return None
+
+
+def will_fail_again(error: BaseException) -> bool:
+    """Return whether the same code on the same data raises this error again: bad data, a wrong name, a fault in the code.
+
+    The error itself counts, not its cause: who translates an error decides what it is. An error that says that a store is away never counts.
+    """
+    names = {f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__}
+    return isinstance(error, DETERMINISTIC) and not names.intersection(NOT_DETERMINISTIC) and away(error) is None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -21,21 +21,21 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, computed
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, InitSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CODE = ("include", "feature_repo", "dags", "serving", "plugins", "config", "requirements.txt")  # a change of these makes another result
 PLACEHOLDER = "CHANGE_ME"  # what stands in the .env.<profile>.example files where a secret belongs
 # Also what people and images use where they mean to choose a password later.
 WEAK = {"airflow", "admin", "airloop", "changeme", "default", "minioadmin", "password", "postgres", "redis", "secret"}
-# Who of us cannot start without what, outside embedded. Whoever runs one part alone is given its secrets alone.
+# Secrets that each part needs to start, outside embedded. A process that runs one part gets the secrets of that part only.
 NEEDED = {
-    "airflow": (
-        "airflow_database_url", "ledger_url", "feast_registry_url", "online_store_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key",
-        "airflow_admin_password", "mlflow_username", "mlflow_password", "serving_api_key",
-    ),
+    "tasks": ("ledger_url", "feast_registry_url", "online_store_url", "mlflow_username", "mlflow_password", "serving_api_key"),
+    "airflow": ("airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key"),
+    "accounts": ("airflow_admin_password",),
     "mlflow": (
         "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_username", "mlflow_password", "mlflow_reader_password",
     ),
     "serving": ("feast_registry_url", "online_store_url", "mlflow_reader_password", "serving_api_key"),
 }  # fmt: skip
-Part = Literal["airflow", "mlflow", "serving"]
+Part = Literal["tasks", "airflow", "accounts", "mlflow", "serving"]
 
 
 class SettingsError(ValueError):
@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     serving_uri: str | None = Field(None, description="Serving's address, when it is not http://<host>:<serving_port>. Then `airloop up` starts none.")
     auth_manager: Literal["simple", "fab"] | None = Field(None, description="Airflow's users: simple (one developer) or fab (roles); default: by the profile.")
     airflow_admin_password: SecretStr | None = Field(None, description="Password of Airflow's user admin; embedded: made at the first start.")
-    airflow_fernet_key: SecretStr | None = Field(None, description="Encrypts what Airflow stores: 32 random bytes in URL-safe base64; embedded: made.")
+    airflow_fernet_key: SecretStr | None = Field(
+        None, description="Encrypts what Airflow stores: 32 random bytes in URL-safe base64; embedded: made. To change it: NEW,OLD."
+    )
     airflow_jwt_secret: SecretStr | None = Field(None, description="Signs Airflow's tokens; the same for all its processes; embedded: made.")
     airflow_api_secret_key: SecretStr | None = Field(None, description="Signs the API server's cookies; the same for all its copies; embedded: made.")
     mlflow_username: str | None = Field(None, description="As whom tasks and serving log in to MLflow; none: it asks nobody.")
@@ -118,7 +120,9 @@ class Settings(BaseSettings):
 
     kubernetes_connection: str = Field("kubernetes_default", description="Airflow connection of the cluster: in-cluster or a kubeconfig, by its extras.")
     kubernetes_namespace: str = Field("airloop-training", description="Where training pods are made.")
-    training_image: str | None = Field(None, description="Image of the training pods; needed with compute=kubernetes. A tag that never moves.")
+    training_image: str | None = Field(
+        None, description="Image of the training pods, for compute=kubernetes: repository@sha256:... (profile kubernetes), or a fixed tag."
+    )
     pod_template: Path | None = Field(None, description="YAML of a pod that training pods are built upon: a site's own volumes, sidecars, DNS.")
     pools: str | None = Field(None, description="Slots of the Airflow pools, one a compute class: cpu=4,gpu_a=2. Default: parallelism for cpu.")
     priority_classes: str | None = Field(
@@ -132,9 +136,14 @@ class Settings(BaseSettings):
     serving_port: int = Field(8000, description="Where serving listens.")
     serving_timeout: float = Field(60, gt=0, description="Seconds within which serving must serve a new champion, else the old one is put back.")
     preload: bool = Field(True, description="Import heavy third-party libraries once, in the scheduler, not in each task.")
+    restart: bool = Field(True, description="Restart a process of the embedded stack that died, with back-off.")
     parallelism: int = Field(4, ge=2, description="Tasks that run at once on this machine.")
     projects: str | None = Field(None, description="Comma-separated project names; default: every folder of include/projects.")
     dags_folder: Path = Field(REPOSITORY / "dags", description="Folder of the DAG files.")
+    # docs/lifecycle.md
+    notify: str | None = Field(
+        None, description="Who is told when the loop gives something up: module:function, called with a dict, or an address that takes it as JSON by POST."
+    )
     sample_days: float | None = Field(None, gt=0, description="Set by `airloop try`: the days that its sample spans; see Project.on_sample.")
 
     @classmethod
@@ -157,6 +166,13 @@ class Settings(BaseSettings):
             raise ValueError(f"AIRLOOP_{(info.field_name or '').upper()} is '{value}'; an object store is written s3://bucket or s3://bucket/prefix")
         return value.rstrip("/")
 
+    @field_validator("notify")
+    @classmethod
+    def _hook(cls, value: str | None) -> str | None:
+        if value is None or re.fullmatch(r"https?://[^\s]+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
+            return value
+        raise ValueError("AIRLOOP_NOTIFY is neither an address (https://...) nor a function (package.module:function)")
+
     @field_validator("priority_classes")
     @classmethod
     def _classes(cls, value: str | None) -> str | None:
@@ -178,6 +194,8 @@ class Settings(BaseSettings):
             raise ValueError(f"AIRLOOP_MLFLOW_USERNAME is '{self.mlflow_username}', an account of its own in MLflow; take another name, airloop say")
         if self.compute == "kubernetes" and self.mlflow_password and not (self.mlflow_secret or self.storage_secret):
             raise ValueError("AIRLOOP_COMPUTE is kubernetes and MLflow asks who one is: AIRLOOP_MLFLOW_SECRET must name a Kubernetes secret for pods")
+        if self.profile == "kubernetes" and self.training_image and (fault := unpinned(self.training_image)):
+            raise ValueError(f"AIRLOOP_TRAINING_IMAGE is {fault}")
         if self.remote_logs and not self.storage_connection:
             raise ValueError("AIRLOOP_REMOTE_LOGS needs AIRLOOP_STORAGE_CONNECTION: Airflow gets at its logs through a connection only")
         return self
@@ -322,6 +340,13 @@ class Settings(BaseSettings):
         return value
 
 
+def unpinned(image: str) -> str | None:
+    """Return what is wrong with an image that is not named by its digest; None: nothing."""
+    if re.search(r"@sha256:[0-9a-f]{64}$", image):
+        return None
+    return f"'{image}', and a tag can move to another image: write repository@sha256:..., with the digest that `docker push` printed"
+
+
 _FIX = "`airloop secrets` makes what is missing in the settings file (docs/runbooks/profiles.md)."
 
 
@@ -337,11 +362,12 @@ QUIET = {
     "DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false", "FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true",
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, from 1.29 on; unlike the others' it begins with the import
 }  # fmt: skip
-# By which our processes reach what the settings name, and Airflow's own keys as it is told them: tasks are forked before it hides those itself.
-CREDENTIALS = (
-    "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "AIRFLOW__CORE__FERNET_KEY",
-    "AIRFLOW__API__SECRET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET",
+# Variables of Airflow's own secrets: its database, the key of its connections, the keys of its tokens and of its sessions. Tasks need none of them.
+CONTROL = (
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY",
 )  # fmt: skip
+# Variables with other secrets that our processes use. Airflow masks its own only after tasks are forked.
+CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", *CONTROL)
 
 
 def known_secrets(environment: Mapping[str, str]) -> list[str]:
@@ -434,7 +460,8 @@ def _fault(name: str, value: SecretStr) -> str | None:
     if not name.endswith("_url"):
         if text.lower() in WEAK:
             return "is a word that everybody tries first"
-        if name in ("airflow_fernet_key", "edge_signing_key") and not re.fullmatch(r"[A-Za-z0-9_-]{43}=", text):
+        keys = text.split(",") if name == "airflow_fernet_key" else [text]  # while a key is changed, the new one and the old one
+        if name in ("airflow_fernet_key", "edge_signing_key") and not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in keys):
             return "is not 32 bytes in URL-safe base64"
         return "is shorter than 12 characters" if len(text) < 12 else None
     scheme = "redis" if name == "online_store_url" else "postgresql"
@@ -467,11 +494,18 @@ def _in_words(error: ValidationError) -> str:
 
 @lru_cache
 def git_sha() -> str:
-    """The commit that this code is at: as the settings say, else as the repository says, else "unknown"."""
+    """Return the commit that this code is at: as the settings say, else as the repository says, else "unknown"; "<commit>-dirty": changed since."""
     if known := get_settings().git_sha:
         return known
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=normal", "--", *CODE)
     except FileNotFoundError:  # no git
         return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
+    return "unknown" if commit is None else f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git prints; None: it refuses, as where there is no repository."""
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,6 +19,11 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
+def utc_now() -> datetime:
+    """The wall clock, in UTC. Deadlines and leases compare with it; tests replace it."""
+    return datetime.now(UTC)
+
+
 def stamp() -> str:
-    """The wall clock, for people who read a record; no rule compares with it."""
-    return iso(datetime.now(UTC))
+    """The wall clock as text, for people who read a record."""
+    return iso(utc_now())

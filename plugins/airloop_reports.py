@@ -2,27 +2,21 @@
 
 Every Airflow component loads plugins, so this module imports nothing but the plugin's base class: the app is built at its first request,
 which only the API server gets. Apps of plugins are open to the world unless they say otherwise; here every route asks Airflow's auth manager, whichever it is.
+
+A report is not trusted: every answer, errors too, is sandboxed (include/dag_kit/report_pages.py, ADR 45).
 """
 
 import logging
 from functools import cache
-from html import escape
 
 from airflow.plugins_manager import AirflowPlugin
 
 log = logging.getLogger(__name__)
 PREFIX = "/airloop"
-HEADERS = {
-    "Cache-Control": "private, no-cache",  # a task that runs again writes its report again
-    "X-Content-Type-Options": "nosniff",
-    # A report brings scripts of its own and is shown inside a logged-in page: they may draw, and neither call Airflow's API nor send anything away.
-    "Content-Security-Policy": "connect-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'",
-}
-NO_REPORT = """<!doctype html><meta charset="utf-8"><title>No report</title>
-<body style="font: 15px/1.5 system-ui, sans-serif; color: #555; padding: 3em; max-width: 40em; margin: auto">
-<h1 style="font-size: 1.2em; color: #222">No report here</h1><p>{what}</p>
-<p>A task shows its report here when it wrote an <code>index.html</code> into its report folder: the validation of <code>ingest</code> and
-<code>build_features</code>, the evaluation of <code>train</code>, the drift of <code>monitor</code>.</p></body>"""
+WHO_WRITES = (
+    "<p>A task shows its report here when it wrote an <code>index.html</code> into its report folder: the validation of <code>ingest</code> and "
+    "<code>build_features</code>, the evaluation of <code>train</code>, the drift of <code>monitor</code>.</p>"
+)
 
 
 def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[bytes, str] | None:
@@ -54,28 +48,37 @@ def _app():
     from fastapi import Depends, FastAPI, Response
     from fastapi.responses import HTMLResponse
 
+    from include.dag_kit import report_pages
     from include.dag_kit.pages import logged_in, may_read
     from include.dag_kit.storage import NoSuchConnection
+    from include.data.pages import SCRIPTS_SUFFIX, Markup, fill
     from include.data.storage import StorageUnavailable
 
-    # For every route that there is or will be; what a route needs beside a login, it says itself. No openapi_url: so no pages of documentation.
+    # For every route that there is or will be; what a route needs beyond a login, it says itself. No openapi_url: so no pages of documentation.
     app = FastAPI(title="Airloop", openapi_url=None, dependencies=[Depends(logged_in)])
 
     @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(may_read(DagAccessEntity.TASK_INSTANCE))])
     def report(dag_id: str, run_id: str, task_id: str, path: str) -> Response:
+        scripts: list[str] = []
         try:
             found = read_report(dag_id, run_id, task_id, path)
+            if found is not None and found[1] == "text/html":
+                listed = read_report(dag_id, run_id, task_id, (path or "index.html") + SCRIPTS_SUFFIX)
+                scripts = report_pages.scripts_of(listed and listed[0])
         except (NoSuchConnection, StorageUnavailable) as error:
-            log.error("report of %s %s %s: %s", dag_id, run_id, task_id, error)  # whom it names, and as whom, is for operators
-            what = "The store in which the reports lie cannot be read; the API server's log says why."
-            return HTMLResponse(NO_REPORT.format(what=what), status_code=503, headers=HEADERS)
+            log.error("report of %r %r %r: %s", dag_id, run_id, task_id, error)  # the store's address and key are for operators
+            what = fill("<p>The store in which the reports lie cannot be read; the API server's log says why.</p>")
+            return HTMLResponse(report_pages.message("No report here", what + Markup(WHO_WRITES)), status_code=503)
         if found is None:
-            what = f"The task <b>{escape(task_id)}</b> of <b>{escape(dag_id)}</b> made no report in the run <b>{escape(run_id)}</b>, or has not made it yet."
-            return HTMLResponse(NO_REPORT.format(what=what), status_code=404, headers=HEADERS)
+            what = fill("<p>The task <b>{}</b> of <b>{}</b> made no report in the run <b>{}</b>, or has not made it yet.</p>", task_id, dag_id, run_id)
+            return HTMLResponse(report_pages.message("No report here", what + Markup(WHO_WRITES)), status_code=404)
         content, media_type = found
-        return Response(content, media_type=media_type, headers=HEADERS)
+        if media_type == "text/html":
+            return HTMLResponse(report_pages.framed(content), headers=report_pages.headers(scripts))
+        kept = {} if media_type in report_pages.SHOWN else {"Content-Disposition": "attachment"}
+        return Response(content, media_type=media_type, headers=kept)
 
-    return app
+    return report_pages.with_headers(app, report_pages.headers())
 
 
 async def _app_when_asked(scope, receive, send) -> None:

@@ -20,8 +20,13 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
-    # No script at all; the forms go to this server alone, and no other site may lay the page under its own.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'",
+    # No script at all; the forms go to this server alone, and no other site may lay the page under its own. The page keeps its origin: without it
+    # the forms would come without the reader's login.
+    "Content-Security-Policy": "sandbox allow-forms allow-same-origin; default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'self'",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 # What a person does here, and the stages of which he must be allowed to start runs: by a run he could do as much, or the thaw starts one for him (ADR 36).
 STAGES_OF = {"roll_back": ("deploy",), "freeze": ("train", "deploy"), "thaw": ("train", "deploy")}
@@ -65,10 +70,11 @@ def do(act: str, project, *, user, reason: str, to: str | None, seen) -> list[tu
     """Do it; gives what came of it, as the page tells it. Raises as the functions behind it."""
     from include.dag_kit.pages import start_run
     from include.operations import freezing
+    from include.printable import one_line
     from include.rollout.by_hand import roll_back, what_serving_serves
     from include.settings import get_settings
 
-    by = f"{user.get_name()} in the UI"
+    by = f"{one_line(user.get_name())} in the UI"
     if act == "freeze":
         held, new = freezing.freeze(project.name, by=by, why=reason)
         return [(f"{held}." if new else f"It was frozen already, and that stays: {held}.", "yes" if new else "")]
@@ -98,7 +104,9 @@ def _app():
     from sqlalchemy.exc import SQLAlchemyError
 
     from include.dag_kit.pages import logged_in, may_read, may_start, project_of
+    from include.dag_kit.report_pages import with_headers
     from include.ledger import Busy, LedgerError
+    from include.printable import one_line
     from include.registry.versions import AliasNotMoved
     from include.rollout.document import Overtaken
     from include.rollout.overview import overview, overview_page
@@ -109,7 +117,7 @@ def _app():
 
     def of_no_project(dag_id: str) -> HTMLResponse:
         text = f"{dag_id} is not a stage of a project of Airloop: nothing is deployed by it."
-        return HTMLResponse(page("No rollouts here", paragraph(text)), status_code=404, headers=HEADERS)
+        return HTMLResponse(page("No rollouts here", paragraph(text)), status_code=404)
 
     def shown(request: Request, user, project, status: int = 200, told: list[tuple[str, str]] | None = None) -> HTMLResponse:
         told = told or []
@@ -118,14 +126,14 @@ def _app():
         except MlflowException as error:
             log.error("what is deployed of %s: %s", project.name, error)
             content = page(f"{project.name}: what is deployed", *(paragraph(text, kind) for text, kind in (*told, (AWAY, "no"))))
-            return HTMLResponse(content, status_code=503, headers=HEADERS)
+            return HTMLResponse(content, status_code=503)
         refusals = {}
         for act, stages in STAGES_OF.items():
             dag_ids = [f"{project.name}__{stage}" for stage in stages]
             if not may_start(request, user, dag_ids):
                 refusals[act] = f"You may look. This takes an account that may start {' and '.join(dag_ids)}."
         content = overview_page(project, found, token=make_token(user, project, found.seen), refusals=refusals, told=told)
-        return HTMLResponse(content, status_code=status, headers=HEADERS)
+        return HTMLResponse(content, status_code=status)
 
     @app.get("/{dag_id}/")
     def look(request: Request, dag_id: str, user=Depends(logged_in)) -> HTMLResponse:
@@ -146,10 +154,10 @@ def _app():
         seen = seen_by(request, token, user, project)
         if seen is None:
             return shown(request, user, project, 403, [(NOT_OURS, "no")])
-        reason = " ".join(reason.split())
+        reason = one_line(reason)
         if act != "thaw" and not 0 < len(reason) <= LONGEST_REASON:
             return shown(request, user, project, 422, [(f"Nothing was done: say why, in {LONGEST_REASON} letters at most.", "no")])
-        log.info("%s of %s by %s: %s", act, project.name, user.get_name(), reason)
+        log.info("%s of %s by %s: %s", act, project.name, one_line(user.get_name()), reason)
         try:
             told = do(act, project, user=user, reason=reason, to=to.strip() or None, seen=seen)
         except (Busy, Overtaken, ValueError) as error:
@@ -160,7 +168,7 @@ def _app():
             return shown(request, user, project, 503, [(f"Not done to the end: {store} did not answer as it should. Do it again: it goes on.", "no")])
         return shown(request, user, project, 200, told)
 
-    return app
+    return with_headers(app, HEADERS)
 
 
 async def _app_when_asked(scope, receive, send) -> None:

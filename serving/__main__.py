@@ -1,13 +1,14 @@
 """``python -m serving --host 127.0.0.1 --port 8000``: the service with ``SERVING_WORKERS`` processes that share the port.
 
-Of several, one that dies is started again; their metrics are told together, whichever is asked. Under plain ``uvicorn serving.app:app`` the service answers
-the same, without its fast path.
+Of several workers, one that dies is started again. They share the metrics and the callers' rates.
 """
 
 import argparse
 import os
 import tempfile
 
+from serving.connections import raise_descriptor_limit, share_descriptors
+from serving.memory import choose_pools
 from serving.settings import Settings
 
 
@@ -17,16 +18,22 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
     settings = Settings()
+    raise_descriptor_limit()
+    choose_pools()
     import uvicorn
 
-    with tempfile.TemporaryDirectory(prefix="serving-metrics-") as folder:
-        os.environ.pop("SERVING_METRICS_FOLDER", None)
+    with tempfile.TemporaryDirectory(prefix="serving-workers-") as folder:
+        for name in ("SERVING_METRICS_FOLDER", "SERVING_SHARED_FOLDER"):
+            os.environ.pop(name, None)
         if settings.workers > 1:
-            os.environ["SERVING_METRICS_FOLDER"] = folder  # read by serving/metrics.py; empty at each start, so counters begin at 0
-            os.environ["SERVING_WORKERS"] = str(settings.workers)  # each takes its share of a caller's rate
+            # Read by serving/metrics.py and serving/access.py. Empty at each start, so counters begin at 0.
+            os.environ["SERVING_METRICS_FOLDER"] = os.environ["SERVING_SHARED_FOLDER"] = folder
+            os.environ["SERVING_WORKERS"] = str(settings.workers)
         uvicorn.run(
-            "serving.app:app", http="serving.connection:Connection", host=given.host, port=given.port, workers=settings.workers, access_log=False, backlog=2048,
-            timeout_worker_healthcheck=30,  # a worker that is loading a big model is not a dead one
+            "serving.app:create_app", factory=True, http="serving.connection:Connection", ws="none", host=given.host, port=given.port,
+            workers=settings.workers, access_log=False, server_header=False, backlog=share_descriptors(settings.max_connections).backlog,
+            # A worker that loads a big model is not a dead one.
+            timeout_worker_healthcheck=30,
         )  # fmt: skip
 
 

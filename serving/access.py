@@ -1,25 +1,79 @@
-"""Who is let in. Without a file of keys only this machine is: the service is open to nobody else, whatever it listens on."""
+"""Let callers in. Without a file of keys the service answers its own machine only, whatever address it listens on."""
 
 import ipaddress
 import logging
+import os
+import re
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from serving.keys import Bucket, Key, KeysError, Role, digest, read
+from serving.buckets import Bucket, SharedBucket, SharedFile
+from serving.keys import Key, KeysError, Role, digest, read
 from serving.problems import Problem
 
-NOBODY = "-"  # the caller's name where there are no keys
-OPEN = frozenset({"/live", "/ready", "/v2/health/live", "/v2/health/ready"})  # for whoever watches the process; without details
+# For whoever watches the process; without details.
+OPEN = frozenset({"/live", "/ready", "/v2/health/live", "/v2/health/ready"})
 RELOAD_SECONDS = 1.0
+# A folder that all workers of a service share, which `python -m serving` makes.
+SHARED_FOLDER = "SERVING_SHARED_FOLDER"
+LOCAL_HOST = re.compile(rb"(?:localhost|(?:[a-z0-9-]+\.)*localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Caller:
+    """A caller who has been let in.
+
+    Attributes:
+        models: those that the caller may use; None: all.
+        labels_of: callers for whose predictions it may send labels; None: for all.
+        corrects: it may replace labels that were sent before.
+        details: it may see the state of the parts of the service.
+        requests, rows: its token buckets; None: no limit.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+    labels_of: frozenset[str] | None = None
+    corrects: bool = True
+    details: bool = True
+    requests: Bucket | SharedBucket | None = None
+    rows: Bucket | SharedBucket | None = None
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+    def check_model(self, model: str) -> None:
+        """Check that the caller may use a model.
+
+        Raises:
+            Problem: 403, also for a model that does not exist: names of others' models are not the caller's to learn.
+        """
+        if not self.may_use(model):
+            raise Problem(403, "model-not-allowed", "The key may not use this model", f"key '{self.name}' is not for model '{model}'")
+
+    def take_rows(self, rows: int) -> None:
+        """Take rows (instances or labels) from the caller's rate.
+
+        Raises:
+            Problem: 429, too many a second.
+        """
+        if self.rows is not None and (wait := self.rows.take(rows)):
+            detail = f"key '{self.name}' may send {self.rows.rate:g} rows a second, to all workers of this service together"
+            raise Problem(429, "too-many-rows", "Too many rows", detail, retry_after=wait)
+
+
+# The caller where there are no keys.
+NOBODY = Caller("-")
+
+
 def role_for(path: str) -> Role | None:
-    """The role that a path asks for; None: any key will do (what is not there is told to no stranger either)."""
+    """Return the role that a path asks for; None: any key will do (strangers do not learn either which paths exist)."""
     if path.startswith(("/models", "/v2")):
         return "predict"
     if path.startswith("/feedback"):
@@ -29,38 +83,44 @@ def role_for(path: str) -> Role | None:
     return None
 
 
+def model_of(path: str) -> str | None:
+    """Return the model that a path names."""
+    parts = path.split("/")
+    at = 2 if parts[1:2] == ["models"] else 3 if parts[1:3] == ["v2", "models"] else len(parts)
+    return parts[at] if at < len(parts) and parts[at] else None
+
+
 class Access:
     """The file of keys, read again when it changes, and the callers' rates.
 
     Args:
-        workers: processes that share the load, and so each caller's rate.
+        hosts: names by which the service may be asked where there are no keys, besides those of this machine's loopback.
 
     Raises:
         KeysError: the file cannot be used. Later on a file that cannot be used leaves the keys as they were (``error`` says so).
     """
 
-    def __init__(self, file: Path | None, *, workers: int = 1) -> None:
-        self.file, self.workers = file, workers
+    def __init__(self, file: Path | None, *, hosts: Iterable[str] = ()) -> None:
+        self.file = file
         self.error: str | None = None
-        self._keys: dict[str, Key] = {}
-        self._buckets: dict[str, Bucket] = {}
+        self._hosts = frozenset(host.lower().encode() for host in hosts)
+        self._keys: dict[str, tuple[Key, Caller]] = {}
         self._seen: tuple[int, int, int] | None = None
         self._next_look = 0.0
+        shared = os.environ.get(SHARED_FOLDER)
+        self._shared = SharedFile(Path(shared) / "rates") if shared else None
         if file is not None:
             self._load(file)
 
-    def admit(self, path: str, headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None) -> str | None:
-        """The caller's name; None: an open path, asked without a key.
+    def admit(self, path: str, headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None) -> Caller | None:
+        """Return the caller; None: an open path, asked without a key.
 
         Raises:
-            Problem: 401, there is no key that is known; 403, it has not the role; 429, it asks too often.
+            Problem: 401, there is no key that is known; 403, the key has not the role or the model, or a web page of another site sent the request;
+                421, the host is not one of this service; 429, the caller asks too often.
         """
         if self.file is None:
-            if client is not None and not _is_loopback(client[0]):
-                if path in OPEN:
-                    return None
-                raise _unauthorized("this service has no keys (SERVING_KEYS_FILE) and answers its own machine only")
-            return NOBODY
+            return self._admit_without_key(path, headers, client)
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + RELOAD_SECONDS
@@ -70,30 +130,74 @@ class Access:
             if path in OPEN:
                 return None
             raise _unauthorized("a key is needed: 'Authorization: Bearer <key>' or 'X-API-Key: <key>'")
-        key = self._keys.get(digest(given))
+        key, caller = self._keys.get(digest(given), (None, NOBODY))
         if key is None or (key.expires is not None and datetime.now(UTC) >= key.expires):
             raise _unauthorized("the key is not known here, or is no longer valid")
         role = role_for(path)
         if not key.may(role):
             raise Problem(403, "role-lacking", "The key may not do this", f"key '{key.name}' has not the role '{role}'")
-        bucket = self._buckets.get(key.name)
-        if bucket is not None and (wait := bucket.take()):
-            detail = f"key '{key.name}' may ask {key.rate:g} times a second"
+        if caller.models is not None and (model := model_of(path)) is not None:
+            caller.check_model(model)
+        if caller.requests is not None and (wait := caller.requests.take()):
+            detail = f"key '{key.name}' may ask {key.rate:g} times a second, all workers of this service together"
             raise Problem(429, "too-many-requests", "Too many requests", detail, retry_after=wait)
-        return key.name
+        return caller
+
+    def _admit_without_key(self, path: str, headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None) -> Caller | None:
+        """Let this machine in, but no web page that a browser on this machine shows.
+
+        A page of another site can send requests to this machine, also under a name of its own that leads here (DNS rebinding). Browsers say so in
+        headers that pages cannot change.
+        """
+        if client is not None and not _is_loopback(client[0]):
+            if path in OPEN:
+                return None
+            raise _unauthorized("this service has no keys (SERVING_KEYS_FILE) and answers its own machine only")
+        host = origin = None
+        for name, value in headers:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site" and value not in (b"same-origin", b"none"):
+                raise _cross_site(f"Sec-Fetch-Site is '{_shown(value)}'")
+        if host is not None and not self._is_host(host):
+            if path in OPEN:
+                return None
+            detail = f"'{_shown(host)}' is not a name of this service; SERVING_HOSTS adds names"
+            raise Problem(421, "unknown-host", "Unknown host", detail, field="Host")
+        if origin is not None and origin not in (b"http://" + (host or b""), b"https://" + (host or b"")):
+            raise _cross_site(f"its Origin is '{_shown(origin)}'")
+        return NOBODY
+
+    def _is_host(self, host: bytes) -> bool:
+        return _is_local_host(host) or host.lower() in self._hosts or host.rpartition(b":")[0].lower() in self._hosts
 
     def _load(self, file: Path) -> None:
-        keys = {key.sha256: key for key in read(file).keys}
-        rates = {key.name: (key.rate, key.burst) for key in self._keys.values()}
-        self._buckets = {
-            key.name: self._buckets[key.name] if rates.get(key.name) == (key.rate, key.burst) else self._bucket(key.rate, key.burst)
-            for key in keys.values()
-            if key.rate is not None
-        }
-        self._keys, self._seen = keys, _stamp(file)
+        known = {caller.name: (key, caller) for key, caller in self._keys.values()}
+        found = {}
+        for key in read(file).keys:
+            before = known.get(key.name)
+            # An unchanged key keeps its buckets.
+            found[key.sha256] = (key, before[1] if before is not None and before[0] == key else self._caller_of(key))
+        self._keys, self._seen = found, _stamp(file)
 
-    def _bucket(self, rate: float, burst: int | None) -> Bucket:
-        return Bucket(rate / self.workers, max(1.0, (burst or 2 * rate) / self.workers))
+    def _caller_of(self, key: Key) -> Caller:
+        return Caller(
+            key.name,
+            models=frozenset(key.models) if key.models is not None else None,
+            labels_of=frozenset(key.labels_of) if key.labels_of is not None else None,
+            corrects=key.corrects or "admin" in key.roles,
+            details=not {"admin", "metrics"}.isdisjoint(key.roles),
+            requests=self._bucket(f"requests {key.name}", key.rate, key.burst),
+            rows=self._bucket(f"rows {key.name}", key.rows, None),
+        )
+
+    def _bucket(self, name: str, rate: float | None, burst: int | None) -> Bucket | SharedBucket | None:
+        if rate is None:
+            return None
+        at_once = max(1.0, burst or 2 * rate)
+        return SharedBucket(self._shared, name, rate, at_once) if self._shared is not None else Bucket(rate, at_once)
 
     def _look_again(self, file: Path) -> None:
         try:
@@ -123,6 +227,11 @@ def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 @lru_cache(1024)
+def _is_local_host(host: bytes) -> bool:
+    return LOCAL_HOST.fullmatch(host) is not None
+
+
+@lru_cache(1024)
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -132,3 +241,12 @@ def _is_loopback(host: str) -> bool:
 
 def _unauthorized(detail: str) -> Problem:
     return Problem(401, "no-key", "Not let in", detail)
+
+
+def _cross_site(why: str) -> Problem:
+    detail = f"a web page of another site sent this request ({why}); without keys the service answers programs of this machine only"
+    return Problem(403, "cross-site", "Request of another site", detail)
+
+
+def _shown(value: bytes) -> str:
+    return value[:100].decode("ascii", "replace")

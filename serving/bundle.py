@@ -4,32 +4,36 @@ Made by training (``include/training/bundle.py``); read here by the schema alone
 graph with the same inputs, for instances of which the look-up lacks something and the project trusts the model with nothing.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from serving.contract import Contract
-from serving.graph import BundleError, Graph
+from serving.graph import Graph
+from serving.untrusted import DocumentError, parse_object, printable
+from serving.version_files import CONTRACT, DOCUMENT_BYTES, FILES, GOLDEN, GRAPH, RULE, BundleError, Files, Limits, hashes_of, read_version
 
-__all__ = ["FILES", "RULE", "Bundle", "BundleError", "check_hashes"]
-FILES = ("model.onnx", "contract.json", "golden.json")
-RULE = "baseline.onnx"
+__all__ = ["FILES", "RULE", "Bundle", "BundleError"]
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class Golden(BaseModel):
-    """Requests with the answers that the model, and the baseline rule, gave when they were made."""
+    """Requests with the answers that the model, and the baseline rule, gave when they were made.
+
+    Attributes:
+        tolerance: the largest difference of an answer, relative to the answer, or to ``scale`` where the answer is smaller.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    instances: list[dict[str, Any]]
-    predictions: list[float]
-    baseline: list[float] | None = None
-    tolerance: float = Field(gt=0)
+    instances: list[dict[str, Any]] = Field(max_length=1000)
+    predictions: list[FiniteFloat]
+    baseline: list[FiniteFloat] | None = None
+    tolerance: float = Field(gt=0, le=1)
+    scale: FiniteFloat = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _one_answer_each(self):
@@ -47,27 +51,39 @@ class Bundle:
         BundleError: a file is not what it should be, or a golden request gets another answer.
     """
 
-    def __init__(self, contract: Contract, graph: Graph, baseline: Graph | None = None) -> None:
+    def __init__(self, contract: Contract, graph: Graph, baseline: Graph | None = None, digests: Mapping[str, str] | None = None) -> None:
         self.contract, self.inputs, self.graph, self.baseline = contract, graph.inputs, graph, baseline
+        self.digests = dict(digests or {})  # hex SHA-256 of every file that it was loaded with, by name
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 1) -> "Bundle":
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"no model bundle: {', '.join(missing)} missing")
-        contract = Contract.model_validate(_json(folder / "contract.json", Contract))
-        golden = Golden.model_validate(_json(folder / "golden.json", Golden))
-        graph = Graph(folder / "model.onnx", contract, threads)
-        graph.check(golden.instances, golden.predictions, golden.tolerance)
+    def load(cls, folder: Path, *, threads: int = 1, hashes: str = "", limits: Limits = Limits()) -> "Bundle":  # noqa: B008 (frozen)
+        """Load and test the version in a folder.
+
+        Args:
+            hashes: the version's tag ``bundle_sha256``; empty: training wrote none.
+        """
+        return cls.of(read_version(folder, hashes_of(hashes), limits), threads=threads)
+
+    @classmethod
+    def of(cls, files: Files, *, threads: int = 1, seconds: float | None = None) -> "Bundle":
+        """Load and test the version that ``read_version`` has read.
+
+        Args:
+            seconds: after which the golden requests are ended; None: never.
+        """
+        contract = _document(files, CONTRACT, Contract)
+        golden = _document(files, GOLDEN, Golden)
+        graph = Graph(GRAPH, files.contents[GRAPH], contract, threads)
+        graph.check(golden.instances, golden.predictions, golden.tolerance, seconds, scale=golden.scale)
         baseline = None
-        if (folder / RULE).is_file():
+        if RULE in files.contents:
             if golden.baseline is None:
                 raise BundleError(f"golden.json has no answers of {RULE}")
-            baseline = Graph(folder / RULE, contract, threads)
-            baseline.check(golden.instances, golden.baseline, golden.tolerance)
+            baseline = Graph(RULE, files.contents[RULE], contract, threads)
+            baseline.check(golden.instances, golden.baseline, golden.tolerance, seconds, scale=golden.scale)
         elif contract.lookup.takes("baseline"):
             raise BundleError(f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again")
-        return cls(contract, graph, baseline)
+        return cls(contract, graph, baseline, files.digests)
 
     @property
     def seconds(self) -> float:
@@ -79,36 +95,12 @@ class Bundle:
         return self.graph.predict(rows)
 
 
-def check_hashes(folder: Path, hashes: str) -> None:
-    """Hold a bundle's files to what training wrote of them.
-
-    Args:
-        hashes: JSON object, file -> hex of its SHA-256.
-
-    Raises:
-        BundleError: a file is another one.
-        FileNotFoundError: a file is missing.
-    """
+def _document(files: Files, name: str, model: type[Document]) -> Document:
     try:
-        wanted = {str(name): str(value) for name, value in json.loads(hashes).items()}
-    except (ValueError, AttributeError) as error:
-        raise BundleError(f"the version's hashes are not JSON ({error})") from error
-    files = (*FILES, RULE) if RULE in wanted or (folder / RULE).exists() else FILES
-    if unhashed := [name for name in files if name not in wanted]:
-        raise BundleError(f"the version has no hash of {', '.join(unhashed)}")
-    for name in files:
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
-            raise BundleError(f"{name} is not the file that was registered: its SHA-256 is another one")
-
-
-def _json(file: Path, model: type[BaseModel]) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-        model.model_validate(content)
+        return model.model_validate(parse_object(files.contents[name], name, most_bytes=DOCUMENT_BYTES[name]))
+    except DocumentError as error:
+        raise BundleError(str(error)) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file.name}: {where + ': ' if where else ''}{first['msg']}") from error
-    except ValueError as error:
-        raise BundleError(f"{file.name}: not JSON ({error})") from error
-    return content
+        raise BundleError(printable(f"{name}: {where + ': ' if where else ''}{first['msg']}")) from None

@@ -1,20 +1,23 @@
 """From instances as they come to every input of the model: checked one by one, and completed with what Feast has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.contract import Value
 from serving.feast_registry import Service
 from serving.gaps import Gap, Refused, judge
-from serving.inputs import Instance, rows_of
+from serving.inputs import Instance
 from serving.looked_up import LookedUp
 from serving.lookup import FeatureLookup
 from serving.served import Served
+from serving.turns import in_turns
 
 NO_TIMES: dict[str, datetime | None] = {}
 NO_GAPS: tuple[Gap, ...] = ()
+# Entities in one round trip. A store answers them in one step of the event loop, or in one of its threads.
+LOOKED_UP_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,39 +47,47 @@ async def complete(served: Served, lookup: FeatureLookup, instances: Sequence[In
     Raises:
         Problem: 422 names the field that is wrong, or what is lacking (``Refused``); 503, the look-up is not possible now.
     """
-    needy = check(served, instances, numbers)
+    every = range(len(instances))
+    needy = await in_turns(lambda part: check(served, instances, numbers, part), every)
     if not needy:
-        return completed(served, instances, [])
+        return _with(await in_turns(lambda part: _rows(served, instances, {}, part), every), [])
     service = await lookup.find(served.bundle.contract.feature_service)
-    check_keys(served, lookup, service, instances, needy, numbers)
-    judged = judge_all(served, service, instances, needy, await lookup.fetch(service, [instances[place] for place in needy]))
+    await in_turns(lambda part: check_keys(served, lookup, service, instances, part, numbers), needy)
+    judged: list[Judged] = []
+    for start in range(0, len(needy), LOOKED_UP_AT_ONCE):
+        places = needy[start : start + LOOKED_UP_AT_ONCE]
+        found = list(zip(places, await lookup.fetch(service, [instances[place] for place in places]), strict=True))
+        judged += await in_turns(lambda part: judge_all(served, service, instances, *zip(*part, strict=True)), found)
     note(served, judged)
     for place, _, gaps, _ in judged:
         for gap in gaps:
             if gap.action == "refuse":
                 raise Refused(gap, numbers[place])
-    return completed(served, instances, judged)
+    values = _values(judged)
+    return _with(await in_turns(lambda part: _rows(served, instances, values, part), every), judged)
 
 
-def check(served: Served, instances: Sequence[Instance], numbers: Sequence[int]) -> list[int]:
-    """The places of the instances that need a look-up.
+def check(served: Served, instances: Sequence[Instance], numbers: Sequence[int], places: Sequence[int]) -> list[int]:
+    """Return those of some places whose instances need a look-up.
 
     Raises:
         Problem: 422, what is wrong with one.
     """
     inputs = served.bundle.inputs
     needy = []
-    for place, (number, instance) in enumerate(zip(numbers, instances, strict=True)):
-        inputs.check(instance, number)
-        if inputs.needs_look_up(instance):
+    for place in places:
+        inputs.check(instances[place], numbers[place])
+        if inputs.needs_look_up(instances[place]):
             needy.append(place)
     for place in needy:
         inputs.require_keys(instances[place], numbers[place])
     return needy
 
 
-def check_keys(served: Served, lookup: FeatureLookup, service: Service, instances: Sequence[Instance], needy: Sequence[int], numbers: Sequence[int]) -> None:
-    """Whether the service has what the model looks up, for such keys.
+def check_keys(
+    served: Served, lookup: FeatureLookup, service: Service, instances: Sequence[Instance], needy: Sequence[int], numbers: Sequence[int]
+) -> list[int]:
+    """Return the places ``needy``, if the service has what the model looks up, for such keys.
 
     Raises:
         Problem: 503, it has not; 422, a key is of another type.
@@ -85,6 +96,7 @@ def check_keys(served: Served, lookup: FeatureLookup, service: Service, instance
     for place in needy:
         for key in service.types:
             lookup.check_key(service, key, instances[place][key], f"instances[{numbers[place]}].{key}")
+    return list(needy)
 
 
 def judge_all(served: Served, service: Service, instances: Sequence[Instance], needy: Sequence[int], answers: Sequence[LookedUp]) -> list[Judged]:
@@ -109,11 +121,21 @@ def note(served: Served, judged: Sequence[Judged]) -> None:
 
 def completed(served: Served, instances: Sequence[Instance], judged: Sequence[Judged]) -> Completed:
     """Every input of the model for each instance."""
-    inputs = served.bundle.inputs
-    gaps: list[tuple[Gap, ...]] = [NO_GAPS] * len(instances)
-    if not judged:
-        return Completed([inputs.row(instance) for instance in instances], [NO_TIMES] * len(instances), gaps)
-    looked_up = [LookedUp({}, {}) for _ in instances]
+    return _with(_rows(served, instances, _values(judged), range(len(instances))), judged)
+
+
+def _values(judged: Sequence[Judged]) -> dict[int, dict[str, Any]]:
+    return {place: found.values for place, found, _, _ in judged}
+
+
+def _rows(served: Served, instances: Sequence[Instance], values: Mapping[int, dict[str, Any]], places: Sequence[int]) -> list[dict[str, Value]]:
+    """Return every input of the model for the instances at some places: what the instance gives, else what was looked up for it."""
+    row = served.bundle.inputs.row
+    return [row({**values[place], **instances[place]} if place in values else instances[place]) for place in places]
+
+
+def _with(rows: Sequence[dict[str, Value]], judged: Sequence[Judged]) -> Completed:
+    times, gaps = [NO_TIMES] * len(rows), [NO_GAPS] * len(rows)
     for place, found, lacking, _ in judged:
-        looked_up[place], gaps[place] = found, lacking
-    return Completed(rows_of(inputs, instances, [found.values for found in looked_up]), [found.times for found in looked_up], gaps)
+        times[place], gaps[place] = found.times, lacking
+    return Completed(rows, times, gaps)

@@ -1,87 +1,47 @@
-"""A connection to the service: uvicorn's own, with the fast path before it."""
+"""A client's connection, with the fast path in it: a plain prediction is answered here, every other request by the front."""
 
 import asyncio
-import time
 from typing import Any, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from serving.access import Caller
 from serving.fast_path import FastPath, Request
-from serving.front import CALLER, Front
+from serving.front import CALLER, CHARGED
+from serving.guarded import GuardedConnection
 
-MOST_HELD = 64 * 1024  # bytes of a body that is on its way; a longer one has the ordinary way's flow control
+# Bytes of a body that the fast path holds. A longer body has uvicorn's flow control.
+MOST_HELD = 64 * 1024
 
 
-class Connection(HttpToolsProtocol):
+class Connection(GuardedConnection):
     """``uvicorn.run(..., http="serving.connection:Connection")``."""
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.fast: FastPath | None = None
-        if not config.access_log and not self.root_path and self.limit_concurrency is None:  # those are uvicorn's to look after
-            self.fast = fast_path_of(self.app)
-        self._model: str | None = None  # that the request which comes just now asks for, if it may be answered here
-        self.taken: Request | None = None  # that is being answered
-        self._caller = ""
-        self._body = b""
-        self._started = 0.0
-
-    def on_message_begin(self) -> None:
-        if self.fast is None:
-            super().on_message_begin()
-            return
-        if self.taken is not None:  # a client that does not wait for its answers gets them in the order in which it asked
-            self._hurry()
-        self.url, self.headers, self.expect_100_continue = b"", [], False  # the scope is made by whoever passes it on
-
-    def on_headers_complete(self) -> None:
-        if self.fast is None:
-            super().on_headers_complete()
-            return
-        parser = self.parser
-        if (
-            (self.cycle is None or self.cycle.response_complete)
-            and parser.get_method() == b"POST"
-            and (model := self.fast.model_of(self.url)) is not None
-            and not self.expect_100_continue
-            and not self.flow.write_paused
-            and parser.get_http_version() == "1.1"
-            and parser.should_keep_alive()
-            and not parser.should_upgrade()
-            and (caller := self.fast.admit(self.url, self.headers, self.client)) is not None
-        ):
-            self._model, self._caller, self._body, self._started = model, caller, b"", time.perf_counter()
-            return
-        self._make_scope()
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if self._model is None:
-            super().on_body(body)
-            return
-        self._body = self._body + body if self._body else body
-        if len(self._body) > MOST_HELD:
-            self.pass_on(whole=False)
-
-    def on_message_complete(self) -> None:
-        if self._model is None:
-            super().on_message_complete()
-            return
-        assert self.fast is not None
-        self.taken = self.fast.take(self, self._model, self._body, self._started)
-        if self.taken is None:
-            self.pass_on(whole=True)
-            return
-        self._model = None
-        if self.fast.unfinished:
-            self.fast.unfinished.discard(self)
+        # uvicorn itself must look after an access log, a root path and a limit on concurrency.
+        if not config.access_log and not self.root_path and self.limit_concurrency is None:
+            self.fast = self.front.fast_path
+        self.taken: Request | None = None
+        # The model of the request that is being received, if the fast path may answer it.
+        self._model: str | None = None
+        # That of the last request which the fast path took.
+        self._took: str | None = None
+        self._caller: Caller | None = None
+        self._body: bytes | bytearray = b""
+        self.started = 0.0
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._model is not None and self.fast is not None:
             self.fast.unfinished.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._abandon()
+        self.taken = None
+        super().connection_lost(exc)
 
     def shutdown(self) -> None:
         if self.taken is not None:
@@ -90,51 +50,109 @@ class Connection(HttpToolsProtocol):
             self.pass_on(whole=False)
         super().shutdown()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.fast is not None:
-            self.fast.unfinished.discard(self)
-        self._model = self.taken = None
-        super().connection_lost(exc)
+    def tell(self, head: bytes, content: bytes) -> None:
+        """Answer the request that was taken.
 
-    def tell(self, content: bytes) -> None:
-        """Answer the request that was taken."""
-        assert self.fast is not None
+        Args:
+            head: of the answer, without its length.
+        """
         self.taken = None
         if not self.transport.is_closing():
-            self.transport.write(b"%b%d\r\n\r\n%b" % (self.fast.head(self.server_state.default_headers), len(content), content))
-        self.on_response_complete()
+            self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(content), content))
+        if self.pipeline or self.flow.read_paused:
+            self._after_response()
+        else:
+            self.server_state.total_requests += 1
+            self._await_next()
 
     def pass_on(self, *, whole: bool) -> None:
         """Let the request go the ordinary way, with as much of its body as has come."""
         assert self.fast is not None
+        charged = self.taken is not None
         self._model = self.taken = None
         self.fast.unfinished.discard(self)
         if self.transport.is_closing():
             return
-        self._make_scope()
-        cast(dict[str, Any], self.scope)[CALLER] = self._caller  # admitted already
-        parser, self.parser = self.parser, PLAIN  # type: ignore[assignment]  # the parser itself may be at the next request
+        # The parser itself may be at the next request.
+        parser, self.parser = self.parser, PLAIN  # type: ignore[assignment]
         try:
-            super().on_headers_complete()
+            self._begin()
+            # The caller is admitted already. Set for this request alone: the next one shows its own key.
+            scope = cast(dict[str, Any], self.scope)
+            scope[CALLER] = self._caller
+            # Its rows were taken from the caller's rate when the fast path took it.
+            scope[CHARGED] = charged
             if self._body:
-                super().on_body(self._body)
+                super()._on_body(bytes(self._body))
             if whole:
-                super().on_message_complete()
+                super()._on_message()
         finally:
             self.parser = parser
 
+    def _take_over(self, method: bytes, repeats: bool) -> bool:
+        fast = self.fast
+        if fast is None or method != b"POST" or self._due or self._is_last or self.flow.write_paused:
+            return False
+        if not (repeats and self._took):
+            self._took = None
+            if self._head.encoded or self._head.expects_continue or (model := fast.model_of(self.url)) is None:
+                return False
+            self._took = model
+            repeats = False
+        # Keys have rates and expire. Without keys the head alone decides.
+        if not repeats or fast.front.access.file is not None or self._caller is None:
+            self._caller = fast.admit(self.url, self.headers, self.client)
+            if self._caller is None:
+                return False
+            if not self.admitted:
+                self.note_admitted()
+        self._model, self._body, self.started = self._took, b"", self._since
+        return True
+
+    def _on_body(self, body: bytes) -> None:
+        if self._model is None:
+            super()._on_body(body)
+            return
+        if not self._body:
+            # Most bodies come in one piece.
+            self._body = body
+        elif type(self._body) is bytes:
+            self._body = bytearray(self._body) + body
+        else:
+            self._body += body
+        if len(self._body) > MOST_HELD:
+            self.pass_on(whole=False)
+
+    def _on_message(self) -> None:
+        if self._model is None:
+            super()._on_message()
+            return
+        assert self.fast is not None and self._caller is not None
+        self.taken = self.fast.take(self, self._model, self._caller, self._head, bytes(self._body), self.started)
+        if self.taken is None:
+            self.pass_on(whole=True)
+            return
+        self._model = None
+        if self.fast.unfinished:
+            self.fast.unfinished.discard(self)
+
+    def _abandon(self) -> bool:
+        abandoned, self._model = self._model is not None, None
+        if self.fast is not None:
+            self.fast.unfinished.discard(self)
+        return abandoned
+
+    @property
+    def _answering(self) -> bool:
+        return self.taken is not None or self._model is not None or bool(self._due)
+
     def _hurry(self) -> None:
-        """Answer what was taken now; what is being looked up goes the ordinary way."""
+        if self.taken is None:
+            return
         assert self.fast is not None
         self.fast.answer()
         if self.taken is not None:
             self.pass_on(whole=True)
-
-    def _make_scope(self) -> None:
-        url, headers, expect = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
-        self.url, self.expect_100_continue = url, expect
-        self.headers.extend(headers)
 
 
 class _Plain:
@@ -154,12 +172,3 @@ class _Plain:
 
 
 PLAIN = _Plain()
-
-
-def fast_path_of(application: Any) -> FastPath | None:
-    """That of the front, which may stand behind uvicorn's own middleware."""
-    while not isinstance(application, Front):
-        application = getattr(application, "app", None)
-        if application is None:
-            return None
-    return application.fast_path

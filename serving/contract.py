@@ -1,9 +1,12 @@
 """What a model takes: ``contract.json`` of its bundle. Made by training (``include/training/bundle.py``); read here by the schema alone."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Text = Annotated[str, Field(max_length=200)]
+Names = Annotated[tuple[Text, ...], Field(max_length=2000)]
 Value = float | int | str | bool | None
 Action = Literal["refuse", "default", "baseline"]
 Kind = Literal["unknown_entity", "stale_feature", "missing_feature"]
@@ -41,19 +44,19 @@ class Contract(BaseModel):
 
     schema_version: Literal[1] = Field(alias="schema")
     project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]  # names a folder of the prediction log
-    kind: str
-    feature_service: str
-    join_keys: tuple[str, ...]
-    request_features: tuple[str, ...]
-    numeric: tuple[str, ...]
-    categorical: tuple[str, ...]
+    kind: Text
+    feature_service: Text
+    join_keys: Names
+    request_features: Names
+    numeric: Names
+    categorical: Names
     lookup: LookupPolicy = LookupPolicy()
 
     @model_validator(mode="after")
     def _inputs_are_unique(self):
         if not self.inputs:
             raise ValueError("the model takes no input")
-        repeated = {name for name in self.inputs if self.inputs.count(name) > 1}
+        repeated = {name for name, times in Counter(self.inputs).items() if times > 1}
         if repeated:
             raise ValueError(f"inputs are named twice: {', '.join(sorted(repeated))}")
         for name, value in self.lookup.defaults.items():

@@ -29,18 +29,49 @@ class PredictRequest(BaseModel):
     )
 
 
+Parameters = Annotated[dict[str, Any] | None, Field(examples=[None])]
+
+
 class Tensor(BaseModel):
+    """An input tensor; each of the model's must be there once."""
+
     name: str = Field(examples=["numeric"])
-    datatype: str = Field(examples=["FP32"])
-    shape: list[int] = Field(examples=[[1, 2]])
-    data: list[Any] = Field(examples=[[18.0, 187.0]])
+    datatype: str = Field(description="BOOL, INT8 to INT64, UINT8 to UINT64, FP16, BF16, FP32 or FP64 for numeric; BYTES for categorical.", examples=["FP32"])
+    shape: list[int] = Field(description="Rows and columns.", examples=[[1, 2]])
+    parameters: Parameters = Field(None, description="binary_data_size: bytes of the raw tensor that follows the JSON, in place of data.")
+    data: list[Any] | None = Field(None, description="Row by row, flat or nested; null where a value is missing.", examples=[[18.0, 187.0]])
+
+
+class RequestedOutput(BaseModel):
+    name: str = Field(examples=["prediction"])
+    parameters: Parameters = Field(None, description="binary_data: true for a raw tensor.")
 
 
 class InferRequest(BaseModel):
     """The Open Inference Protocol's request; ``/v2/models/<name>`` says which tensors and columns a model has."""
 
-    id: str = Field("", description="Comes back in the answer.")
+    id: str | None = Field(None, description="Comes back in the answer.", max_length=1024, examples=["42"])
+    parameters: Parameters = Field(None, description="binary_data_output: true for raw tensors, unless an output says otherwise.")
     inputs: list[Tensor]
+    outputs: list[RequestedOutput] | None = Field(None, description="None or an empty list: all.")
+
+
+class ResponseOutput(BaseModel):
+    name: str = Field(examples=["prediction"])
+    datatype: str = Field(examples=["FP64"])
+    shape: list[int] = Field(examples=[[1]])
+    parameters: dict[str, Any] | None = Field(None, description="binary_data_size: bytes of the raw tensor that follows the JSON, in place of data.")
+    data: list[Any] | None = Field(None, examples=[[0.37]])
+
+
+class InferResponse(BaseModel):
+    """The Open Inference Protocol's response."""
+
+    model_name: str = Field(examples=["flights"])
+    model_version: str = Field(examples=["3"])
+    id: str | None = Field(None, description="That of the request.")
+    parameters: dict[str, Any] | None = Field(None, description="arms: of each row, with a rollout.")
+    outputs: list[ResponseOutput]
 
 
 class GapDocument(BaseModel):
@@ -115,6 +146,12 @@ class ProblemDocument(BaseModel):
     view: str | None = Field(None, description="... in which feature view.", examples=[None])
     features: list[str] | None = Field(None, description="... which features.", examples=[None])
     feature_time: str | None = Field(None, description="... and of when the row is that is there.", examples=[None])
+
+
+class ErrorDocument(ProblemDocument):
+    """RFC 9457, with the member that clients of the Open Inference Protocol read."""
+
+    error: str = Field(description="As detail.", examples=["it must be [n, 5]"])
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -14,11 +14,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving import plain
+from serving import metrics, plain, turns
+from serving.access import Caller
+from serving.access_log import Line
 from serving.batching import INLINE_SECONDS, MOST_ROWS
 from serving.completion import Completed, check, check_keys, completed, judge_all, note
 from serving.feast_registry import Service
-from serving.front import Front
+from serving.front import NO_SNIFFING, Front, trace_of
+from serving.heads import Head
+from serving.ids import new_id_lines
 from serving.inputs import Instance, Row
 from serving.looked_up import LookedUp
 from serving.parts import Parts
@@ -29,7 +33,7 @@ from serving.served import Route, Served
 if TYPE_CHECKING:
     from serving.connection import Connection
 
-HEAD = b"HTTP/1.1 200 OK\r\n"
+STATUS_LINE = b"HTTP/1.1 200 OK\r\n"
 BEFORE, AFTER = b"/models/", b"/predict"
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,9 @@ class Request(NamedTuple):
     instances: list[Instance]
     rows: list[Row]  # of each instance; none yet where something is to be looked up
     started: float
+    caller: Caller
+    head: Head
+    body_bytes: int
     service: Service | None = None  # that knows what is to be looked up
     needy: Sequence[int] = ()  # the instances for which it is
 
@@ -67,7 +74,7 @@ class FastPath:
         self._rows = 0
         self._looking_up: dict[asyncio.Task[None], list[Request]] = {}
         self._look_up_after = 0.0  # time.perf_counter(); the look-up failed a moment ago
-        self._head: tuple[list[tuple[bytes, bytes]], bytes] = ([], HEAD)
+        self._head: tuple[list[tuple[bytes, bytes]], bytes] = ([], STATUS_LINE)
 
     def model_of(self, url: bytes) -> str | None:
         """The model that a path asks for a prediction of, if there is such a one."""
@@ -76,8 +83,8 @@ class FastPath:
         name = url[len(BEFORE) : -len(AFTER)].decode()
         return name if name in self.parts.registry.routes else None
 
-    def admit(self, url: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> str | None:
-        """The caller's name; None: it is for the ordinary way to say whether there is one."""
+    def admit(self, url: bytes, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None) -> Caller | None:
+        """Return the caller; None: the ordinary way decides, and says why a caller is refused."""
         access = self.front.access
         if access.file is None:
             for name, _ in headers:
@@ -87,39 +94,61 @@ class FastPath:
             return access.admit(url.decode(), headers, client)
         except Problem:
             return None
-
-    def take(self, connection: "Connection", name: str, body: bytes, started: float) -> Request | None:
-        """The request, if it can be answered here; if not, nothing was done."""
-        front, route = self.front, self.parts.registry.routes.get(name)
-        if route is None or front.in_flight >= front.most_requests or front.draining.begun or len(body) > front.most_bytes:
+        except Exception:
+            self._failed()
             return None
+
+    def take(self, connection: "Connection", name: str, caller: Caller, head: Head, body: bytes, started: float) -> Request | None:
+        """Return the request, if it can be answered here; if not, nothing was done. A fault here is logged, counted, and left to the ordinary way."""
         try:
-            instances = plain.instances_of(body, self.parts.settings.max_instances)
-            quick = route.champion.bundle.inputs.quick
-            rows = [row for instance in instances if (row := quick(instance)) is not None]
-            if len(rows) == len(instances):
-                request = Request(connection, name, route, instances, rows, started)
-            else:
-                asked = self._to_look_up(route.champion, instances)
-                if asked is None:
-                    return None
-                request = Request(connection, name, route, instances, [], started, *asked)
+            return self._take(connection, name, caller, head, body, started)
         except Problem:
             return None
-        if route.arms and any(map(route.arm_of, instances)):
+        except Exception:
+            self._failed()
+            return None
+
+    def _take(self, connection: "Connection", name: str, caller: Caller, head: Head, body: bytes, started: float) -> Request | None:
+        front, route = self.front, self.parts.registry.routes.get(name)
+        if route is None or front.draining.begun or len(body) > front.limits.body_bytes:
             return None
         most = min(MOST_ROWS, int(INLINE_SECONDS / max(route.champion.bundle.graph.seconds, 1e-6)))
-        if len(instances) > most:
+        # Each instance has a brace, and the document has one. Many instances are not parsed in vain: the ordinary way answers them in turns.
+        if body.count(b"{") > min(most, turns.ROWS) + 1:
+            return None
+        instances = plain.instances_of(body, self.parts.settings.max_instances)
+        quick = route.champion.bundle.inputs.quick
+        rows = [row for instance in instances if (row := quick(instance)) is not None]
+        asked: tuple[Service, Sequence[int]] | tuple[()] = ()
+        if len(rows) < len(instances):
+            rows = []
+            lookup = self._to_look_up(route.champion, instances)
+            if lookup is None:
+                return None
+            asked = lookup
+        request = Request(connection, name, route, instances, rows, started, caller, head, len(body), *asked)
+        if route.arms and any(map(route.arm_of, instances)):
             return None
         if self._round:
             last = self._round[-1]
             if last.route.champion is not route.champion or last.service is not request.service or self._rows + len(instances) > most:
                 self.answer()
+        # A caller without a share, or with too many rows, is refused by the ordinary way.
+        if front.shares.requests.used >= front.shares.requests.most:
+            return None
+        if caller.rows is not None:
+            caller.take_rows(len(instances))
+        if request.service is not None:
+            try:
+                front.shares.requests.take(caller.name)
+            except Problem:
+                if caller.rows is not None:
+                    caller.rows.take(-len(instances))
+                raise
         if not self._round:
             connection.loop.call_soon(self.answer)
         self._round.append(request)
         self._rows += len(instances)
-        front.in_flight += 1
         return request
 
     def _to_look_up(self, served: Served, instances: list[Instance]) -> tuple[Service, list[int]] | None:
@@ -129,7 +158,7 @@ class FastPath:
             Problem: something is wrong with one.
         """
         lookup, numbers = self.parts.lookup, range(len(instances))
-        needy = check(served, instances, numbers)
+        needy = check(served, instances, numbers, numbers)
         service = lookup.known(served.bundle.contract.feature_service)
         if not needy or service is None or time.perf_counter() < self._look_up_after:
             return None
@@ -152,9 +181,9 @@ class FastPath:
                 task.add_done_callback(self._looked_up)
                 return
         except Exception:
-            log.exception("the fast path failed")
+            self._failed()
             _pass_on(requests)
-        self.front.in_flight -= len(requests)
+        self._give_back(requests)
 
     async def _look_up(self, requests: list[Request], service: Service) -> None:
         """One round trip for all of them."""
@@ -164,8 +193,18 @@ class FastPath:
             self._look_up_after = time.perf_counter() + 1
             _pass_on(requests)
         except Exception:
-            log.exception("the fast path failed")
+            self._failed()
             _pass_on(requests)
+
+    def _give_back(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            # What is answered in the round in which it came takes no share.
+            if request.service is not None:
+                self.front.shares.requests.give_back(request.caller.name)
+
+    def _failed(self) -> None:
+        log.exception("the fast path failed; its requests go the ordinary way")
+        metrics.faults.labels("fast-path").inc()
 
     def _complete(self, requests: list[Request], service: Service, found: list[LookedUp]) -> None:
         """Answer with what was found."""
@@ -188,7 +227,7 @@ class FastPath:
             note(served, judged)
 
     def _looked_up(self, task: asyncio.Task[None]) -> None:
-        self.front.in_flight -= len(self._looking_up.pop(task))
+        self._give_back(self._looking_up.pop(task))
 
     def _tell(self, requests: Sequence[Request], rows: Sequence[tuple[Sequence[float] | bytes, Sequence[str]]], made: Sequence[Completed] = ()) -> bool:
         """Run the graph, and answer. False: it gives an error, or no number, and nobody was answered: the ordinary way finds out who caused it.
@@ -206,30 +245,44 @@ class FastPath:
         if not well:
             _pass_on(requests)
             return False
-        first = told = 0
+        first = 0
         for place, request in enumerate(requests):
             last = first + len(request.instances)
             its = answers[first:last]
             first = last
             if request.waits:
                 predictions = of_completed(served, request.instances, made[place], its) if made else plainly(served, request.instances, its)
-                self.parts.keep(request.route, request.instances, predictions, request.started)
-                request.connection.tell(plain.document(request.name, request.route, predictions))
-                told += 1
-        self.front.count("predict", 200, told)
+                content = plain.document(request.name, request.route, plain.tell(predictions))
+                self.parts.keep(request.route, request.instances, predictions, request.started, request.caller, request.body_bytes)
+                self._answer(request, content)
         return True
 
+    def _answer(self, request: Request, content: bytes) -> None:
+        connection, front = request.connection, self.front
+        head = self.head(connection.server_state.default_headers)
+        front.count("predict", 200, request.caller)
+        if not front.access_log.all and request.head.request_id is None and request.head.trace_parent is None:
+            connection.tell(head + new_id_lines(), content)
+            return
+        trace = trace_of(request.head)
+        connection.tell(head + b"".join(b"%b: %b\r\n" % line for line in trace.headers()), content)
+        client = connection.client[0] if connection.client else "-"
+        path, seconds = f"/models/{request.name}/predict", time.perf_counter() - request.started
+        front.access_log.note(Line(time.time(), *trace, request.caller.name, client, "POST", path, 200, seconds, len(content), ""))
+
     def head(self, defaults: list[tuple[bytes, bytes]]) -> bytes:
-        """An answer's head up to its length. uvicorn makes the default headers once a second."""
+        """Return an answer's head without its ids and length. uvicorn makes the default headers once a second."""
         if self._head[0] is not defaults:
-            self._head = defaults, HEAD + b"".join(b"%b: %b\r\n" % header for header in defaults) + b"content-type: application/json\r\ncontent-length: "
+            ours = (*defaults, (b"content-type", b"application/json"), NO_SNIFFING)
+            self._head = defaults, STATUS_LINE + b"".join(b"%b: %b\r\n" % header for header in ours)
         return self._head[1]
 
     def pass_on_the_slow(self) -> None:
         """Called once a second: what takes longer is timed by the front."""
-        for connection in tuple(self.unfinished):
-            connection.pass_on(whole=False)
         latest = time.perf_counter() - 1
+        for connection in tuple(self.unfinished):
+            if connection.started < latest:
+                connection.pass_on(whole=False)
         for requests in tuple(self._looking_up.values()):
             if requests[0].started < latest:
                 _pass_on(requests)

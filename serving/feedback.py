@@ -11,10 +11,23 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from serving import metrics
-from serving.encoding import dumps
+from serving.access import Caller
+from serving.encoding import dumps, loads
 from serving.front import Answer, Asked
 from serving.log_files import array_of, log_files, microseconds
 from serving.parts import Parts
@@ -22,6 +35,12 @@ from serving.problems import Problem, invalid, unavailable
 
 FOLDER = "landing/feedback"
 MOST = 10_000
+# Names in an entity.
+MOST_NAMES = 50
+# A text of an entity, in characters.
+LONGEST_TEXT = 1000
+# What follows from them must be computable: a time zone moves the first and the last year out of Python's range.
+FIRST_YEAR, LAST_YEAR = 1900, 2200
 MOMENT = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [
@@ -34,10 +53,21 @@ SCHEMA = pa.schema(
         pa.field("received_at", MOMENT, nullable=False),
         pa.field("sent_by", pa.string(), nullable=False),  # name of the API key
     ],
-    metadata={"feedback_version": "1"},
+    metadata={"feedback_version": "2"},
 )
 
 log = logging.getLogger(__name__)
+
+
+def _in_range(moment: datetime) -> datetime:
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise ValueError(f"its year must be from {FIRST_YEAR} to {LAST_YEAR}")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_range)]
+Text = Annotated[str, StringConstraints(strict=True, max_length=LONGEST_TEXT)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Label(BaseModel):
@@ -46,18 +76,18 @@ class Label(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prediction_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = Field(None, examples=["5f0c9b1e6f5d4a2c8a7b3e9d1c4f6a80"])
-    entity: Annotated[dict[StrictStr, StrictStr | StrictInt | StrictFloat | bool], Field(min_length=1, max_length=50)] | None = Field(
+    entity: Annotated[dict[Text, Text | StrictBool | StrictInt | Number], Field(min_length=1, max_length=MOST_NAMES)] | None = Field(
         None,
         description="All join keys, as the prediction was asked for; request features too, where one entity is asked for often.",
         examples=[None],
     )
-    event_timestamp: AwareDatetime | None = Field(
+    event_timestamp: Moment | None = Field(
         None,
         description="When it was asked for: the label is of the entity's prediction nearest to this, within what the project allows (a minute).",
         examples=[None],
     )
     label: Annotated[float, Field(strict=True, allow_inf_nan=False)] = Field(examples=[1])
-    known_at: AwareDatetime | None = Field(None, description="When it became known; default: now.", examples=["2026-01-01T12:00:00Z"])
+    known_at: Moment | None = Field(None, description="When it became known; default: now.", examples=["2026-01-01T12:00:00Z"])
 
     @model_validator(mode="after")
     def _names_one_thing(self):
@@ -71,7 +101,12 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, Field(max_length=100, examples=["flights"])]
-    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST)]
+    # The first wrong label ends the check: the answer names one, and reports of all of them would take gigabytes.
+    labels: Annotated[list[Label], FailFast(), Field(min_length=1, max_length=MOST)]
+    corrects: StrictBool = Field(
+        False,
+        description="The labels and their known_at, which each of them needs then, replace those that were sent before. The key must be allowed to correct.",
+    )
 
 
 class FeedbackTaken(BaseModel):
@@ -81,31 +116,99 @@ class FeedbackTaken(BaseModel):
 
 
 async def take(parts: Parts, asked: Asked) -> Answer:
-    """Answer ``POST /feedback`` once the labels lie in the landing zone."""
-    try:
-        given = Feedback.model_validate_json(asked.body)
-    except ValidationError as error:
-        raise _wrong(error) from None
+    """Answer ``POST /feedback`` when the labels are in the landing zone."""
+    # In a thread: thousands of labels take longer to check than other callers should wait.
+    given, ids = await asyncio.to_thread(_checked, asked.body)
+    asked.caller.check_model(given.model)
+    if given.corrects and not asked.caller.corrects:
+        detail = f"key '{asked.caller.name}' may not replace labels; `python -m serving.keys create --corrects` makes one that may"
+        raise Problem(403, "may-not-correct", "The key may not correct labels", detail, field="corrects")
+    if given.corrects and any(label.known_at is None for label in given.labels):
+        number = next(number for number, label in enumerate(given.labels) if label.known_at is None)
+        detail = "a label that replaces another one must say when it became known"
+        raise invalid("invalid-request", "The request is not as it should be", detail, f"labels[{number}].known_at")
     parts.registry.model(given.model)  # 404 for a model that is not served here
-    ids = [_label_id(given.model, label) for label in given.labels]
-    if len(set(ids)) < len(ids):
-        first = next(number for number, label_id in enumerate(ids) if label_id in ids[:number])
-        raise invalid("repeated-label", "A label is there twice", "each outcome is told once in a request", f"labels[{first}]")
-    # The same labels of the same caller are the same file, in whatever order they come.
-    name = f"feedback-{hashlib.sha256(dumps([asked.caller, sorted(ids)])).hexdigest()[:32]}.parquet"
+    asked.take_rows(len(ids))
     files = log_files(parts.settings.log_root, folder=FOLDER, endpoint=parts.settings.s3_endpoint, region=parts.settings.s3_region)
+    name = _file_name(given, ids, asked.caller)
     try:
         repeated = await asyncio.to_thread(_write, files, given, ids, asked.caller, name)
     except OSError as error:
-        log.warning("feedback of %s: %s: %s", asked.caller, type(error).__name__, error)
+        log.warning("feedback of %s: %s: %s", asked.caller.name, type(error).__name__, error)
         raise unavailable("landing-zone-away", "The landing zone cannot be written", "nothing of this request was taken; send it again") from error
     if not repeated:
         metrics.feedback.labels(given.model).inc(len(given.labels))
     return Answer(dumps({"labels": len(given.labels), "file": name, "repeated": repeated}))
 
 
-def _write(files: Any, given: Feedback, ids: list[str], caller: str, name: str) -> bool:
-    """Write the file; gives whether it was there."""
+def _checked(body: bytes) -> tuple[Feedback, list[str]]:
+    """Return the request and the ids of its labels.
+
+    Raises:
+        Problem: 400, 413 or 422, with the field.
+    """
+    try:
+        document = loads(body)
+    except ValueError as error:
+        raise Problem(400, "not-json", "The body is not JSON", str(error)[:200], field="body") from None
+    _check_sizes(document)
+    try:
+        given = Feedback.model_validate(document)
+    except ValidationError as error:
+        raise _wrong(error) from None
+    ids: list[str] = []
+    seen: set[str] = set()
+    for number, label in enumerate(given.labels):
+        label_id = _label_id(given.model, label)
+        if label_id in seen:
+            raise invalid("repeated-label", "A label is there twice", "send each outcome once in a request", f"labels[{number}]")
+        seen.add(label_id)
+        ids.append(label_id)
+    return given, ids
+
+
+def _check_sizes(document: Any) -> None:
+    """Check how many parts a request has. pydantic reports every wrong part, even of a list or an object that is too long by itself.
+
+    Raises:
+        Problem: 422, there are too many.
+    """
+    _check_size(document, Feedback.model_fields, "body")
+    labels = document.get("labels") if isinstance(document, dict) else None
+    if not isinstance(labels, list):
+        return
+    if len(labels) > MOST:
+        raise _too_many(f"{len(labels)} labels; at most {MOST}", "labels")
+    for number, label in enumerate(labels):
+        _check_size(label, Label.model_fields, f"labels[{number}]")
+        entity = label.get("entity") if isinstance(label, dict) else None
+        if isinstance(entity, dict) and len(entity) > MOST_NAMES:
+            raise _too_many(f"{len(entity)} names; at most {MOST_NAMES}", f"labels[{number}].entity")
+
+
+def _check_size(given: Any, fields: Any, where: str) -> None:
+    if isinstance(given, dict) and len(given) > len(fields):
+        raise _too_many(f"{len(given)} fields; it has {', '.join(fields)}", where)
+
+
+def _too_many(detail: str, where: str) -> Problem:
+    return invalid("invalid-request", "The request is not as it should be", detail, where)
+
+
+def _file_name(given: Feedback, ids: list[str], caller: Caller) -> str:
+    """Return the name of the request's file: the same labels of the same caller are the same file, in whatever order they come.
+
+    Another time when a label became known is another file: it may correct the first one.
+    """
+    told = sorted([label_id, _iso(label.known_at) if label.known_at else None] for label_id, label in zip(ids, given.labels, strict=True))
+    return f"feedback-{hashlib.sha256(dumps([caller.name, given.corrects, sorted(caller.labels_of or ()), told])).hexdigest()[:32]}.parquet"
+
+
+def _write(files: Any, given: Feedback, ids: list[str], caller: Caller, name: str) -> bool:
+    """Write the file; return whether it was there.
+
+    A file is one request of one caller. Its metadata say what the caller may do, for ``ingest`` to hold the labels to it.
+    """
     if files.there(given.model, name):
         return True
     now = microseconds(datetime.now(UTC))
@@ -117,9 +220,11 @@ def _write(files: Any, given: Feedback, ids: list[str], caller: str, name: str) 
         "label": [float(label.label) for label in given.labels],
         "known_at": [microseconds(label.known_at) if label.known_at else now for label in given.labels],
         "received_at": [now] * len(ids),
-        "sent_by": [caller] * len(ids),
+        "sent_by": [caller.name] * len(ids),
     }
-    files.write(given.model, name, [pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)])
+    rights = {"corrects": dumps(given.corrects), "labels_of": dumps(sorted(caller.labels_of) if caller.labels_of is not None else None)}
+    schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), **rights})
+    files.write(given.model, name, [pa.Table.from_arrays([array_of(columns[field.name], field.type) for field in SCHEMA], schema=schema)])
     return False
 
 
@@ -136,7 +241,5 @@ def _iso(moment: datetime) -> str:
 
 def _wrong(error: ValidationError) -> Problem:
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return Problem(400, "not-json", "The body is not JSON", first["msg"], field="body")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".") or "body"
     return invalid("invalid-request", "The request is not as it should be", first["msg"], where)

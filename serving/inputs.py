@@ -10,6 +10,8 @@ from serving.contract import Contract, Value
 from serving.problems import Problem, invalid
 
 FLOAT32_MAX = 3.4028234663852886e38
+# Characters of one text. Each text of a request is in memory until it is in the prediction log.
+LONGEST_TEXT = 1000
 Instance = dict[str, Value]
 Row = tuple[bytes, Sequence[str]]  # the numeric columns, packed as float64, and the categorical ones
 NUMERIC, CATEGORICAL, KEY = range(3)
@@ -47,7 +49,7 @@ class Inputs:
             return None
         try:
             texts = self._texts(instance)
-            if texts and not "".join(texts).isascii():
+            if texts and (len(joined := "".join(texts)) > LONGEST_TEXT or not joined.isascii()):
                 return None
             numbers = self._numbers(instance)
             return (self.packed.pack(*numbers), texts) if math.hypot(*numbers) <= FLOAT32_MAX else None  # none is greater than their hypotenuse
@@ -78,7 +80,7 @@ class Inputs:
             elif given is int:
                 if kind is not None and (kind != NUMERIC or -FLOAT32_MAX <= value <= FLOAT32_MAX):
                     continue
-            elif given is str and kind in (CATEGORICAL, KEY) and (value.isascii() or _is_text(value)):
+            elif given is str and kind in (CATEGORICAL, KEY) and len(value) <= LONGEST_TEXT and (value.isascii() or _is_text(value)):
                 continue
             problem = self._wrong(name, value, number)  # a float for a key may be right
             if problem is not None:
@@ -126,6 +128,9 @@ class Inputs:
             return invalid("wrong-type", "The request is not as it should be", "must be a string, a number, true, false or null", where)
         if isinstance(value, str) and not _is_text(value):
             return invalid("wrong-type", "No text", f"'{name}' is no valid Unicode", where)
+        if isinstance(value, str) and kind is not None and len(value) > LONGEST_TEXT:
+            detail = f"'{name}' has {len(value)} characters; a text may have {LONGEST_TEXT}"
+            return invalid("text-too-long", "A text is too long", detail, where)
         if isinstance(value, float) and not math.isfinite(value):
             return invalid("not-finite", "A number is not finite", f"'{name}' must be a finite number, or null", where)
         if kind == NUMERIC and isinstance(value, str):
@@ -151,11 +156,6 @@ def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, 
     if not names:
         return lambda row: ()
     return lambda row: tuple([row[name] for name in names])  # itemgetter gives no tuple of one, and takes none at all
-
-
-def rows_of(inputs: Inputs, instances: Sequence[Instance], looked_up: Sequence[Mapping[str, Any]]) -> list[dict[str, Value]]:
-    """Every input of the model for each instance: what the instance gives, else what was looked up for it."""
-    return [inputs.row({**found, **instance}) for instance, found in zip(instances, looked_up, strict=True)]
 
 
 def _is_text(value: str) -> bool:

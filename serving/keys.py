@@ -1,6 +1,6 @@
 """API keys: who may ask what, and how often. The service keeps hashes only; a key is shown once, when it is made.
 
-    python -m serving.keys create --name checkout --role predict --rate 200 keys.json     prints the key
+    python -m serving.keys create --name checkout --role predict --model flights --rate 200 keys.json     prints the key
     python -m serving.keys list keys.json
 
 A file of keys is JSON: ``{"keys": [{"name": "checkout", "sha256": "<hex of SHA-256 of the key>", "roles": ["predict"], "rate": 200}]}``.
@@ -13,10 +13,9 @@ import json
 import os
 import secrets
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,14 +35,26 @@ class Key(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(None, description="The models that the key opens; None: all.")
     rate: float | None = Field(None, gt=0, description="Requests a second in the long run; None: no limit.")
     burst: int | None = Field(None, ge=1, description="Requests at once; default: twice the rate.")
+    rows: float | None = Field(None, gt=0, description="Rows (instances, or labels) a second in the long run; None: no limit.")
+    labels_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Callers for whose predictions the key may send labels; None: for all of its models."
+    )
+    corrects: bool = Field(False, description="The key may replace labels that were sent before.")
     expires: datetime | None = Field(None, description="From then on it opens nothing.")
 
     @model_validator(mode="after")
     def _expiry_has_a_zone(self):
         if self.expires is not None and self.expires.tzinfo is None:
             raise ValueError("expires needs a time zone, as in 2027-01-01T00:00:00Z")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_need_the_role(self):
+        if (self.corrects or self.labels_of) and not {"feedback", "admin"} & set(self.roles):
+            raise ValueError("corrects and labels_of are of keys with the role feedback")
         return self
 
     def may(self, role: Role | None) -> bool:
@@ -65,27 +76,6 @@ class Keys(BaseModel):
         return self
 
 
-class Bucket:
-    """A token bucket: ``rate`` a second, ``burst`` at once.
-
-    Source: Turner, "New directions in communications (or which way to the information age?)", IEEE Communications 24 (1986).
-    """
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self.rate, self.burst = rate, burst
-        self._tokens, self._at = float(burst), time.monotonic()
-
-    def take(self) -> float:
-        """Take one; gives 0, or the seconds until there is one."""
-        now = time.monotonic()
-        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
-        self._at = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self.rate
-
-
 def digest(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
@@ -104,12 +94,15 @@ def read(file: Path) -> Keys:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise KeysError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
-    except ValueError:  # its words could quote the file
+    except (ValueError, RecursionError):  # its words could quote the file
         raise KeysError(f"{file} is not JSON") from None
 
 
-def create(file: Path, name: str, roles: list[Role], *, rate: float | None = None, burst: int | None = None, expires: datetime | None = None) -> str:
+def create(file: Path, name: str, roles: list[Role], **limits: Any) -> str:
     """Make a key, add its hash to a file (made if need be, for its owner only), and give the key.
+
+    Args:
+        limits: fields of ``Key``: models, rate, burst, rows, expires, labels_of, corrects.
 
     Raises:
         KeysError: the file cannot be used, or has a key of that name.
@@ -119,7 +112,7 @@ def create(file: Path, name: str, roles: list[Role], *, rate: float | None = Non
         raise KeysError(f"{file} has a key '{name}' already: take another name, or remove that one from the file")
     key = f"airloop_{secrets.token_urlsafe(32)}"
     try:
-        keys = Keys(keys=(*known, Key(name=name, sha256=digest(key.encode()), roles=tuple(roles), rate=rate, burst=burst, expires=expires)))
+        keys = Keys(keys=(*known, Key(name=name, sha256=digest(key.encode()), roles=tuple(roles), **limits)))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise KeysError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
@@ -135,10 +128,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.keys", description="API keys of the serving API; the file holds hashes only.")
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("create", help="make a key, add its hash to the file and print the key, once")
-    making.add_argument("--name", required=True, help="who calls: it stands in logs and metrics")
+    making.add_argument("--name", required=True, help="the caller; the name appears in the prediction log, the access log and metrics")
     making.add_argument("--role", required=True, action="append", choices=ROLES, help="may be given several times")
-    making.add_argument("--rate", type=float, help="requests a second in the long run; default: no limit")
+    making.add_argument("--model", action="append", help="a model that the key opens; may be given several times; default: all models")
+    making.add_argument("--rate", type=float, help="requests a second in the long run, of all workers of a service together; default: no limit")
     making.add_argument("--burst", type=int, help="requests at once; default: twice the rate")
+    making.add_argument("--rows", type=float, help="rows (instances or labels) a second in the long run; default: no limit")
+    making.add_argument("--labels-of", action="append", metavar="CALLER", help="with the role feedback: only labels of this caller's predictions; repeatable")
+    making.add_argument("--corrects", action="store_true", help="with the role feedback: may replace labels that were sent before")
     making.add_argument("--expires", type=datetime.fromisoformat, help="as 2027-01-01T00:00:00Z")
     listing = commands.add_parser("list", help="names, roles and limits")
     for command in (making, listing):
@@ -146,11 +143,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "create":
-            print(create(given.file, given.name, given.role, rate=given.rate, burst=given.burst, expires=given.expires))
+            limits = {"rate": given.rate, "burst": given.burst, "rows": given.rows, "expires": given.expires, "corrects": given.corrects}
+            chosen = {"models": tuple(given.model) if given.model else None, "labels_of": tuple(given.labels_of) if given.labels_of else None}
+            print(create(given.file, given.name, given.role, **limits, **chosen))
             return 0
         for key in read(given.file).keys:
             until = f", until {key.expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if key.expires else ""
-            print(f"{key.name}: {', '.join(key.roles)}; {f'{key.rate:g} requests a second' if key.rate else 'no limit'}{until}")
+            models = f" for {', '.join(key.models)}" if key.models else ""
+            rows = f", {key.rows:g} rows a second" if key.rows else ""
+            corrects = ", may correct labels" if key.corrects else ""
+            print(f"{key.name}: {', '.join(key.roles)}{models}; {f'{key.rate:g} requests a second' if key.rate else 'no limit'}{rows}{corrects}{until}")
     except KeysError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Where the service's parquet files go: a folder of this machine, or a bucket. Either way a file is there whole or not at all."""
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 SCHEME = "s3://"
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 BREATH = 0.003  # seconds between two row groups: who answers requests on the same core is not held up for longer than one takes
-REPEATED = frozenset({"project", "model_version", "arm", "failed_arm", "feature_times", "sent_by"})
+REPEATED = frozenset({"project", "model_version", "arm", "failed_arm", "feature_times", "sent_by", "caller"})
 
 
 class LogFiles(Protocol):
@@ -35,11 +36,14 @@ class FolderFiles:
 
     def write(self, project: str, name: str, tables: Sequence[pa.Table]) -> None:
         folder = self.root / project / self.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         partial = folder / f".{name}.partial"  # readers of parquet folders pass over names with a dot
         try:
             _write(tables, partial)
+            # A machine that loses power must not leave a name without its content.
+            _sync(partial)
             partial.rename(folder / name)
+            _sync(folder)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -85,6 +89,23 @@ def _write(tables: Sequence[pa.Table], target: Any) -> None:
             if number:
                 time.sleep(BREATH)
             writer.write_table(table)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents; the name of each new one is on the disk when this returns."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
 
 
 def microseconds(moment: datetime) -> int:

@@ -37,15 +37,30 @@ gaps = Counter(
     ("model", "view", "kind", "action"), registry=OURS,
 )  # fmt: skip
 by_baseline = Counter("serving_baseline_answers", "Instances that a version's baseline rule answered.", ("model", "version"), registry=OURS)
+faults = Counter("serving_faults", "Faults of the service itself, by where: request, connection or fast-path.", ("where",), registry=OURS)
+caller_requests = Counter(
+    "serving_caller_requests", "Requests of callers with a key, by class of status.", ("caller", "outcome"), registry=OURS,
+)  # fmt: skip
+access_log_dropped = Counter("serving_access_log_dropped", "Lines of the access log that could not be written.", registry=OURS)
+connections_closed = Counter(
+    "serving_connections_closed", "Connections that the service closed or refused, by why: slow, or no room for more.", ("reason",), registry=OURS,
+)  # fmt: skip
 swaps = Counter("serving_swaps", "New versions, by what became of them: swapped, refused or error.", ("model", "outcome"), registry=OURS)
 feedback = Counter("serving_feedback_labels", "Labels taken.", ("model",), registry=OURS)
 log_rows = Counter("serving_log_rows", "Predictions of the log: written, or dropped.", ("fate",), registry=OURS)
 log_errors = Counter("serving_log_errors", "Failed tries to write the prediction log.", registry=OURS)
 
 in_flight = Gauge("serving_requests_in_flight", "Requests that are being answered.", registry=OURS, multiprocess_mode="livesum")
+connections_open = Gauge("serving_connections", "Open connections of clients.", registry=OURS, multiprocess_mode="livesum")
 log_waiting = Gauge("serving_log_waiting", "Predictions that wait to be written.", registry=OURS, multiprocess_mode="livesum")
 log_lag = Gauge("serving_log_lag_seconds", "Age of the oldest prediction that is not written.", registry=OURS, multiprocess_mode="livemax")
-registry_up = Gauge("serving_registry_up", "1: the model registry answered when it was last asked.", registry=OURS, multiprocess_mode="livemin")
+registry_up = Gauge(
+    "serving_registry_up", "1: the model registry answered when it was last asked, and that is not too long ago.", registry=OURS, multiprocess_mode="livemin"
+)
+registry_age = Gauge("serving_registry_age_seconds", "Since the model registry was last read.", registry=OURS, multiprocess_mode="livemax")
+rollout_up = Gauge(
+    "serving_rollout_readable", "1: the model's rollout document is followed, or there is none.", ("model",), registry=OURS, multiprocess_mode="livemin",
+)  # fmt: skip
 lookup_up = Gauge("serving_lookup_up", "1: features can be looked up.", registry=OURS, multiprocess_mode="livemin")
 model_up = Gauge("serving_model_up", "1: the wanted version answers; 0: another one, or none, does.", ("model",), registry=OURS, multiprocess_mode="livemin")
 answering = Gauge("serving_model_answers", "1: this version answers, as this arm.", ANSWERED, registry=OURS, multiprocess_mode="livemax")
@@ -112,7 +127,11 @@ class Pulse:
         for meters in parts["meters"]:
             meters.flush()
         in_flight.set(parts["in_flight"])
+        connections_open.set(parts["connections"])
         registry_up.set(parts["registry"])
+        registry_age.set(parts["registry_age"])
+        for name, readable in parts["rollouts"].items():
+            rollout_up.labels(name).set(readable)
         lookup_up.set(parts["lookup"])
         for name, up in parts["models"].items():
             model_up.labels(name).set(up)

@@ -1,20 +1,25 @@
 """What serving asks MLflow, over its REST API. MLflow's own client takes seconds to import, and milliseconds of this process each second.
 
 Source: https://mlflow.org/docs/latest/rest-api.html; the artifacts as ``mlflow/store/artifact/mlflow_artifacts_repo.py`` has them.
+Every answer has a deadline and a limit of size.
 """
 
 import base64
 import json
 import os
 import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-SECONDS = 5.0
+from serving.http_deadline import Deadline, blocks, opened
+from serving.version_files import BundleError, Limits
+
+SECONDS = 10.0  # for one answer, artifacts excepted
+MOST_BYTES = 8 * 2**20  # of one answer, artifacts excepted
+PAGE = 100  # registered models
 PROXIED = "mlflow-artifacts:"
 
 
@@ -22,19 +27,12 @@ class MlflowError(OSError):
     """MLflow does not answer, or not as it should. The message holds no credentials."""
 
 
-@dataclass(frozen=True)
-class RegisteredModel:
-    name: str
-    aliases: dict[str, str]
-    tags: dict[str, str]
-    creation_timestamp: int
+class MlflowTimeoutError(MlflowError, TimeoutError):
+    """MLflow does not answer in time."""
 
 
-@dataclass(frozen=True)
-class ModelVersion:
-    version: str
-    source: str
-    tags: dict[str, str] = field(default_factory=dict)
+class TooLongError(MlflowError):
+    """An answer is longer than ``MOST_BYTES``."""
 
 
 class MlflowRest:
@@ -50,86 +48,141 @@ class MlflowRest:
             self._headers["Authorization"] = f"Bearer {token}"
         self._tls = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")) if self.uri.startswith("https:") else None
 
-    def registered_model(self, name: str) -> RegisteredModel | None:
-        """A registered model; None: there is none of that name."""
+    def registered_model(self, name: str) -> Any:
+        """The registry's entry of a registered model; None: there is none of that name."""
         try:
-            return _model(self._ask("registered-models/get", name=name)["registered_model"])
+            return self._ask("registered-models/get", name=name).get("registered_model")
         except MlflowError as error:
             if "RESOURCE_DOES_NOT_EXIST" in str(error):
                 return None
             raise
 
-    def registered_models(self) -> list[RegisteredModel]:
-        found, token = [], ""
+    def registered_models(self) -> Iterator[Any]:
+        """The registry's entries of all registered models; one that is longer than an answer may be is given as ``TooLongError``."""
+        token = ""
         while True:
-            page = self._ask("registered-models/search", max_results="100", **({"page_token": token} if token else {}))
-            found += [_model(entry) for entry in page.get("registered_models", [])]
-            token = page.get("next_page_token", "")
+            try:
+                page = self._page(PAGE, token)
+            except TooLongError:
+                at = _offset(token)
+                yield from self._in_parts(at, PAGE)
+                token = _token(at + PAGE)
+                continue
+            yield from _list(page.get("registered_models"))
+            token = page.get("next_page_token") or ""
             if not token:
-                return found
+                return
 
-    def get_model_version(self, name: str, version: str) -> ModelVersion:
-        entry = self._ask("model-versions/get", name=name, version=version)["model_version"]
-        return ModelVersion(str(entry["version"]), entry["source"], _pairs(entry.get("tags")))
+    def _in_parts(self, at: int, size: int) -> Iterator[Any]:
+        """The entries of a page that is too long, without the one that makes it so."""
+        for start, count in ((at, size // 2), (at + size // 2, size - size // 2)):
+            try:
+                yield from _list(self._page(count, _token(start)).get("registered_models"))
+            except TooLongError as error:
+                if count > 1:
+                    yield from self._in_parts(start, count)
+                else:
+                    yield error
 
-    def download(self, name: str, version: str, into: Path) -> Path | None:
-        """Put a version's files into a folder; None: the server does not pass its artifacts through, so MLflow's own client is needed.
+    def _page(self, size: int, token: str) -> dict[str, Any]:
+        return self._ask("registered-models/search", max_results=str(size), **({"page_token": token} if token else {}))
+
+    def model_version(self, name: str, version: str) -> dict[str, Any]:
+        """The registry's entry of a version."""
+        entry = self._ask("model-versions/get", name=name, version=version).get("model_version")
+        if not isinstance(entry, dict):
+            raise MlflowError("model-versions/get answers without a version")
+        return entry
+
+    def download(self, name: str, version: str, into: Path, wanted: Callable[[Iterable[str]], Iterable[str]], limits: Limits, deadline: Deadline) -> bool:
+        """Download files of a version into a folder.
+
+        Args:
+            wanted: the files to download, of the names that the version has.
+
+        Returns:
+            False: the server does not pass its artifacts through, so MLflow's own client is needed.
 
         Raises:
-            MlflowError: they do not come.
+            BundleError: they are too many or too large.
+            OSError: they cannot be downloaded, or not within the deadline.
         """
-        where = str(self._ask("model-versions/get-download-uri", name=name, version=version)["artifact_uri"])
+        where = str(self._ask("model-versions/get-download-uri", name=name, version=version).get("artifact_uri"))
         if where.startswith("models:/m-"):  # a logged model: where its files are
-            where = str(self._ask(f"logged-models/{where.removeprefix('models:/')}")["model"]["info"]["artifact_uri"])
-        if not where.startswith(PROXIED):
-            return None
-        root = PurePosixPath(urllib.parse.urlparse(where).path.lstrip("/"))
-        self._fetch(root, PurePosixPath(), into)
-        return into
-
-    def _fetch(self, root: PurePosixPath, below: PurePosixPath, into: Path) -> None:
-        listed = self._json(f"/api/2.0/mlflow-artifacts/artifacts?{urllib.parse.urlencode({'path': str(root / below)})}")
-        for entry in listed.get("files", []):
-            path = below / PurePosixPath(entry["path"]).name
-            if path.name in ("", ".", ".."):
-                raise MlflowError(f"MLflow names a file '{entry['path']}'")
-            if entry.get("is_dir"):
-                self._fetch(root, path, into)
-                continue
-            target = into / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._open(f"/api/2.0/mlflow-artifacts/artifacts/{urllib.parse.quote(str(root / path))}") as answer, target.open("wb") as file:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-
-    def _ask(self, what: str, **query: str) -> Any:
-        return self._json(f"/api/2.0/mlflow/{what}" + (f"?{urllib.parse.urlencode(query)}" if query else ""))
-
-    def _json(self, path: str) -> Any:
-        with self._open(path) as answer:
+            found = self._ask(f"logged-models/{urllib.parse.quote(where.removeprefix('models:/'), safe='')}")
             try:
-                return json.load(answer)
-            except ValueError as error:
-                raise MlflowError(f"{path.partition('?')[0]} answers no JSON: {error}") from error
+                where = str(found["model"]["info"]["artifact_uri"])
+            except (KeyError, TypeError):
+                raise MlflowError("logged-models answers without the place of the files") from None
+        if not where.startswith(PROXIED):
+            return False
+        root = PurePosixPath(urllib.parse.urlparse(where).path.lstrip("/"))
+        listed = self._json(f"/api/2.0/mlflow-artifacts/artifacts?{urllib.parse.urlencode({'path': str(root)})}", deadline).get("files")
+        names = [PurePosixPath(str(entry.get("path", ""))).name for entry in _list(listed) if isinstance(entry, dict)]
+        if len(names) > 1000:
+            raise BundleError(f"the version's folder lists {len(names)} files")
+        sizes = dict.fromkeys(wanted(names), 0)
+        limits.check(sizes)
+        into.mkdir(parents=True)
+        for file in sizes:
+            most = min(limits.of_file(file), limits.total_bytes - sum(sizes.values()))
+            path = f"/api/2.0/mlflow-artifacts/artifacts/{urllib.parse.quote(str(root / file))}"
+            with self._open(path, deadline) as answer, (into / file).open("xb") as target:
+                for block in blocks(answer, deadline, file):
+                    sizes[file] += len(block)
+                    if sizes[file] > most:
+                        raise BundleError(f"{file} has more than {most} bytes; no more are downloaded (SERVING_MAX_MODEL_BYTES)")
+                    target.write(block)
+        return True
 
-    def _open(self, path: str) -> Any:
-        request = urllib.request.Request(self.uri + path, headers=self._headers)
+    def _ask(self, what: str, **query: str) -> dict[str, Any]:
+        return self._json(f"/api/2.0/mlflow/{what}" + (f"?{urllib.parse.urlencode(query, errors='replace')}" if query else ""), Deadline(SECONDS))
+
+    def _json(self, path: str, deadline: Deadline) -> dict[str, Any]:
+        where, content = path.partition("?")[0], bytearray()
+        with self._open(path, deadline) as answer:
+            for block in blocks(answer, deadline, where):
+                content += block
+                if len(content) > MOST_BYTES:
+                    raise TooLongError(f"{where} answers with more than {MOST_BYTES} bytes")
         try:
-            return urllib.request.urlopen(request, timeout=SECONDS, context=self._tls)
-        except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise MlflowError(f"{path.partition('?')[0]}: HTTP {error.code} {said}") from None
-        except (OSError, ValueError) as error:
-            raise MlflowError(f"{path.partition('?')[0]}: {error}") from None
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise MlflowError(f"{where} answers no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise MlflowError(f"{where} answers no JSON object")
+        return found
+
+    @contextmanager
+    def _open(self, path: str, deadline: Deadline) -> Iterator[Any]:
+        where = path.partition("?")[0]
+        try:
+            with opened(self.uri + path, self._headers, deadline, self._tls) as answer:
+                yield answer
+        except MlflowError:
+            raise
+        except (OSError, ValueError) as error:  # BundleError is for the caller
+            if isinstance(error, BundleError):
+                raise
+            if isinstance(error, TimeoutError):
+                raise MlflowTimeoutError(f"{where}: {error}") from None
+            raise MlflowError(f"{where}: {error}") from None
 
 
-def _model(entry: dict[str, Any]) -> RegisteredModel:
-    aliases = {alias["alias"]: str(alias["version"]) for alias in entry.get("aliases", [])}
-    return RegisteredModel(entry["name"], aliases, _pairs(entry.get("tags")), int(entry.get("creation_timestamp", 0)))
+def _list(entries: Any) -> list[Any]:
+    return entries if isinstance(entries, list) else []
 
 
-def _pairs(entries: list[dict[str, str]] | None) -> dict[str, str]:
-    return {entry["key"]: entry.get("value", "") for entry in entries or []}
+def _token(offset: int) -> str:
+    """MLflow's token for the page that begins there (``mlflow.utils.search_utils.SearchUtils.create_page_token``)."""
+    return base64.b64encode(json.dumps({"offset": offset}).encode()).decode()
+
+
+def _offset(token: str) -> int:
+    try:
+        return int(json.loads(base64.b64decode(token))["offset"]) if token else 0
+    except (ValueError, TypeError, KeyError):
+        raise MlflowError("registered-models/search: the page is too long, and its token has no offset") from None
 
 
 def mlflow_by_itself(uri: str) -> Any:

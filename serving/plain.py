@@ -11,21 +11,32 @@ from serving.parts import Parts
 from serving.predict import Prediction
 from serving.problems import Problem, invalid
 from serving.served import Route
+from serving.turns import in_turns
 
 
 async def predict(parts: Parts, asked: Asked) -> Answer:
     """Answer ``POST /models/<name>/predict``; each answer is logged under its ``prediction_id``."""
     name = asked.path[1]
     instances = instances_of(asked.body, parts.settings.max_instances)
+    asked.take_rows(len(instances))
     route = parts.registry.route(name)  # this one answers the whole request, whatever the registry says meanwhile
     predictions = await data_plane.answer(route, parts.lookup, instances)
-    parts.keep(route, instances, predictions, asked.started)
-    return Answer(document(name, route, predictions))
+    parts.keep(route, instances, predictions, asked.started, asked.caller, len(asked.body))
+    return Answer(document(name, route, await in_turns(tell, predictions)))
 
 
-def document(name: str, route: Route, predictions: Sequence[Prediction]) -> bytes:
-    """What is told of the predictions of one request."""
-    told = [
+def document(name: str, route: Route, told: Sequence[dict[str, Any]]) -> bytes:
+    """Return the body of an answer.
+
+    Args:
+        told: of each prediction of the request, what ``tell`` returns.
+    """
+    return dumps({"model": name, "model_version": route.champion.version, "predictions": told})
+
+
+def tell(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return what is told of each prediction."""
+    return [
         {
             "prediction_id": p.prediction_id,
             "prediction": p.prediction,
@@ -37,7 +48,6 @@ def document(name: str, route: Route, predictions: Sequence[Prediction]) -> byte
         }
         for p in predictions
     ]
-    return dumps({"model": name, "model_version": route.champion.version, "predictions": told})
 
 
 def instances_of(body: bytes, most: int) -> list[Instance]:

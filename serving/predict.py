@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -17,17 +16,20 @@ from serving.completion import NO_GAPS, NO_TIMES, Completed, complete
 from serving.contract import Value
 from serving.encoding import dumps
 from serving.gaps import Gap, Refused, iso
+from serving.ids import new_id
 from serving.inputs import Inputs, Instance
 from serving.lookup import FeatureLookup
 from serving.problems import Problem, invalid
 from serving.served import Route, Served
+from serving.turns import in_turns
 
 BASELINE = "baseline"  # the arm of what a baseline rule answered
-MOST_SHADOWED = 64  # requests that may wait for a shadow; more are not asked of it
+# Bytes of memory that a row of the prediction log takes beside its text.
+BYTES_PER_ROW = 1500
+MOST_SHADOWED = 64  # requests that may wait for the shadows of one model; more are not asked of them
 
 log = logging.getLogger(__name__)
-_shadowing: set[asyncio.Task[None]] = set()
-_ids: list[str] = []
+_shadowing: dict[str, set[asyncio.Task[None]]] = {}  # by model: a shadow that hangs must not take those of other models out
 
 
 @dataclass(slots=True)
@@ -108,13 +110,15 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
     """
     inputs = served.bundle.inputs
     numbers = range(len(instances)) if numbers is None else numbers
-    quick = [row for instance in instances if (row := inputs.quick(instance)) is not None]
+    quick = await in_turns(lambda part: [row for instance in part if (row := inputs.quick(instance)) is not None], instances)
     if len(quick) == len(instances):
         packed, categories = zip(*quick, strict=True)
-        return plainly(served, instances, await run(served, served.batcher, packed, categories, numbers))
+        answers = await run(served, served.batcher, packed, categories, numbers)
+        pairs = list(zip(instances, answers, strict=True))
+        return await in_turns(lambda part: plainly(served, *zip(*part, strict=True)), pairs)
     made = await complete(served, lookup, instances, numbers)
-    numeric = [inputs.numbers(row) for row in made.rows]
-    texts = [inputs.texts(row) for row in made.rows]
+    columns = await in_turns(lambda part: [(inputs.numbers(row), inputs.texts(row)) for row in part], made.rows)
+    numeric, texts = [row for row, _ in columns], [row for _, row in columns]
     ruled = [place for place, gaps in enumerate(made.gaps) if gaps and by_rule(gaps)]
     if ruled:
         answers = await _with_rule(served, numeric, texts, numbers, ruled)
@@ -126,7 +130,7 @@ async def predict(served: Served, lookup: FeatureLookup, instances: Sequence[Ins
 def of_completed(served: Served, instances: Sequence[Instance], made: Completed, answers: Sequence[float]) -> list[Prediction]:
     """Predictions of completed instances."""
     return [
-        Prediction(_new_id(), answer, key, row, found, served, gaps=gaps)
+        Prediction(new_id(), answer, key, row, found, served, gaps=gaps)
         for answer, key, row, found, gaps in zip(answers, _keys(served.bundle.inputs, instances), made.rows, made.times, made.gaps, strict=True)
     ]
 
@@ -134,7 +138,7 @@ def of_completed(served: Served, instances: Sequence[Instance], made: Completed,
 def plainly(served: Served, instances: Sequence[Instance], answers: Sequence[float]) -> list[Prediction]:
     """Predictions of instances with nothing to look up and nothing to complete (``Inputs.quick``)."""
     made = zip(answers, _keys(served.bundle.inputs, instances), instances, strict=True)
-    return [Prediction(_new_id(), answer, key, instance, NO_TIMES, served) for answer, key, instance in made]
+    return [Prediction(new_id(), answer, key, instance, NO_TIMES, served) for answer, key, instance in made]
 
 
 def _keys(inputs: Inputs, instances: Sequence[Instance]) -> Sequence[Instance]:
@@ -160,14 +164,6 @@ async def _with_rule(served: Served, numeric: Sequence[Any], texts: Sequence[Seq
     return answers
 
 
-def _new_id() -> str:
-    """128 random bits. The system is asked for many at once: a call for each costs more than all else that makes a prediction of an answer."""
-    if not _ids:
-        drawn = os.urandom(16 * 256).hex()
-        _ids.extend([drawn[at : at + 32] for at in range(0, len(drawn), 32)])
-    return _ids.pop()
-
-
 def by_rule(gaps: Sequence[Gap]) -> bool:
     return any(gap.action == "baseline" for gap in gaps)
 
@@ -180,6 +176,8 @@ async def run(served: Served, batcher: Batcher, numeric: Sequence[Any], texts: S
     """
     try:
         answers = await batcher.run(numeric, texts)
+    except Problem:
+        raise
     except Exception as error:
         served.meters.failures.inc(len(numeric))
         log.warning("model %s version %s failed: %s", served.name, served.version, " ".join(str(error).split())[:300])
@@ -193,24 +191,26 @@ async def run(served: Served, batcher: Batcher, numeric: Sequence[Any], texts: S
     return answers
 
 
-def shadow(route: Route, instances: Sequence[Instance], predictions: Sequence[Prediction], lookup: FeatureLookup, keep: Any) -> None:
-    """Ask the shadows too, after the answer: what they say is logged under the answered prediction's id, and told nobody.
+def shadow(route: Route, instances: Sequence[Instance], answered: "Answered", lookup: FeatureLookup, keep: Any) -> None:
+    """Ask the shadows too, after the answer. Their predictions are logged under the ids of the answered ones; no caller sees them.
 
     Args:
-        keep: takes what was answered, for the log of the shadows.
+        answered: by the champion and the arms.
+        keep: takes an ``Answered`` of a shadow for the log of the shadows.
     """
     for spec, served in route.shadows:
         if random.random() >= spec.share:
             continue
-        if len(_shadowing) >= MOST_SHADOWED:
+        waiting = _shadowing.setdefault(served.name, set())
+        if len(waiting) >= MOST_SHADOWED:
             metrics.refused.labels("shadow").inc()
             continue
-        task = asyncio.get_running_loop().create_task(_ask_shadow(served, instances, predictions, lookup, keep))
-        _shadowing.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(_shadowing.discard)
+        task = asyncio.get_running_loop().create_task(_ask_shadow(served, instances, answered, lookup, keep))
+        waiting.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(waiting.discard)
 
 
-async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions: Sequence[Prediction], lookup: FeatureLookup, keep: Any) -> None:
+async def _ask_shadow(served: Served, instances: Sequence[Instance], answered: "Answered", lookup: FeatureLookup, keep: Any) -> None:
     began, at = time.perf_counter(), now()
     try:
         made = await predict(served, lookup, instances)
@@ -218,10 +218,10 @@ async def _ask_shadow(served: Served, instances: Sequence[Instance], predictions
         return
     except Problem as problem:  # logged as asked in vain: who judges the shadow counts that
         log.info("shadow %s of %s: %s", served.arm, served.name, problem.detail)
-        made = [Prediction(answered.prediction_id, math.nan, answered.key, {}, NO_TIMES, served) for answered in predictions]
-    for prediction, answered in zip(made, predictions, strict=True):
-        prediction.prediction_id = answered.prediction_id
-    keep(Answered(made, at, (time.perf_counter() - began) * 1000))
+        made = [Prediction(p.prediction_id, math.nan, p.key, {}, NO_TIMES, served) for p in answered.predictions]
+    for prediction, champions in zip(made, answered.predictions, strict=True):
+        prediction.prediction_id = champions.prediction_id
+    keep(Answered(made, at, (time.perf_counter() - began) * 1000, answered.caller, answered.body_bytes))
 
 
 @dataclass(slots=True)
@@ -231,6 +231,13 @@ class Answered:
     predictions: Sequence[Prediction]
     at: int  # microseconds since 1970
     latency_ms: float
+    caller: str = "-"
+    body_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, estimated: an object of Python for each value, and its text once in the request and once in the log."""
+        return BYTES_PER_ROW * len(self.predictions) + 4 * self.body_bytes
 
     @property
     def project(self) -> str:
@@ -254,6 +261,7 @@ class Answered:
             "features": features,
             "feature_times": [dumps(feature_times(p)) if p.feature_times else b"{}" for p in every],
             "prediction": [p.prediction for p in every],
+            "caller": [entry.caller for entry in entries for _ in entry.predictions],
             "latency_ms": [entry.latency_ms for entry in entries for _ in entry.predictions],
         }
 

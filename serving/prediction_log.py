@@ -40,6 +40,10 @@ class Entry(Protocol):
     @property
     def project(self) -> str: ...
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the entry takes until it is written."""
+
     def __len__(self) -> int: ...
 
     @staticmethod
@@ -52,13 +56,14 @@ class Chunk(NamedTuple):
 
     since: float  # time.monotonic() of the oldest
     table: pa.Table
+    size: int  # bytes, as its entries said
 
 
 class PredictionLog:
     """Takes entries at once, writes them from a thread of its own.
 
     A prediction is in a file at most ``flush_seconds`` (and the time of one write) after ``append``. When files cannot be
-    written, rows wait, up to ``capacity`` of them; what comes then is dropped, and counted.
+    written, rows wait, up to ``capacity`` of them and ``capacity_bytes`` of memory; later rows are dropped and counted.
 
     The thread that appends and the one that writes share no lock: each counts by itself, and what they hand over is a deque. Rows are made of entries, and
     written, a few at a time: on a core, and in an interpreter, who answers requests would wait for whoever has thousands of rows to make.
@@ -71,10 +76,11 @@ class PredictionLog:
         folder: str = "prediction_log",
         flush_seconds: float = 0.5,
         capacity: int = 100_000,
+        capacity_bytes: int = 256 * 2**20,
         endpoint: str | None = None,
         region: str | None = None,
     ) -> None:
-        self.root, self.flush_seconds, self.capacity = root, flush_seconds, capacity
+        self.root, self.flush_seconds, self.capacity, self.capacity_bytes = root, flush_seconds, capacity, capacity_bytes
         self._files = log_files(root, folder=folder, endpoint=endpoint, region=region)
         self._schema = arrow_schema()
         self._numbers = count()
@@ -82,11 +88,11 @@ class PredictionLog:
         self._asleep, self._wake, self._hurry, self._closing = False, threading.Event(), threading.Event(), threading.Event()
         self._came: deque[tuple[float, Entry]] = deque()
         # Written by the thread that appends:
-        self._taken = self._refused = 0
+        self._taken = self._refused = self._taken_bytes = 0
         # Written by the thread that writes:
         self._held: dict[str, deque[Chunk]] = {}
         self._oldest_held: float | None = None
-        self._written = self._unfit = self._errors = self._errors_before = 0
+        self._written = self._unfit = self._errors = self._errors_before = self._done_bytes = 0
         self._last_error: str | None = None
 
     def start(self) -> None:
@@ -98,10 +104,12 @@ class PredictionLog:
         if not rows:  # of no project, then
             return
         waiting = self._waiting + rows
-        if waiting > self.capacity or self._closing.is_set():
+        size = entry.size
+        if waiting > self.capacity or self._taken_bytes - self._done_bytes + size > self.capacity_bytes or self._closing.is_set():
             self._refused += rows
             return
         self._taken += rows
+        self._taken_bytes += size
         self._came.append((time.monotonic(), entry))
         if self._asleep:
             self._asleep = False
@@ -193,11 +201,13 @@ class PredictionLog:
             self._make_rows(project, at, entries)
 
     def _make_rows(self, project: str, since: float, entries: list[Entry]) -> None:
+        size = sum(entry.size for entry in entries)
         try:
-            self._held.setdefault(project, deque()).append(Chunk(since, self._table(entries)))
+            self._held.setdefault(project, deque()).append(Chunk(since, self._table(entries), size))
         except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError) as error:  # such rows can never be written
             self._failed(error)
             self._unfit += sum(map(len, entries))
+            self._done_bytes += size
 
     def _table(self, entries: list[Entry]) -> pa.Table:
         columns = type(entries[0]).columns(entries)
@@ -207,7 +217,7 @@ class PredictionLog:
         """One file of the first chunks, which then wait no more."""
         tables: list[pa.Table] = []
         rows = 0
-        for _, table in waiting:
+        for _, table, _ in waiting:
             if tables and rows + len(table) > FILE_ROWS:
                 break
             tables.append(table)
@@ -217,7 +227,7 @@ class PredictionLog:
         self._files.write(project, name, tables)
         self._written += rows
         for _ in tables:
-            waiting.popleft()
+            self._done_bytes += waiting.popleft().size
 
     def _failed(self, error: Exception) -> None:
         log.warning("prediction log: %s: %s", type(error).__name__, error)

@@ -5,10 +5,10 @@ Serving reads of it only ``traffic``; everything else is the writer's own::
     {"traffic": {"salt": "2026-01-01", "arms": [{"name": "canary", "version": "8", "weight": 0.05, "max_failures": 5, "max_seconds": 0.5}],
                  "shadows": [{"name": "next", "version": "9", "share": 0.5}]}}
 
-An arm answers a fixed share of the entities; whom no arm answers, the champion does. A shadow answers nobody: it is asked beside, and logged.
+An arm answers a fixed share of the entities; the champion answers all others. A shadow is asked the same, its answers are logged and not returned.
+The tag is untrusted input: ``traffic_of`` reads it within limits and reports what is wrong with it.
 """
 
-import json
 from collections import deque
 from hashlib import blake2b
 from typing import Annotated
@@ -16,11 +16,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.encoding import dumps
+from serving.untrusted import DocumentError, parse_object, printable
 
 TAG = "rollout"
 CHAMPION = "champion"
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-Version = Annotated[str, Field(pattern=r"^[0-9]+$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
+MOST_ENTRIES = 10  # arms, and shadows: each one is a version in memory
 WINDOW = 100  # an arm's last requests, of which its failures are counted
 
 
@@ -49,9 +51,9 @@ class Traffic(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    salt: str = Field("", description="Another salt, another choice of entities.")
-    arms: tuple[Arm, ...] = ()
-    shadows: tuple[Shadow, ...] = ()
+    salt: str = Field("", max_length=64, description="Another salt, another choice of entities; at most 64 bytes.")
+    arms: tuple[Arm, ...] = Field((), max_length=MOST_ENTRIES)
+    shadows: tuple[Shadow, ...] = Field((), max_length=MOST_ENTRIES)
 
     @property
     def entries(self) -> "tuple[Arm | Shadow, ...]":
@@ -59,6 +61,8 @@ class Traffic(BaseModel):
 
     @model_validator(mode="after")
     def _adds_up(self):
+        if len(self.salt.encode(errors="surrogatepass")) > 64:
+            raise ValueError("the salt has more than 64 bytes")
         names = [entry.name for entry in self.entries]
         if CHAMPION in names or len(set(names)) < len(names):
             raise ValueError(f"arms and shadows need names of their own, none of them '{CHAMPION}': {', '.join(names)}")
@@ -70,23 +74,32 @@ class Traffic(BaseModel):
 NO_TRAFFIC = Traffic()
 
 
-def traffic_of(tag: str | None) -> tuple[Traffic, str | None]:
-    """What a rollout document says, and what is wrong with it (then the champion answers everybody)."""
-    if not tag:
+def traffic_of(tag: object) -> tuple[Traffic, str | None]:
+    """Read a rollout document, whatever its content.
+
+    Returns:
+        The traffic and None, or ``NO_TRAFFIC`` (the champion answers everybody) and what is wrong with the document, on one printable line.
+    """
+    if tag is None or tag == "":
         return NO_TRAFFIC, None
+    if not isinstance(tag, str):
+        return NO_TRAFFIC, f"rollout document: must be text, is {type(tag).__name__}"
     try:
-        return Traffic.model_validate(json.loads(tag).get("traffic") or {}), None
+        document = parse_object(tag, "rollout document")
+        traffic = document.get("traffic")
+        return (NO_TRAFFIC if traffic is None else Traffic.model_validate(traffic)), None
+    except DocumentError as error:
+        return NO_TRAFFIC, str(error)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(("traffic", *(str(part) for part in first["loc"])))
-        return NO_TRAFFIC, f"rollout document: {where}: {first['msg']}"
-    except (ValueError, AttributeError):
-        return NO_TRAFFIC, "rollout document: no JSON object"
+        return NO_TRAFFIC, printable(f"rollout document: {where}: {first['msg']}")
 
 
 def place(salt: str, entity: object) -> float:
-    """A number in [0, 1) for an entity: the same in every process, evenly spread, and another for another salt."""
-    return int.from_bytes(blake2b(dumps(entity), digest_size=8, key=salt.encode()[:64]).digest(), "big") / 2**64
+    """Map an entity to a number in [0, 1): the same in every process, uniformly distributed, and different for another salt."""
+    key = salt.encode(errors="surrogatepass")[:64]
+    return int.from_bytes(blake2b(dumps(entity), digest_size=8, key=key).digest(), "big") / 2**64
 
 
 class Breaker:

@@ -36,6 +36,14 @@ class Served:
         object.__setattr__(self, "rule", Batcher(self.bundle.baseline) if self.bundle.baseline else None)
         object.__setattr__(self, "meters", metrics.Meters(self.name, self.version, self.arm))
 
+    def begin(self) -> None:
+        """Show in the metrics that the version answers."""
+        metrics.answering.labels(*self.meters.labels).set(1)
+
+    def end(self) -> None:
+        """Take the version out of the metrics."""
+        self.meters.forget()
+
     def views_used(self, service: Service) -> tuple[ViewUsed, ...]:
         """The views of a service that the model uses; laid out once, until Feast's registry is read again.
 

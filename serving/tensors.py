@@ -1,85 +1,210 @@
-"""Tensors of the Open Inference Protocol: in JSON, or raw behind it (the binary tensor data extension)."""
+"""Tensors of the Open Inference Protocol: in JSON, or raw behind it (the binary tensor data extension).
+
+Every check that bounds the work comes before the work: first the shape, then the number of elements, then the elements.
+"""
 
 import struct
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from serving.problems import Problem, invalid
 
-NUMBERS: dict[str, Any] = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+# An FP64, in which the service computes and logs, holds every integer up to this one exactly.
+EXACT = 2**53
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 LENGTH = struct.Struct("<I")
+MISSING = "or null where a value is missing"
 
 
-def of_json(data: Any, datatype: str, field: str) -> np.ndarray:
-    """A flat array (float64, or objects for BYTES) of a tensor's data, flat or nested; null: a missing value.
+class Datatype(NamedTuple):
+    """A numeric datatype.
+
+    Attributes:
+        stored: how numpy reads an element of the raw tensor.
+        least, most: the finite values that it can hold.
+    """
+
+    stored: np.dtype[Any]
+    least: float
+    most: float
+    kind: Literal["number", "integer", "boolean"] = "number"
+
+
+def _integer(bits: int, *, signed: bool) -> Datatype:
+    least = -(2 ** (bits - 1)) if signed else 0
+    most = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    return Datatype(np.dtype(f"<{'i' if signed else 'u'}{bits // 8}"), least, most, "integer")
+
+
+NUMBERS: dict[str, Datatype] = {
+    "BOOL": Datatype(np.dtype("u1"), 0, 1, "boolean"),
+    **{f"UINT{bits}": _integer(bits, signed=False) for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": _integer(bits, signed=True) for bits in (8, 16, 32, 64)},
+    "FP16": Datatype(np.dtype("<f2"), -65504.0, 65504.0),
+    # The upper half of an FP32. numpy has no such type.
+    "BF16": Datatype(np.dtype("<u2"), -FLOAT32_MAX, FLOAT32_MAX),
+    "FP32": Datatype(np.dtype("<f4"), -FLOAT32_MAX, FLOAT32_MAX),
+    "FP64": Datatype(np.dtype("<f8"), -FLOAT32_MAX, FLOAT32_MAX),
+}
+
+
+def check_shape(shape: Any, columns: int, most_rows: int, field: str) -> int:
+    """Return the number of rows of a shape, which must be [n, columns].
 
     Raises:
-        Problem: 422, a value is of another type.
+        Problem: 422.
     """
-    if type(data) is not list:
-        raise _wrong("it must be a list", field)
-    flat: list[Any] = []
-    for entry in data:
-        if type(entry) is list:
-            flat.extend(entry)
-        else:
-            flat.append(entry)
+    if type(shape) is not list or len(shape) != 2 or any(type(size) is not int for size in shape) or shape[1] != columns:
+        raise wrong(f"it must be [n, {columns}]", f"{field}.shape")
+    if not 1 <= shape[0] <= most_rows:
+        raise wrong(f"the number of rows must be from 1 to {most_rows}", f"{field}.shape")
+    return shape[0]
+
+
+def from_json(data: Any, datatype: str, rows: int, columns: int, field: str) -> np.ndarray:
+    """Return the tensor [rows, columns] of data that are flat or nested; float64 (null: NaN), or str objects for BYTES (null: empty).
+
+    Raises:
+        Problem: 422, the data have another size, or a value is not of the datatype.
+    """
+    flat = _flat(data, rows, columns, field)
     if datatype == "BYTES":
         for number, value in enumerate(flat):
             if value is not None and type(value) is not str:
-                raise _wrong("it must hold strings, or null where a value is missing", f"{field}[{number}]")
-        return np.array(["" if value is None else value for value in flat], dtype=object)
-    for number, value in enumerate(flat):
-        if value is not None and type(value) not in (int, float):
-            raise _wrong("it must hold numbers, or null where a value is missing", f"{field}[{number}]")
-    try:
-        return np.array([np.nan if value is None else value for value in flat], dtype="float64")
-    except OverflowError:
-        raise invalid("not-finite", "A number is too great", "its numbers must fit into 32 bits", field) from None
+                raise wrong(f"it must be a string, {MISSING}", f"{field}[{number}]")
+        texts = np.array(["" if value is None else value for value in flat], dtype=object)
+        return texts.reshape(rows, columns)
+    numbers = _plain_numbers(flat, datatype)
+    if numbers is None:
+        checked = [np.nan if value is None else _number(value, datatype, f"{field}[{number}]") for number, value in enumerate(flat)]
+        numbers = np.array(checked, dtype="float64")
+    return numbers.reshape(rows, columns)
 
 
-def of_bytes(raw: bytes, datatype: str, field: str) -> np.ndarray:
-    """As ``of_json``, of a raw tensor: numbers little-endian, each string after its length in four bytes."""
-    if datatype != "BYTES":
-        size = NUMBERS[datatype].itemsize
-        if len(raw) % size:
-            raise _wrong(f"{len(raw)} bytes are no whole number of {datatype}", field)
-        return np.frombuffer(raw, dtype=NUMBERS[datatype]).astype("float64")
-    texts: list[str] = []
-    start = 0
-    while start < len(raw):
-        end = start + LENGTH.size
-        length = LENGTH.unpack_from(raw, start)[0] if end <= len(raw) else len(raw)
-        if end + length > len(raw):
-            raise _wrong(f"its element {len(texts)} is longer than the tensor", field)
-        try:
-            texts.append(raw[end : end + length].decode())
-        except UnicodeDecodeError:
-            raise _wrong(f"its element {len(texts)} is no UTF-8", field) from None
-        start = end + length
-    return np.array(texts, dtype=object)
+def from_bytes(raw: bytes, datatype: str, rows: int, columns: int, field: str) -> np.ndarray:
+    """Return the tensor as ``from_json`` does. In a raw tensor numbers are little-endian, and the length in four bytes precedes each string.
+
+    Raises:
+        Problem: 422, the tensor has another size, or a value cannot be used.
+    """
+    count = rows * columns
+    if datatype == "BYTES":
+        return np.array(_texts(raw, count, field), dtype=object).reshape(rows, columns)
+    stored = NUMBERS[datatype].stored
+    if len(raw) != count * stored.itemsize:
+        raise wrong(f"{count} elements of {datatype} take {count * stored.itemsize} bytes, not {len(raw)}", field)
+    found = np.frombuffer(raw, dtype=stored)
+    if datatype == "BF16":
+        found = (found.astype("<u4") << 16).view("<f4")
+    # The negation also finds a NaN, which means a missing value.
+    ok = (np.isnan(found) if found.dtype.kind == "f" else False) | ~_outside(found, datatype)
+    if not ok.all():
+        number = int(ok.argmin())
+        raise _out_of_range(str(found[number]), datatype, f"{field}[{number}]")
+    return found.astype("float64").reshape(rows, columns)
 
 
 def to_bytes(values: list[float] | list[str], datatype: str) -> bytes:
-    """The raw tensor of an output."""
+    """Return the raw tensor of an output."""
     if datatype == "BYTES":
         return b"".join(LENGTH.pack(len(text)) + text for text in (str(value).encode() for value in values))
-    return np.array(values, dtype=NUMBERS[datatype]).tobytes()
+    return np.array(values, dtype=NUMBERS[datatype].stored).tobytes()
 
 
-def shaped(flat: np.ndarray, shape: Any, columns: int, field: str) -> np.ndarray:
-    """The array in its shape [n, columns].
-
-    Raises:
-        Problem: 422, it has another shape, or other data than its shape says.
-    """
-    if type(shape) is not list or len(shape) != 2 or any(type(size) is not int or size < 0 for size in shape) or shape[1] != columns:
-        raise _wrong(f"it must be [n, {columns}]", f"{field}.shape")
-    if shape[0] * shape[1] != flat.size:
-        raise _wrong(f"the shape says {shape[0] * shape[1]} elements, the data have {flat.size}", f"{field}.data")
-    return flat.reshape(shape)
+def wrong(detail: str, field: str) -> Problem:
+    return invalid("invalid-tensor", "A tensor is not valid", detail, field)
 
 
-def _wrong(detail: str, field: str) -> Problem:
-    return invalid("invalid-tensor", "A tensor is not as it should be", detail, field)
+def _flat(data: Any, rows: int, columns: int, field: str) -> list[Any]:
+    """Return the elements in row-major order, and check how many there are."""
+    if type(data) is not list:
+        raise wrong("it must be a list", field)
+    nested = [type(entry) is list for entry in data[: max(rows, rows * columns)]]
+    if any(nested):
+        # Rows of other lengths could have the right number of elements together, but in the wrong columns.
+        if len(data) != rows or not all(nested) or any(len(entry) != columns for entry in data):
+            raise wrong(f"nested data must be {rows} lists of {columns} elements each, as the shape says", field)
+        return [value for entry in data for value in entry]
+    if len(data) != rows * columns:
+        raise wrong(f"the shape says {rows * columns} elements, the data have {len(data)}", field)
+    return data
+
+
+def _plain_numbers(flat: list[Any], datatype: str) -> np.ndarray | None:
+    """Return the numbers if all are plainly right, at a tenth of the cost of checking each; None: they may be right all the same."""
+    known = NUMBERS[datatype]
+    plain = {int, type(None)} if known.kind == "integer" else {int, float, type(None)}
+    if known.kind == "boolean" or not plain.issuperset(map(type, flat)):
+        return None
+    try:
+        numbers = np.array([np.nan if value is None else value for value in flat], dtype="float64")
+    except OverflowError:
+        return None
+    least, most = _limits(datatype)
+    # An integer beyond a limit can be rounded to the limit itself, so the limits are left to the other check.
+    fine = np.isnan(numbers) | ((numbers > least) & (numbers < most))
+    return numbers if fine.all() else None
+
+
+def _number(value: Any, datatype: str, field: str) -> float:
+    """Return a JSON value as a number of a datatype."""
+    known = NUMBERS[datatype]
+    if known.kind == "boolean":
+        if type(value) is bool or (type(value) in (int, float) and value in (0, 1)):
+            return float(value)
+        raise wrong(f"it must be true or false, {MISSING}", field)
+    if type(value) not in (int, float):
+        raise wrong(f"it must be a number, {MISSING}", field)
+    if value != value and known.kind == "number":
+        return np.nan
+    if known.kind == "integer" and type(value) is float and not value.is_integer():
+        raise wrong(f"it must be an integer, {MISSING}", field)
+    least, most = _limits(datatype)
+    if not least <= value <= most:
+        raise _out_of_range("", datatype, field)
+    return float(value)
+
+
+def _limits(datatype: str) -> tuple[float, float]:
+    """Return the least and the greatest number that the service takes of a datatype."""
+    known = NUMBERS[datatype]
+    return (max(known.least, -EXACT), min(known.most, EXACT)) if known.kind == "integer" else (known.least, known.most)
+
+
+def _outside(found: np.ndarray, datatype: str) -> np.ndarray:
+    if datatype == "BF16":
+        return ~np.isfinite(found)
+    least, most = _limits(datatype)
+    # numpy compares in the type of the array, which must be able to hold the limit.
+    return (found < found.dtype.type(least)) | (found > found.dtype.type(most))
+
+
+def _out_of_range(value: str, datatype: str, field: str) -> Problem:
+    least, most = _limits(datatype)
+    if datatype in ("INT64", "UINT64"):
+        reason = "other integers would be rounded; if that is intended, send FP64"
+    else:
+        reason = "the model computes with FP32" if datatype == "FP64" else f"the range of {datatype}"
+    detail = f"it must be from {least:.17g} to {most:.17g} ({reason}){f', not {value}' if value else ''}"
+    return invalid("not-finite", "A number is out of range", detail, field)
+
+
+def _texts(raw: bytes, count: int, field: str) -> list[str]:
+    texts: list[str] = []
+    start = 0
+    while start < len(raw):
+        if len(texts) == count:
+            raise wrong(f"the shape says {count} elements, the data have more", field)
+        end = start + LENGTH.size
+        length = LENGTH.unpack_from(raw, start)[0] if end <= len(raw) else len(raw)
+        if end + length > len(raw):
+            raise wrong("the element is longer than the tensor", f"{field}[{len(texts)}]")
+        try:
+            texts.append(raw[end : end + length].decode())
+        except UnicodeDecodeError:
+            raise wrong("the element is no UTF-8", f"{field}[{len(texts)}]") from None
+        start = end + length
+    if len(texts) != count:
+        raise wrong(f"the shape says {count} elements, the data have {len(texts)}", field)
+    return texts

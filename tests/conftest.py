@@ -6,6 +6,8 @@ has an Airflow of its own, which takes half a core while it waits.
 import os
 from typing import Any
 
+# Before Feast is imported, which sets PROMETHEUS_MULTIPROC_DIR: prometheus_client decides at its import what its metrics are kept in.
+import prometheus_client  # noqa: F401
 import pytest
 
 from include.settings import QUIET

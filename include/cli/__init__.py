@@ -1,8 +1,11 @@
 """The `airloop` command. Each command is a few lines: what it does lies in the room that it imports when it is called."""
 
+import sys
+from typing import Annotated
+
 import typer
 
-from include.cli import archives, loop, models, services, users
+from include.cli import archives, boundary, loop, models, services, users
 
 app = typer.Typer(
     name="airloop",
@@ -19,3 +22,22 @@ for panel, commands in (("Services", services), ("The loop", loop), ("Models", m
         command.rich_help_panel = panel
     app.add_typer(commands.app)
 app.add_typer(users.app, name="users", rich_help_panel="Services")
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=lambda given: _print_version() if given else None, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """The options of all commands."""
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    boundary.run(app, next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+
+
+def _print_version() -> None:
+    from importlib.metadata import version
+
+    typer.echo(f"airloop {version('airloop')}")
+    raise typer.Exit

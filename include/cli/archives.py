@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from include.cli.exits import fail, settings_or_exit
+from include.cli.exits import fail, say, settings_or_exit
 
 app = typer.Typer()
 
@@ -30,10 +30,10 @@ def backup(
     except (ArchiveError, RowsError, SettingsError, SQLAlchemyError) as error:
         fail(f"no backup was made: {error}")
     for name, held in saved.held.items():
-        typer.echo(f"{name}: {held}")
+        say(f"{name}: {held}")
     for line in saved.in_progress:
-        typer.echo(f"in progress, and open again after a restore: {line}")
-    typer.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
+        say(f"in progress, and open again after a restore: {line}")
+    say(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -60,6 +60,6 @@ def restore(
 
     refused = (ArchiveError, RestoreError, MovingError, RowsError, MigrationError, SettingsError, StorageUnavailable, SQLAlchemyError)
     try:
-        bring_back(settings_or_exit(), archive, data_from=data_from, artifacts_from=artifacts_from, dry_run=dry_run, say=typer.echo)
+        bring_back(settings_or_exit(), archive, data_from=data_from, artifacts_from=artifacts_from, dry_run=dry_run, say=say)
     except refused as error:
         fail(f"not restored:\n{error}")

@@ -1,16 +1,24 @@
 """How a command ends: 0, it went well; 1, it looked and something is not well; 2, it could not do what was asked, and says why."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from include.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from include.settings import Settings
+    from include.stack.api import AirflowApi
 
 Found = TypeVar("Found")
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
+# Whether this process has told anything yet.
+has_said = False
+# Seconds within which a server must answer, or the command says that it does not.
+SERVER_SECONDS = 4.0
 
 
 def settings_or_exit() -> "Settings":
@@ -46,8 +54,61 @@ def told(error: type[Exception], do: Callable[..., Any], *arguments: Any) -> Any
         fail(str(fault))
 
 
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print; a terminal must not obey what strangers wrote into a reason, a name or an error."""
+    global has_said
+    has_said = True
+    typer.echo(printable(text, keep="\n\t"), err=err)
+
+
+def say_json(content: Any) -> None:
+    """Print a document for programs; what is no JSON is shown as text."""
+    import json
+
+    say(json.dumps(content, indent=1, default=str))
+
+
+def airflow_or_exit() -> "AirflowApi":
+    """Return the API of the running Airflow, or end with exit status 2 because it does not answer in time."""
+    from include.stack.api import AirflowApi
+
+    settings = settings_or_exit()
+    _ask(f"{settings.airflow_url}/api/v2/version", "Airflow", settings.airflow_url)
+    return AirflowApi.of(settings)
+
+
+def mlflow_or_exit(note: str = "") -> None:
+    """End with exit status 2 if MLflow does not answer in time. Set its client, which tries for minutes otherwise, to try once.
+
+    Args:
+        note: told too if MLflow does not answer.
+    """
+    import os
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    settings = settings_or_exit()
+    address = os.environ.get("MLFLOW_TRACKING_URI") or settings.mlflow_url  # as MLflow's client finds it
+    _ask(f"{address}/health", "MLflow", address, note)
+
+
+def _ask(url: str, name: str, address: str, note: str = "") -> None:
+    import httpx
+
+    if not url.startswith(("http://", "https://")):
+        return  # a store of MLflow's in a file
+    try:
+        answer = httpx.get(url, timeout=SERVER_SECONDS, trust_env=False)
+    except httpx.TransportError as error:
+        fail(
+            f"{name} does not answer at {address}: {error or type(error).__name__}. `airloop status` shows what runs, `airloop up` starts it"
+            + (f"\n{note}" if note else "")
+        )
+    if answer.is_server_error:
+        fail(f"{name} at {address} answers {answer.status_code}: {answer.text[:200]}. `airloop status` names its log")
+
+
 def fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message, err=True)
     raise typer.Exit(2)
 
 

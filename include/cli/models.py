@@ -5,17 +5,21 @@ from typing import Annotated
 
 import typer
 
-from include.cli.exits import exit_unless, fail, or_exit, settings_or_exit
+from include.cli.exits import Json, exit_unless, fail, mlflow_or_exit, or_exit, say, say_json, settings_or_exit
 
 app = typer.Typer()
+AWAY = "If MLflow is away: serving keeps answering as it does, and follows as soon as MLflow is back"
 
 
 @app.command()
 def rollout(
     project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
     resume: Annotated[bool, typer.Option("--resume", help="Let a paused one go on: you have looked at it.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the rollout in progress or the last one: where it is, and what each look found."""
+    from dataclasses import asdict
+
     from include.operations.freezing import who
     from include.projects import get_project
     from include.rollout import steps
@@ -23,24 +27,27 @@ def rollout(
     from include.rollout.report import paragraph_of
 
     found = or_exit(get_project, project)
-    settings_or_exit()
+    mlflow_or_exit()
     if resume and steps.resume(found, by=who()) is None:
         fail(f"{project}: no rollout is paused")
     document = rollout_document(found)
-    if document is None:
-        typer.echo(f"{project}: nothing was ever rolled out.")
+    if as_json:
+        say_json({"rollout": asdict(document) if document else None, "looks": steps.looks(found, document) if document else []})
         return
-    typer.echo(paragraph_of(found, document.version, document))
+    if document is None:
+        say(f"{project}: nothing was ever rolled out.")
+        return
+    say(paragraph_of(found, document.version, document))
     for look in steps.looks(found, document):
-        typer.echo(f"{look['recorded_at']}  {look['subject'].rsplit(', ', 2)[1]}: {look['verdict']}")
+        say(f"{look['recorded_at']}  {look['subject'].rsplit(', ', 2)[1]}: {look['verdict']}")
         for reason in look["reasons"]:
-            typer.echo(f"    {reason}")
+            say(f"    {reason}")
 
 
 @app.command()
 def rollback(
     project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
-    reason: Annotated[str, typer.Option(help="Why; whoever looks at the version reads it.")],
+    reason: Annotated[str, typer.Option("--reason", "--why", help="Why; whoever looks at the version reads it.")],
     to: Annotated[str | None, typer.Option(help="The version that is to answer. Default: the one before the newest rollout.")] = None,
     by: Annotated[str | None, typer.Option(help="Who rolls back. Default: the name of your login.")] = None,
 ) -> None:
@@ -48,9 +55,6 @@ def rollback(
 
     Doing it again changes nothing. Exit status 1 if serving does not answer with that version within 15 s; it says what serving answers with.
     """
-    import os
-
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # seconds count here, and MLflow's client tries for minutes
     from mlflow.exceptions import MlflowException
 
     from include.ledger import Busy
@@ -59,23 +63,23 @@ def rollback(
     from include.rollout.by_hand import roll_back, what_serving_serves
 
     found = or_exit(get_project, project)
-    settings_or_exit()
+    mlflow_or_exit(note=AWAY)
     try:
         done = or_exit(lambda _: roll_back(found, to=to, reason=reason, by=by or who()), project)
     except (Busy, MlflowException) as error:
-        fail(f"not rolled back: {error}\nIf MLflow is away: serving keeps answering as it does, and follows as soon as MLflow is back")
+        fail(f"not rolled back: {error}\n{AWAY}")
     for note in done.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     taken = done.taken_back
-    typer.echo(f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is version {done.champion or 'none'}.")
+    say(f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is version {done.champion or 'none'}.")
     follows, said = what_serving_serves(found, done.champion)
-    typer.echo(f"{said[0].upper()}{said[1:]}.", err=not follows)
+    say(f"{said[0].upper()}{said[1:]}.", err=not follows)
     exit_unless(follows)
 
 
 @app.command()
 def freeze(
-    why: Annotated[str, typer.Option(help="The reason; whoever meets the freeze reads it.")],
+    reason: Annotated[str, typer.Option("--reason", "--why", help="Why; whoever meets the freeze reads it.")],
     project: Annotated[str | None, typer.Argument(help="A folder of include/projects.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All projects, also those to come.")] = False,
     by: Annotated[str | None, typer.Option(help="Who freezes. Default: the name of your login.")] = None,
@@ -87,8 +91,8 @@ def freeze(
     from include.operations import freezing
 
     _one_or_all(project, everything)
-    held, new = or_exit(lambda _: freezing.freeze(project, by=by or freezing.who(), why=why), "")
-    typer.echo(f"{held}." if new else f"It was frozen already, and that stays: {held}.")
+    held, new = or_exit(lambda _: freezing.freeze(project, by=by or freezing.who(), why=reason), "")
+    say(f"{held}." if new else f"It was frozen already, and that stays: {held}.")
 
 
 @app.command()
@@ -102,13 +106,13 @@ def thaw(
 
     _one_or_all(project, everything)
     thawed = or_exit(lambda _: freezing.thaw(settings_or_exit(), project, by=by or freezing.who()), "")
-    typer.echo(f"Thawed; it was so: {thawed.ended}." if thawed.ended else f"{project or 'Everything'} was not frozen.")
+    say(f"Thawed; it was so: {thawed.ended}." if thawed.ended else f"{project or 'Everything'} was not frozen.")
     for one in thawed.still:
-        typer.echo(f"Still: {one}.")
+        say(f"Still: {one}.")
     for dag_id, run_id in thawed.started:
-        typer.echo(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
+        say(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
     if thawed.trouble:
-        typer.echo(thawed.trouble, err=True)
+        say(thawed.trouble, err=True)
     exit_unless(not thawed.trouble)
 
 
@@ -122,9 +126,9 @@ def export(
     from include.edge.export import export as write
     from include.projects import get_project
 
-    settings_or_exit()
+    mlflow_or_exit()
     made = or_exit(lambda name: write(get_project(name), version, into), project)
-    typer.echo(f"{made.bundle}: version {made.version} of {project}. Whoever uses it checks it with {made.public_key}, got from you another way.")
+    say(f"{made.bundle}: version {made.version} of {project}. Whoever uses it checks it with {made.public_key}, got from you another way.")
 
 
 @app.command()
@@ -137,7 +141,7 @@ def verify(
 
     from include.edge.export import verify as check
 
-    typer.echo(json.dumps(or_exit(lambda _: check(bundle, key), ""), indent=1))
+    say(json.dumps(or_exit(lambda _: check(bundle, key), ""), indent=1))
 
 
 def _one_or_all(project: str | None, everything: bool) -> None:

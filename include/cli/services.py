@@ -5,20 +5,32 @@ from typing import Annotated, Literal
 
 import typer
 
-from include.cli.exits import exit_unless, fail, settings_or_exit, terminal
+from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, say, say_json, settings_or_exit, terminal
 
 app = typer.Typer()
 
 
 @app.command()
-def up() -> None:
+def up(
+    systemd: Annotated[bool, typer.Option("--systemd", help="Print unit files for systemd that run the same services, and start nothing.")] = False,
+) -> None:
     """Start what does not run (Airflow, MLflow, serving), wait until each answers, print addresses and login.
+
+    A service that dies later is restarted, unless AIRLOOP_RESTART is false.
 
     Doing it again is harmless: only what is missing is started. State lies under AIRLOOP_HOME (data/ in the repository); ports are
     AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT and AIRLOOP_SERVING_PORT. When a port is taken, nothing is started.
     """
     from include.stack import console
+    from include.stack.systemd import UnitError, units
 
+    if systemd:
+        try:
+            made = units(settings_or_exit())
+        except UnitError as error:
+            fail(str(error))
+        say("\n".join(f"# /etc/systemd/system/{name}\n{content}" for name, content in made.items()))
+        return
     exit_unless(console.up(settings_or_exit(), terminal()))
 
 
@@ -31,15 +43,27 @@ def down() -> None:
 
 
 @app.command()
-def status() -> None:
+def status(as_json: Json = False) -> None:
     """Show each service: whether it answers, its process, its address. Exit status 1 unless all of them answer."""
     from include.stack import console
 
-    exit_unless(console.status(settings_or_exit(), terminal()))
+    if not as_json:
+        exit_unless(console.status(settings_or_exit(), terminal()))
+        return
+    from dataclasses import asdict
+
+    from include import ledger
+    from include.projects import broken_projects
+    from include.stack import lifecycle
+
+    lines = lifecycle.status(settings_or_exit())
+    broken = [str(one) for one in broken_projects()]
+    say_json({"services": [asdict(line) for line in lines], "freezes": [str(one) for one in ledger.freezes()], "broken_projects": broken})
+    exit_unless(all(line.state == "answering" for line in lines) and not broken)
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: Json = False) -> None:
     """Ask everything whether it is well: settings, disks, databases, stores, servers, DAGs, pools, and whether they belong together.
 
     Each fault comes with what to do about it. Exit status 1 if there is one.
@@ -56,10 +80,17 @@ def doctor() -> None:
     except (SettingsError, ValidationError) as error:
         from include.operations.doctor.machine import unreadable_settings
 
-        show(console, unreadable_settings(error))
+        if as_json:
+            say_json([unreadable_settings(error)._asdict()])
+        else:
+            show(console, unreadable_settings(error))
         raise typer.Exit(1) from None
-    found = examine(settings, lambda finding: show(console, finding))
+    found = examine(settings, lambda finding: None if as_json else show(console, finding))
     faults = [finding for finding in found if finding.state == "fault"]
+    if as_json:
+        say_json([finding._asdict() for finding in found])
+        exit_unless(not faults)
+        return
     console.print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found." if faults else "All is well.", style="bold red" if faults else "bold green")
     exit_unless(not faults)
 
@@ -81,16 +112,17 @@ def secrets(
         made = make_secrets(profile, target)
     except (OSError, SecretsError) as error:
         fail(str(error))
-    typer.echo(f"{target}: {', '.join(made) if made else 'all secrets were there'}")
+    say(f"{target}: {', '.join(made) if made else 'all secrets were there'}")
 
 
 @app.command("kubernetes-secrets")
 def kubernetes_secrets(
     namespace: Annotated[str, typer.Option(help="Of MLflow and serving.")] = "airloop",
     airflow_namespace: Annotated[str, typer.Option(help="Of Airflow.")] = "airflow",
-    keys: Annotated[Path | None, typer.Option(help="Serving's file of keys, with people's in it; the house's own is put beside them.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Serving's file of keys, with people's keys in it. The keys of Airloop itself are added.")] = None,
+    training_namespace: Annotated[bool, typer.Option(help="Print the training namespace too, with its Pod Security labels.")] = True,
 ) -> None:
-    """Print the secrets of each part for a cluster, made of the settings: `airloop kubernetes-secrets | kubectl apply -f -`.
+    """Print the training namespace and the secrets of each part for a cluster: `airloop kubernetes-secrets | kubectl apply -f -`.
 
     Each part gets what it needs and nothing else. The object store's credentials are those of the settings file or the
     environment, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for one part alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
@@ -100,7 +132,7 @@ def kubernetes_secrets(
     import sys
 
     from include.settings import SettingsError, settings_file
-    from include.stack.kubernetes import secrets
+    from include.stack import kubernetes
     from include.stack.secrets_file import values
 
     if sys.stdout.isatty():
@@ -108,10 +140,12 @@ def kubernetes_secrets(
     try:
         file = settings_file()
         environment = {**(values(file.read_text()) if file else {}), **os.environ}
-        items = secrets(settings_or_exit(), environment, namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
+        settings = settings_or_exit()
+        items = kubernetes.secrets(settings, environment, namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
     except SettingsError as error:
         fail(str(error))
-    typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    first = [kubernetes.training_namespace(settings)] if training_namespace else []
+    say(json.dumps({"apiVersion": "v1", "kind": "List", "items": [*first, *items]}))
 
 
 @app.command()
@@ -123,7 +157,7 @@ def databases() -> None:
     from include.stack.databases import DatabasesError, make_databases
 
     try:
-        make_databases(settings_or_exit(), typer.echo)
+        make_databases(settings_or_exit(), say)
     except DatabasesError as error:
         fail(str(error))
 
@@ -139,7 +173,7 @@ def migrate() -> None:
     from include.stack.migrations import migrate as run
 
     try:
-        run(settings_or_exit(), typer.echo)
+        run(settings_or_exit(), say)
     except (MigrationError, SettingsError) as error:
         fail(str(error))
 
@@ -164,9 +198,10 @@ def pools(
     except of.PoolsError as error:
         fail(str(error))
     if as_json:
-        typer.echo(of.for_import(slots))
+        say(of.for_import(slots))
         return
     if not dry_run:
+        airflow_or_exit()
         of.set_pools(settings, slots)
     for name, count in slots.items():
-        typer.echo(f"{name}: {count}")
+        say(f"{name}: {count}")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from include.cli.exits import settings_or_exit, told
+from include.cli.exits import Json, say, say_json, settings_or_exit, told
 
 app = typer.Typer(no_args_is_help=True, help="Airflow's accounts and their roles: viewer, editor, operator, admin (docs/runbooks/access.md).")
 
@@ -18,7 +18,7 @@ def add_user(
     """Make an account, or give the one that is there another role; prints its new password, once."""
     from include.stack import users as of
 
-    typer.echo(told(of.UsersError, of.add, settings_or_exit(), name, role, email))
+    say(told(of.UsersError, of.add, settings_or_exit(), name, role, email))
 
 
 @app.command("remove")
@@ -30,12 +30,16 @@ def remove_user(name: Annotated[str, typer.Argument(help="As the person logs in.
 
 
 @app.command("list")
-def list_users() -> None:
+def list_users(as_json: Json = False) -> None:
     """Show every account with its roles."""
     from include.stack import users as of
 
-    for user in told(of.UsersError, of.listed, settings_or_exit()):
-        typer.echo(f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>")
+    users = told(of.UsersError, of.listed, settings_or_exit())
+    if as_json:
+        say_json(users)
+        return
+    for user in users:
+        say(f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>")
 
 
 @app.command("sync")
@@ -46,4 +50,4 @@ def sync_users() -> None:
     """
     from include.stack import users as of
 
-    typer.echo(told(of.UsersError, of.sync, settings_or_exit()))
+    say(told(of.UsersError, of.sync, settings_or_exit()))

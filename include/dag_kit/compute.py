@@ -21,7 +21,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from include.dag_kit.requests import refuse_frozen_step
 from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
 from include.dag_kit.warm_child import WarmChild, die_with_parent
-from include.outages import STORE_AWAY
+from include.outages import STORE_AWAY, WILL_FAIL_AGAIN
 from include.projects import get_project
 from include.projects.base import Project
 from include.projects.compute import ComputeClass
@@ -269,6 +269,8 @@ class TrainingStep(BaseOperator):
             raise AirflowException(f"{self.command} ran for longer than the {limit} of compute class {self.compute}: killed; last lines:\n" + "\n".join(last))
         if code == STORE_AWAY:
             raise StoreAway(f"{self.command} had no answer of a store; its last lines:\n" + "\n".join(last))
+        if code == WILL_FAIL_AGAIN:
+            raise AirflowFailException(f"{self.command} failed, and another try would fail in the same way; its last lines:\n" + "\n".join(last))
         if code != 0:
             raise AirflowException(f"{self.command} ended with exit code {code}; its last lines:\n" + "\n".join(last))
 

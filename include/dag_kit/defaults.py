@@ -36,5 +36,27 @@ def default_args(project: Project) -> dict:
     }
 
 
+# A run that takes longer hangs: Airflow fails it, so that the next one can begin. Longer than all retries of its tasks take while a store is away.
+RUN_TIMEOUT = timedelta(days=1)
+
+
+def training_timeout(project: Project) -> timedelta:
+    """Return how long a run of `train` may take: ``RUN_TIMEOUT``, and twice as long as all training steps take one after the other at their limits."""
+
+    def longest(compute: str) -> timedelta:
+        limits = project.compute_class(compute)
+        return limits.timeout + limits.schedule_timeout + limits.start_timeout
+
+    fits = sum((longest(c.compute) * (1 + (c.search.trials if c.search else 0)) for c in project.candidates), timedelta())
+    rule_and_judgement = 2 * longest("cpu")
+    return RUN_TIMEOUT + 2 * (fits + rule_and_judgement + max(longest(compute) for compute in project.refitting))
+
+
+def deployment_timeout(project: Project) -> timedelta:
+    """Return how long a run of `deploy` may take: ``RUN_TIMEOUT``, and as long as the rollout's steps and a person's approval may take."""
+    approval = project.rollout.approval
+    return RUN_TIMEOUT + project.rollout.patience + (approval.within if approval else timedelta())
+
+
 def tags(stage: str, project: Project) -> list[str]:
     return [project.name, stage]

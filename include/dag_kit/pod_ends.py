@@ -7,7 +7,7 @@ import re
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from include.outages import STORE_AWAY
+from include.outages import STORE_AWAY, WILL_FAIL_AGAIN
 
 CONTAINER = "base"
 SEEN = "already_checked"  # the provider's label of a pod whose end a task has dealt with
@@ -51,11 +51,12 @@ class Kind(StrEnum):
     NOT_STARTED = "not started"
     HUNG = "hung"
     STORE_AWAY = "store away"
+    FAILS_AGAIN = "fails again"
     CRASHED = "crashed"
 
 
 # The same thing would come of another try; somebody has to change something first.
-HOPELESS = frozenset({Kind.OUT_OF_DISK, Kind.BAD_IMAGE, Kind.BAD_CONFIG, Kind.UNSCHEDULABLE})
+HOPELESS = frozenset({Kind.OUT_OF_DISK, Kind.BAD_IMAGE, Kind.BAD_CONFIG, Kind.UNSCHEDULABLE, Kind.FAILS_AGAIN})
 # Once more may help, but not for ever; a pod that ended well and made nothing is among them. The others came from outside.
 OWN_FAULTS = frozenset({Kind.CRASHED, Kind.HUNG, Kind.SUCCEEDED})
 DISRUPTIONS = {
@@ -106,6 +107,8 @@ def end_of(pod: dict[str, Any], verdict: Verdict = Verdict.ENDED) -> End:
         return End(Kind.NODE_LOST, f"lost: {node(pod)} knows nothing of its container any more, as after a restart ({ended.get('message') or said})")
     if ended and ended.get("exitCode") == STORE_AWAY:
         return End(Kind.STORE_AWAY, "had no answer of MLflow, the object store or a database")
+    if ended and ended.get("exitCode") == WILL_FAIL_AGAIN:
+        return End(Kind.FAILS_AGAIN, "failed with an error that another try would raise again")
     if verdict == Verdict.HUNG or status.get("reason") == "DeadlineExceeded":
         return End(Kind.HUNG, "killed: it ran for longer than a step of its compute class may")
     if verdict == Verdict.BAD_IMAGE:

@@ -19,6 +19,7 @@ from include.dag_kit.pod_group_trigger import StepGroupTrigger, event
 from include.dag_kit.pod_names import labels_of, next_number, pod_name
 from include.dag_kit.pod_trigger import bare, lines_after, moment
 from include.dag_kit.pods import BACKSTOP, GRACE, LAST_LINES, QuotaExceeded, StepPod
+from include.outages import WILL_FAIL_AGAIN
 
 LONGEST_NAME = 58  # with "-<index>" it is a pod's host name, which has 63 characters; with "-<index>-<5 letters>" the pod's name, which has more
 PORT = 29400  # torchrun's own default
@@ -129,7 +130,9 @@ class StepPodGroup(StepPod):
                 action="Ignore", on_pod_conditions=[k8s.V1PodFailurePolicyOnPodConditionsPattern(type="DisruptionTarget", status="True")]
             ),
             k8s.V1PodFailurePolicyRule(action="Ignore", on_exit_codes=on_codes(container_name=CONTAINER, operator="In", values=[OTHERS_LOST])),
-            k8s.V1PodFailurePolicyRule(action="FailJob", on_exit_codes=on_codes(container_name=CONTAINER, operator="In", values=[GAVE_UP, OUT_OF_MEMORY])),
+            k8s.V1PodFailurePolicyRule(
+                action="FailJob", on_exit_codes=on_codes(container_name=CONTAINER, operator="In", values=sorted([GAVE_UP, OUT_OF_MEMORY, WILL_FAIL_AGAIN]))
+            ),
         ]
         spec = k8s.V1JobSpec(
             completion_mode="Indexed", completions=self.workers, parallelism=self.workers, template=template, backoff_limit=2 * self.workers,

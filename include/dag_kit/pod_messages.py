@@ -25,7 +25,7 @@ def explain(name: str, end: End, pod: dict[str, Any], last: list[str], step: Ste
         parts = [out_of_memory(step, compute, pod_ends.memory_limit(pod))]
     if end.kind == Kind.UNSCHEDULABLE:
         parts += [f"It asked for {_asked(pod, compute)} and waited {compute.schedule_timeout}.", f"The cluster has: {_allocatable(nodes, compute)}"]
-    if end.kind in (Kind.CRASHED, Kind.HUNG, Kind.OUT_OF_MEMORY, Kind.STORE_AWAY) and last:
+    if end.kind in (Kind.CRASHED, Kind.FAILS_AGAIN, Kind.HUNG, Kind.OUT_OF_MEMORY, Kind.STORE_AWAY) and last:
         parts += ["Its last lines:", *last]
     return "\n".join(parts)
 

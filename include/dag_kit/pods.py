@@ -26,7 +26,7 @@ from include.dag_kit.pod_sweep import RESULT, TASK, task_of
 from include.dag_kit.pod_trigger import StepPodTrigger, judge, lines_after
 from include.dag_kit.storage import pod_storage
 from include.projects.compute import ComputeClass
-from include.settings import Settings
+from include.settings import Settings, unpinned
 from include.stack.pod_settings import pods_cannot
 from include.training.tracking import tracking_uri
 
@@ -53,13 +53,15 @@ class StepPod(KubernetesPodOperator):
         image = resources.image or settings.training_image
         if not image:
             raise AirflowFailException("AIRLOOP_COMPUTE=kubernetes needs AIRLOOP_TRAINING_IMAGE: the image that training pods run")
+        if settings.profile == "kubernetes" and (fault := unpinned(image)):
+            raise AirflowFailException(f"the image of compute class {step.compute} is {fault}")
         if wrong := pods_cannot(settings, tracking_uri()):
             raise AirflowFailException(wrong)
         super().__init__(
             kubernetes_conn_id=settings.kubernetes_connection,
             namespace=settings.kubernetes_namespace,
             image=image,
-            image_pull_policy="IfNotPresent",  # the tag never moves; asking the registry each time makes it a part that can fail
+            image_pull_policy="IfNotPresent",  # a digest, or a fixed tag. Asking the registry each time makes it a part that can fail
             cmds=command,
             env_vars=pod_environment(settings, step, resources),
             random_name_suffix=False,  # the name is what makes sure that two processes cannot both make the step's next pod

@@ -1,11 +1,11 @@
-"""When a task is tried again: soon and seldom after an error of its own, for some minutes while a store is away."""
+"""When a task is tried again: never after an error that must come again, soon and seldom after another error of its own, for minutes while a store is away."""
 
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import RetryDecision, RetryPolicy
 
-from include.outages import away
+from include.outages import away, will_fail_again
 
 RETRIES = 2  # after an error of its own; every task is safe to run again
 OUTAGES = 6  # beside them, each a little later: four minutes in all, in which a database is started again or fails over
@@ -13,7 +13,9 @@ PAUSES = (5, 10, 20, 40, 60, 60, 60)  # seconds
 
 
 class PatientWithStores(RetryPolicy):
-    """Lets a task have ``RETRIES`` tries again, and ``OUTAGES`` more when Postgres, Redis, the object store or MLflow did not answer.
+    """Gives a task ``RETRIES`` retries, and ``OUTAGES`` more when Postgres, Redis, the object store or MLflow did not answer.
+
+    An error that the same code on the same data raises again (``include.outages.will_fail_again``) ends the task at once.
 
     A task that was killed from outside is not asked: Airflow tries it again as often as the task's ``retries`` say.
 
@@ -29,6 +31,8 @@ class PatientWithStores(RetryPolicy):
         tries = max(1, try_number - max(0, max_tries - self.retries))
         if said := away(exception):
             return RetryDecision.retry(timedelta(seconds=PAUSES[min(tries, len(PAUSES)) - 1]), f"a store is away ({said})")
+        if will_fail_again(exception):
+            return RetryDecision.fail(f"another try would fail in the same way ({type(exception).__name__})")
         if self.own is not None and tries > self.own:
             return RetryDecision.fail(f"failed {tries} times, and now not for a store that is away")
         return RetryDecision.default()

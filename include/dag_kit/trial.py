@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,10 @@ class TaskListener:
 
     @hookimpl
     def on_task_instance_failed(self, previous_state, task_instance, error) -> None:
-        self._ended(task_instance, "failed", error=blame(error) if isinstance(error, BaseException) else str(error or ""))
+        if isinstance(error, BaseException):
+            self._ended(task_instance, "failed", error=blame(error), traceback="".join(traceback.format_exception(error)))
+        else:
+            self._ended(task_instance, "failed", error=str(error or ""))
 
     def _ended(self, task_instance, state: str, **more: Any) -> None:
         self._tell(event="task", task=_label(task_instance), state=state, seconds=time.monotonic() - self._began, **more)
@@ -142,10 +146,7 @@ def main(plan_file: str, descriptor: str) -> int:
             tell(event="failed", error=str(error))
             return 1
         except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            tell(event="error", error=str(error) if isinstance(error, ImportError) else blame(error))
+            tell(event="error", error=str(error) if isinstance(error, ImportError) else blame(error), traceback=traceback.format_exc())
             return 1
     return 0
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from include.data import layout, prediction_log, reading
 from include.data.landing import LandedFile
 from include.data.prediction_log import SETTLED, SKEW
+from include.data.printable import brief
 from include.data.reading import FileRefused
 from include.data.rules import Fault
 from include.data.tables import ARROW
@@ -57,6 +58,35 @@ def due(source: Source, files: list[LandedFile], cutoff: datetime, now: datetime
     return [file for _, _, file in sorted(ready, key=lambda one: one[:2])], waiting
 
 
+@dataclass(frozen=True)
+class Rights:
+    """What the senders of rows may do, of all rows of several files.
+
+    Attributes:
+        corrects: bool [rows]; the row replaces the label that was sent before.
+        labels_of: for each row the callers whose predictions it may be of; None: all.
+    """
+
+    corrects: np.ndarray
+    labels_of: list[frozenset[str] | None]
+
+
+def rights(source: Source, files: list[LandedFile], lengths: list[int]) -> Rights:
+    """Return what serving wrote into the metadata of each file about its sender. A file without them (of an older serving) corrects nothing."""
+    found = [_rights_of(file.content) if source.predictions else (False, None) for file in files]
+    corrects = np.repeat(np.array([corrects for corrects, _ in found], dtype=bool), lengths)
+    return Rights(corrects, [labels_of for (_, labels_of), length in zip(found, lengths, strict=True) for _ in range(length)])
+
+
+def _rights_of(content: bytes) -> tuple[bool, frozenset[str] | None]:
+    try:
+        metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
+        corrects, labels_of = json.loads(metadata.get(b"corrects", b"false")), json.loads(metadata.get(b"labels_of", b"null"))
+    except (pa.ArrowException, ValueError, OSError, RecursionError):
+        return False, frozenset()
+    return corrects is True, None if labels_of is None else frozenset(map(str, labels_of)) if isinstance(labels_of, list) else frozenset()
+
+
 @dataclass
 class _Thing:
     """What a label names, and the predictions that it was found to be."""
@@ -76,11 +106,12 @@ class _Thing:
         self.ids.add(prediction)
 
 
-def find_predictions(project: Project, source: Source, rows: pd.DataFrame) -> list[Fault]:
-    """Put the id of its prediction into each row that names an entity and a time, and find what cannot be a label of any.
+def find_predictions(project: Project, source: Source, rows: pd.DataFrame, rights: Rights | None = None) -> list[Fault]:
+    """Put the id of its prediction into each row that names an entity and a time, and find rows that cannot be a label of any prediction.
 
     Args:
         rows: the source's columns, typed; ``prediction_id`` is changed, to an empty one where none is found.
+        rights: of the rows' senders; None: they may label all predictions.
     """
     policy = source.predictions
     if policy is None or rows["received_at"].isna().all():
@@ -90,7 +121,9 @@ def find_predictions(project: Project, source: Source, rows: pd.DataFrame) -> li
     since = rows["received_at"].min().to_pydatetime() - policy.back
     there = _search(project, {one for one in given if one}, [thing for thing in things if thing], policy.apart, since)
 
-    found = [({one} & there) if one else thing.ids if thing else set() for one, thing in zip(given, things, strict=True)]
+    found = [({one} & there.keys()) if one else thing.ids if thing else set() for one, thing in zip(given, things, strict=True)]
+    labels_of = rights.labels_of if rights is not None else [None] * len(found)
+    others = np.array([of is not None and any(there[one] not in of for one in ids) for of, ids in zip(labels_of, found, strict=True)])
     rows["prediction_id"] = [one or (min(ids) if len(ids) == 1 else "") for one, ids in zip(given, found, strict=True)]
     count = np.array([len(ids) for ids in found])
     early = (rows["known_at"] > rows["received_at"] + SKEW).to_numpy(dtype=bool, na_value=False)
@@ -98,6 +131,7 @@ def find_predictions(project: Project, source: Source, rows: pd.DataFrame) -> li
         ("from_the_future", "'known_at' is after the label was received", early),
         ("unknown_prediction", f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.apart} of their time", count == 0),
         ("ambiguous_prediction", "several predictions are equally near to that time", count > 1),
+        ("others_prediction", "they are of predictions of callers whose labels their sender may not write", others),
     )
     return [(rule, f"{message}, e.g. {_text(rows.assign(prediction_id=given)[mask].iloc[0])}", mask) for rule, message, mask in what if mask.any()]
 
@@ -106,15 +140,19 @@ def _thing(project: Project, entity: Any, time: Any) -> _Thing | None:
     """None: the row names nothing that could be looked for."""
     try:
         said, at = json.loads(entity), pd.to_datetime(time, utc=True, format="ISO8601")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
     if not isinstance(said, dict) or pd.isna(at) or not all(isinstance(value, str | int | float | None) for value in said.values()):
         return None
     return _Thing(_keys(project, said), {name: _value(value) for name, value in said.items()}, at.value // 1000)
 
 
-def _search(project: Project, ids: set[str], things: list[_Thing], apart: timedelta, since: datetime) -> set[str]:
-    """Which of the ids are in the log; offers each thing the predictions around its time. Newest files first, and no further back than is needed."""
+def _search(project: Project, ids: set[str], things: list[_Thing], apart: timedelta, since: datetime) -> dict[str, str]:
+    """Return the callers of those of the ids, and of the things' predictions, that are in the log; offer each thing the predictions around its time.
+
+    Newest files first, and no further back than is needed.
+    """
+    callers: dict[str, str] = {}
     missing, reach = set(ids), int(apart.total_seconds() * 1e6)
     of_keys: dict[tuple[Any, ...], list[_Thing]] = defaultdict(list)
     for thing in things:
@@ -124,11 +162,14 @@ def _search(project: Project, ids: set[str], things: list[_Thing], apart: timede
     for written, content in prediction_log.newest_first(layout.prediction_log(project), since=since):
         if not missing and written is not None and written.timestamp() < needed:
             break
-        rows = pq.read_table(io.BytesIO(content), columns=["prediction_id", "predicted_at", "key"])
+        rows = prediction_log.table(content, ["prediction_id", "predicted_at", "key", "caller"])
+        if rows is None:
+            continue
         rows = rows.filter(pc.greater_equal(rows["predicted_at"], pa.scalar(since, ARROW["timestamp"])))
         if missing:
-            hits = rows["prediction_id"].filter(pc.is_in(rows["prediction_id"], value_set=pa.array(sorted(missing), pa.string())))
-            missing -= set(hits.to_pylist())
+            hits = rows.select(["prediction_id", "caller"]).filter(pc.is_in(rows["prediction_id"], value_set=pa.array(sorted(missing), pa.string())))
+            callers |= dict(zip(hits["prediction_id"].to_pylist(), hits["caller"].to_pylist(), strict=True))
+            missing -= callers.keys()
         if things:
             at = rows["predicted_at"].cast(ARROW["timestamp"]).cast(pa.int64()).to_numpy()
             near = np.searchsorted(times, at - reach, "left") < np.searchsorted(times, at + reach, "right")
@@ -136,7 +177,8 @@ def _search(project: Project, ids: set[str], things: list[_Thing], apart: timede
                 key = json.loads(row["key"])
                 for thing in of_keys.get(_keys(project, key), ()):
                     thing.offer(row["prediction_id"], key, moment, reach)
-    return ids - missing
+                    callers[row["prediction_id"]] = row["caller"]
+    return callers
 
 
 def _keys(project: Project, said: dict[str, Any]) -> tuple[Any, ...]:
@@ -149,4 +191,4 @@ def _value(value: Any) -> tuple[bool, Any]:
 
 
 def _text(row: pd.Series) -> str:
-    return f"prediction_id={row['prediction_id']}" if row["prediction_id"] else f"entity {row['entity']} at {row['event_timestamp']}"
+    return f"prediction_id={brief(row['prediction_id'])}" if row["prediction_id"] else f"entity {brief(row['entity'])} at {brief(row['event_timestamp'])}"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from include.data import tables
+from include.data.printable import brief
 from include.data.rules import END_OF_TIME
 from include.projects.base import Project, Source
 
@@ -43,4 +44,4 @@ def until_now(project: Project, source: Source, cutoff: datetime) -> list[str]:
 
 
 def _message(gap: Any, group: str, start: datetime, end: str) -> str:
-    return f"gap: nothing for {gap.group}={group} from {start:%Y-%m-%d %H:%M} {end}, longer than {gap.longest}; ask the upstream for what is missing"
+    return f"gap: nothing for {gap.group}={brief(group)} from {start:%Y-%m-%d %H:%M} {end}, longer than {gap.longest}; ask the upstream for what is missing"

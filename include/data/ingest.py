@@ -10,25 +10,15 @@ import json
 import logging
 from typing import Any
 
-import pyarrow as pa
 from upath import UPath
 
 from include import ledger
 from include.data import feedback, gaps, landing, layout, report, storage, tables
 from include.data.judging import judge
 from include.data.report import FileOutcome, SourceReport
-from include.projects.base import DType, Project, Source
+from include.projects.base import Project, Source
 
-WRITER = "ingest"
-QUARANTINE: dict[str, DType] = {
-    "source": "string",
-    "file": "string",
-    "row": "int64",
-    "rule": "string",
-    "message": "string",
-    "row_json": "string",
-    "cutoff": "timestamp",
-}
+WRITER, CORRECTIONS = "ingest", "ingest/corrections"
 LOG = logging.getLogger(__name__)
 
 
@@ -74,15 +64,18 @@ def _write_plan(project: Project, source: Source, plan: UPath, found: SourceRepo
     uri, quarantine = layout.table(project, source.name), layout.table(project, "quarantine")
     if found.good is not None:
         storage.write_parquet(plan / "good.parquet", found.good)
+    if found.corrected is not None:
+        storage.write_parquet(plan / "corrected.parquet", found.corrected)
     if found.bad is not None:
-        bad = pa.Table.from_pandas(found.bad, schema=tables.arrow_schema(QUARANTINE), preserve_index=False)
-        storage.write_parquet(plan / "bad.parquet", bad)
+        storage.write_parquet(plan / "bad.parquet", found.bad)
     content = {
         "cutoff": cutoff,
         "sequence": (tables.last_sequence(uri, WRITER) or 0) + 1,
         "quarantine_sequence": (tables.last_sequence(quarantine, f"{WRITER}/{source.name}") or 0) + 1,
         "good": found.good is not None,
         "bad": found.bad is not None,
+        "corrected": found.corrected is not None,
+        "correction_sequence": (tables.last_sequence(uri, CORRECTIONS) or 0) + 1,
         "files": [outcome._asdict() for outcome in found.files],
     }
     storage.write(plan / "plan.json", json.dumps(content))  # from here on it will be carried out
@@ -101,6 +94,9 @@ def _finish(project: Project, source: Source, plan: UPath, report_folder: UPath 
     if content["good"]:
         rows = storage.read_parquet(plan / "good.parquet")
         tables.append(layout.table(project, source.name), rows, writer=WRITER, sequence=content["sequence"])
+    if content.get("corrected"):
+        rows = storage.read_parquet(plan / "corrected.parquet")
+        tables.replace(layout.table(project, source.name), rows, key=source.key, writer=CORRECTIONS, sequence=content["correction_sequence"])
     if content["bad"]:
         rows = storage.read_parquet(plan / "bad.parquet")
         tables.append(layout.table(project, "quarantine"), rows, writer=f"{WRITER}/{source.name}", sequence=content["quarantine_sequence"])
@@ -121,6 +117,6 @@ def _finish(project: Project, source: Source, plan: UPath, report_folder: UPath 
                 reason["message"],
             )
     done = report.add_outcomes(report_folder, done, outcomes)
-    for name in ("plan.json", "good.parquet", "bad.parquet"):  # the plan first: without it the rest means nothing
+    for name in ("plan.json", "good.parquet", "corrected.parquet", "bad.parquet"):  # the plan first: without it the rest means nothing
         (plan / name).unlink(missing_ok=True)
     return done

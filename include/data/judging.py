@@ -1,17 +1,23 @@
 """What becomes of new files, decided before anything is changed: each row is good, or has a reason against it."""
 
-import json
 from datetime import datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from include.data import feedback, gaps, reading, rules
+from include.data import blame, feedback, gaps, reading, rules, tables
 from include.data.landing import LandedFile
+from include.data.printable import printable, said
+from include.data.quarantine import quarantined
 from include.data.reading import FileRefused, Reason
 from include.data.report import FileOutcome, SourceReport
 from include.data.validation import Broken, Validation, validate
 from include.projects.base import Project, Source
+
+LONGEST = 4000  # characters of a message
+
+Readable = list[tuple[LandedFile, reading.Rows]]
 
 
 def judge(project: Project, source: Source, files: list[LandedFile], cutoff: datetime) -> SourceReport:
@@ -19,11 +25,25 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
 
     The first fault that is found of a row is its reason. A file with more faulty rows than the source tolerates is refused whole;
     rows that only say again what is known do not count as faulty there: they do no harm, and some upstreams send all they have each day.
+    A file whose rows make the validation or a rule raise an exception is refused whole too, and the others are judged without it.
     """
     outcomes, readable = _read(source, files)
     if not readable:
-        return SourceReport(outcomes, None, None, None)
-    typed = pd.concat([rows.typed for _, rows in readable], ignore_index=True)
+        return SourceReport(sorted(outcomes, key=lambda outcome: outcome.file), None, None, None)
+
+    def attempt(readable: Readable) -> SourceReport:
+        return _judge_rows(project, source, readable, cutoff)
+
+    found, guilty = blame.without_guilty(attempt, readable)
+    outcomes += [_failed(file, len(rows), error) for (file, rows), error in guilty]
+    return found._replace(files=sorted([*outcomes, *found.files], key=lambda outcome: outcome.file))
+
+
+def _judge_rows(project: Project, source: Source, readable: Readable, cutoff: datetime) -> SourceReport:
+    """What becomes of the rows of these files; of no files, an empty report, for which the suite and the rules are run all the same."""
+    outcomes: list[FileOutcome] = []
+    nothing = tables.to_pandas(tables.arrow_schema(source.columns).empty_table())
+    typed = pd.concat([rows.typed for _, rows in readable], ignore_index=True) if readable else nothing
     lengths = [len(rows) for _, rows in readable]
     owner = np.repeat(np.arange(len(readable)), lengths)
     suite = project.module("expectations").source_suite(source.name)
@@ -33,20 +53,23 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
     for number, (_, rows) in enumerate(readable):
         for fault in rows.faults:
             faults.mark(*fault, among=owner == number)
-    unfound = feedback.find_predictions(project, source, typed)  # before the keys are looked at: it completes them
+    rights = feedback.rights(source, [file for file, _ in readable], lengths)
+    unfound = feedback.find_predictions(project, source, typed, rights)  # before the keys are looked at: it completes them
     for found in (
         [rules.from_the_future(source, typed, cutoff)],
         [(b.rule, b.detail, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
+        [rules.wrong_labels(project, source, typed)],
         unfound,
         rules.repeated_keys(source, typed, owner),
-        rules.known_already(project, source, typed),
+        [(rule, message, mask & ~rights.corrects) for rule, message, mask in rules.known_already(project, source, typed)],
         [rules.dangling(project, source, typed)],
     ):
         for fault in filter(None, found):
             faults.mark(*fault)
-    taken, faults = _take_files(source, typed, owner, faults, lengths)
+    taken, faults = _take_files(source, typed, owner, faults, lengths, rights.corrects)
 
     is_good = ~faults.any & np.isin(owner, list(taken))
+    corrected = is_good & rights.corrects
     warned = _warnings(project, source, validation, typed, owner, is_good)
     bad = []
     for number, (file, rows) in enumerate(readable):
@@ -62,18 +85,22 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
             outcomes.append(_refused(file, len(rows), [Reason("tolerance", harm, message), *reasons]))
             continue
         counts = {"rows": len(rows), "table": int((mine & ~faulty).sum()), "quarantine": int(faulty.sum()), "refused": 0}
-        outcomes.append(FileOutcome(file.name, file.identity, "ingested", counts, [r._asdict() for r in reasons]))
-        bad.append(_quarantined(source, file, rows, faults.rule[mine], faults.message[mine], cutoff))
+        outcomes.append(_outcome(file, "ingested", counts, reasons))
+        bad.append(quarantined(source.name, file.name, rows, faults.rule[mine], faults.message[mine], cutoff))
     return SourceReport(
-        sorted(outcomes, key=lambda o: o.file), validation.page,
-        reading.to_table(source, typed[is_good]) if is_good.any() else None,
-        pd.concat(bad, ignore_index=True) if any(map(len, bad)) else None,
+        outcomes, validation.page if readable else None,
+        reading.to_table(source, typed[is_good & ~corrected]) if (is_good & ~corrected).any() else None,
+        pa.concat_tables(bad) if any(map(len, bad)) else None,
+        reading.to_table(source, typed[corrected]) if corrected.any() else None,
     )  # fmt: skip
 
 
-def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], list[tuple[LandedFile, reading.Rows]]]:
+def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], Readable]:
     refused, readable = [], []
     for file in files:
+        if file.problem is not None:
+            refused.append(_refused(file, 0, [Reason(file.problem.rule, 0, f"{file.name}: {file.problem.message}")]))
+            continue
         try:
             rows = reading.read(source, file.name, file.content)
             if file.first is None:
@@ -118,14 +145,21 @@ class _Faults:
         return twin
 
 
-def _take_files(source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Faults, lengths: list[int]) -> tuple[set[int], _Faults]:
-    """Which files are taken, and every row's fault: what a refused file says must not speak against the rows of another one."""
+def _take_files(source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Faults, lengths: list[int], corrects: np.ndarray) -> tuple[set[int], _Faults]:
+    """Return the files that are taken, and every row's fault: the content of a refused file must not count against the rows of another one.
+
+    Args:
+        corrects: bool [rows]; such a row replaces rows of earlier files, and only a later such row replaces it.
+    """
     taken = set(range(len(lengths)))
     while True:
         faults = own.copy()
         sound = np.isin(owner, list(taken)) & ~own.any
-        for fault in rules.in_earlier_file(source, typed[sound]):
-            faults.mark(*fault, among=sound)
+        plain = sound & ~corrects
+        for fault in rules.in_earlier_file(source, typed[plain]):
+            faults.mark(*fault, among=plain)
+        for fault in rules.corrected_again(source, typed[sound & corrects]):
+            faults.mark(*fault, among=sound & corrects)
         harm = np.bincount(owner[faults.any & ~np.isin(faults.rule, rules.HARMLESS)], minlength=len(lengths))
         refused = {number for number in taken if harm[number] > source.tolerance * lengths[number]}
         if not refused:
@@ -140,7 +174,7 @@ def _rows_of(broken: Broken, typed: pd.DataFrame, owner: np.ndarray) -> np.ndarr
         mask = np.zeros(len(typed), dtype=bool)
         mask[broken.rows] = True
         return mask
-    files = range(owner[-1] + 1)
+    files = range(owner[-1] + 1 if len(owner) else 0)
     guilty = [n for n in files if len(files) > 1 and validate("one_file", typed[owner == n], [broken.expectation]).broken]
     return np.isin(owner, guilty or list(files))
 
@@ -172,14 +206,16 @@ def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> l
     return reasons
 
 
-def _quarantined(source: Source, file: LandedFile, rows: reading.Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime) -> pd.DataFrame:
-    faulty = np.flatnonzero(pd.notna(rule_of))
-    return pd.DataFrame({
-        "source": source.name, "file": file.name, "row": faulty + 1, "rule": rule_of[faulty], "message": message_of[faulty],
-        "row_json": [json.dumps(r, default=str) for r in rows.raw.iloc[faulty].to_dict("records")], "cutoff": pd.Timestamp(cutoff),
-    })  # fmt: skip
+def _failed(file: LandedFile, rows: int, error: Exception) -> FileOutcome:
+    message = f"{file.name}: judging its {rows} rows failed ({said(error)}); look at the file, have it sent again in another form, and report this error"
+    return _refused(file, rows, [Reason("failed", rows, message)])
 
 
 def _refused(file: LandedFile, rows: int, reasons: list[Reason]) -> FileOutcome:
-    counts = {"rows": rows, "table": 0, "quarantine": 0, "refused": rows}
-    return FileOutcome(file.name, file.identity, "refused", counts, [r._asdict() for r in reasons])
+    return _outcome(file, "refused", {"rows": rows, "table": 0, "quarantine": 0, "refused": rows}, reasons)
+
+
+def _outcome(file: LandedFile, status: str, counts: dict[str, int], reasons: list[Reason]) -> FileOutcome:
+    """With messages that a database can store, and none longer than a page."""
+    plain = [reason._replace(rule=printable(reason.rule), message=printable(reason.message)[:LONGEST]) for reason in reasons]
+    return FileOutcome(file.name, file.identity, status, counts, [reason._asdict() for reason in plain])

@@ -1,8 +1,12 @@
 """The files of serving's prediction log, each named by the time when it was written, which is after its rows were answered."""
 
-from collections.abc import Iterator
+import io
+import logging
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from upath import UPath
 
 from include.data import storage
@@ -21,6 +25,32 @@ def newest_first(folder: UPath, *, since: datetime) -> Iterator[tuple[datetime |
     wanted = [file for file, time in times.items() if time is None or time >= since - SKEW]
     wanted.sort(key=lambda file: (times[file] is None, file.name), reverse=True)
     yield from ((times[file], content) for file, content in storage.read_all(wanted))
+
+
+# Columns that came with later versions of the schema, and their value in older files.
+LATER: dict[str, str] = {"failed_arm": "", "caller": "-"}
+LOG = logging.getLogger(__name__)
+
+
+def table(content: bytes, columns: Sequence[str]) -> pa.Table | None:
+    """Return columns of a file of any version of the schema; None: the file cannot be read.
+
+    A file can be empty or cut off (a machine lost power while it wrote). It is reported, and does not stop its reader: the other files are complete.
+
+    Args:
+        columns: their names; strings that a version lacks are filled.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        there = file.schema_arrow.names
+        rows = file.read(columns=[name for name in columns if name in there])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        LOG.warning("a file of the prediction log (%s bytes) cannot be read and is left out: %s", len(content), error)
+        return None
+    for name in columns:
+        if name not in there:
+            rows = rows.append_column(name, pa.array([LATER[name]] * len(rows), pa.string()))
+    return rows.select(list(columns)).replace_schema_metadata(None)
 
 
 def written(name: str) -> datetime | None:

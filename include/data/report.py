@@ -1,14 +1,13 @@
-"""The report of an ingest task: what became of each file, with the Data Docs page of the validation beside it."""
+"""The report of an ingest task: the result of each file, and the Data Docs page of the validation."""
 
-import html
 import json
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
 from include.data import storage
+from include.data.pages import Markup, document, embedded, fill, join, write_report_page
 from include.projects.base import Project, Source
 
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;color:#1d2329;margin:1.5rem;max-width:75rem}table{border-collapse:collapse;margin:1rem 0}
@@ -28,12 +27,16 @@ class FileOutcome(NamedTuple):
 
 
 class SourceReport(NamedTuple):
-    """What was found out about the new files of a source: ``page`` is the Data Docs page, ``good`` and ``bad`` the rows (None: no such row)."""
+    """What was found out about the new files of a source: ``page`` is the Data Docs page, ``good`` and ``bad`` the rows (None: no such row).
+
+    ``corrected`` are good rows that replace those of the same key.
+    """
 
     files: list[FileOutcome]
     page: str | None
     good: pa.Table | None
-    bad: pd.DataFrame | None
+    bad: pa.Table | None
+    corrected: pa.Table | None = None
 
 
 def totals(done: list[FileOutcome]) -> dict[str, int]:
@@ -56,28 +59,29 @@ def add_outcomes(folder: UPath | None, done: list[FileOutcome], more: list[FileO
 
 
 def write_data_docs(folder: UPath, page: str) -> None:
-    storage.write(folder / "data_docs.html", page)
+    write_report_page(folder, page, name="data_docs.html")
 
 
 def write_page(folder: UPath, project: Project, source: Source, done: list[FileOutcome], silent: list[str]) -> None:
     """``index.html``: the files with something to say first; what was refused on top."""
     total, refused = totals(done), sum(outcome.status == "refused" for outcome in done)
-    lines = [
-        f'<tr><td>{html.escape(o.file)}<td class="{o.status}">{o.status}'
-        + "".join(f'<td class="n">{o.counts[what]:,}' for what in COUNTS)
-        + "<td>"
-        + "<br>".join(("warning: " if r["severity"] == "warning" else "") + html.escape(r["message"]) for r in o.reasons)
-        for o in sorted(done, key=lambda o: (o.status != "refused", not o.reasons, o.file))
-    ]
-    warned = "".join(f"<li>{html.escape(message)}</li>" for message in silent)
-    docs = ""
-    if (folder / "data_docs.html").exists():
-        docs = '<h2>Great Expectations</h2><p><a href="data_docs.html" target="_self">Data Docs of this run</a></p><iframe src="data_docs.html"></iframe>'
-    storage.write(
-        folder / "index.html",
-        f"<!doctype html><meta charset=utf-8><title>ingest {project.name} {source.name}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(project.name)}: {html.escape(source.name)}</h1><p>{len(done)} new files, {total['rows']:,} rows: {total['table']:,} into the table, "
-        f"{total['quarantine']:,} into quarantine, {total['refused']:,} refused ({refused} files whole).</p>"
-        + (f"<h2>Nothing any more</h2><ul>{warned}</ul>" if warned else "")
-        + "<table><tr><th>file<th>status<th>rows<th>table<th>quarantine<th>refused<th>why</tr>" + "\n".join(lines) + f"</table>{docs}",
+    lines = [_line(o) for o in sorted(done, key=lambda o: (o.status != "refused", not o.reasons, o.file))]
+    head = fill(
+        "<h1>{}: {}</h1><p>{} new files, {:,} rows: {:,} into the table, {:,} into quarantine, {:,} refused ({} files whole).</p>",
+        project.name, source.name, len(done), total["rows"], total["table"], total["quarantine"], total["refused"], refused,
     )  # fmt: skip
+    sections = [head]
+    if silent:
+        sections.append(fill("<h2>Nothing any more</h2><ul>{}</ul>", join(fill("<li>{}</li>", said) for said in silent)))
+    columns = fill("<tr><th>file<th>status<th>rows<th>table<th>quarantine<th>refused<th>why</tr>")
+    sections.append(fill("<table>{}{}</table>", columns, join(lines, "\n")))
+    docs = folder / "data_docs.html"
+    if docs.exists():
+        sections += [fill("<h2>Great Expectations</h2>"), embedded(docs.read_text(encoding="utf-8"), "Data Docs of this run")]
+    write_report_page(folder, document(f"ingest {project.name} {source.name}", *sections, style=STYLE))
+
+
+def _line(outcome: FileOutcome) -> Markup:
+    counts = join(fill('<td class="n">{:,}', outcome.counts[what]) for what in COUNTS)
+    why = join((("warning: " if r["severity"] == "warning" else "") + r["message"] for r in outcome.reasons), Markup("<br>"))
+    return fill('<tr><td>{}<td class="{}">{}{}<td>{}', outcome.file, outcome.status, outcome.status, counts, why)

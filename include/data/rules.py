@@ -6,18 +6,22 @@ import numpy as np
 import pandas as pd
 
 from include.data import tables
-from include.projects.base import Project, Source
+from include.data.printable import brief
+from include.projects.base import Project, Source, TaskKind
 
 Fault = tuple[str, str, np.ndarray]
-HARMLESS = ("duplicated_keys", "repeats_earlier")  # they say again what is known, and are left out of the table
+HARMLESS = ("duplicated_keys", "repeats_earlier", "corrected_again")  # they say again what is known, and are left out of the table
 WHAT_TO_DO = {
     "duplicated_keys": "nothing is to be done",
     "repeats_earlier": "nothing is to be done",
+    "corrected_again": "nothing is to be done",
     "from_the_future": "is the upstream's clock right?",
     "contradicting_keys": "find out which is right, send that in a new file",
     "contradicts_earlier": "the earlier ones stay; find out which are right",
     "unknown_reference": "if what they refer to comes later, send them again in a new file",
+    "wrong_label": "send 0 or 1",
     "unknown_prediction": "are they another project's, or older than `back` of the source?",
+    "others_prediction": "send them with a key whose labels_of names that caller",
     "ambiguous_prediction": "say their prediction_id, or also what the requests differed in",
 }
 END_OF_TIME = pd.Timestamp.max.tz_localize("UTC").floor("us").to_pydatetime()
@@ -31,6 +35,16 @@ def from_the_future(source: Source, rows: pd.DataFrame, cutoff: datetime) -> Fau
     latest = rows.loc[late, source.known_at].max()
     message = f"'{source.known_at}' is after the run's cutoff {cutoff:%Y-%m-%d %H:%M} (latest {latest:%Y-%m-%d %H:%M})"
     return "from_the_future", message, late
+
+
+def wrong_labels(project: Project, source: Source, rows: pd.DataFrame) -> Fault | None:
+    """Return labels of served predictions, other than 0 and 1, of a binary project."""
+    if source.predictions is None or project.kind != TaskKind.BINARY:
+        return None
+    wrong = (rows["label"].notna() & ~rows["label"].isin([0, 1])).to_numpy(dtype=bool, na_value=False)
+    if not wrong.any():
+        return None
+    return "wrong_label", f"a label of the binary project {project.name} is 0 or 1, e.g. not {rows.loc[wrong, 'label'].iloc[0]:g}", wrong
 
 
 def repeated_keys(source: Source, rows: pd.DataFrame, owner: np.ndarray) -> list[Fault]:
@@ -63,6 +77,14 @@ def in_earlier_file(source: Source, rows: pd.DataFrame) -> list[Fault]:
     same = later & rows.duplicated(values, keep="first").to_numpy()
     found = (("repeats_earlier", same, "repeat"), ("contradicts_earlier", later & ~same, "contradict"))
     return [(rule, f"they {what} rows of an earlier file, e.g. key {_key_text(source, rows, mask)}", mask) for rule, mask, what in found if mask.any()]
+
+
+def corrected_again(source: Source, rows: pd.DataFrame) -> list[Fault]:
+    """Return the corrections (in the order of the files) whose key a later file of the same run corrects again: the later one counts."""
+    earlier = rows.duplicated(list(source.key), keep="last").to_numpy()
+    if not earlier.any():
+        return []
+    return [("corrected_again", f"a later file corrects them again, e.g. key {_key_text(source, rows, earlier)}", earlier)]
 
 
 def known_already(project: Project, source: Source, rows: pd.DataFrame) -> list[Fault]:
@@ -102,4 +124,4 @@ def dangling(project: Project, source: Source, rows: pd.DataFrame) -> Fault | No
 
 
 def _key_text(source: Source, rows: pd.DataFrame, mask: np.ndarray) -> str:
-    return ", ".join(f"{c}={rows.loc[mask, c].iloc[0]}" for c in source.key)
+    return ", ".join(f"{c}={brief(rows.loc[mask, c].iloc[0])}" for c in source.key)

@@ -8,13 +8,16 @@ Credentials are the standard variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_I
 MLflow all read; who put them there is no matter of this module (``include.dag_kit.storage`` does, in a task).
 """
 
+import errno
 import io
 import os
+import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from upath import UPath
@@ -61,13 +64,19 @@ def write(target: UPath, content: bytes | str) -> UPath:
         target.fs.pipe_file(target.path, data)  # not open(): closing that puts there what was written before something went wrong
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = _partial(target)
     try:
         partial.write_bytes(data)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _partial(target: UPath) -> UPath:
+    """The other name of a file while it is written; not too long for a file system, however long the file's own is."""
+    name = target.name.encode()[:150].decode(errors="ignore")
+    return target.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.partial")
 
 
 def write_parquet(target: UPath, rows: "pa.Table") -> bytes:
@@ -86,6 +95,102 @@ def read_parquet(source: UPath) -> "pa.Table":
     import pyarrow.parquet as pq
 
     return pq.read_table(io.BytesIO(source.read_bytes()))
+
+
+class Entry(NamedTuple):
+    """What a folder holds: ``kind`` is file, link, folder or special (a pipe, say); ``size`` in bytes and ``changed`` of a file.
+
+    On an object store there are no links, and a folder is a prefix under which there is something.
+    """
+
+    path: UPath
+    kind: Literal["file", "link", "folder", "special"]
+    size: int = 0
+    changed: str = ""
+
+
+def entries(folder: UPath) -> list[Entry]:
+    """Everything in a folder, by name; nothing if there is no such folder. Links are not followed."""
+    if not is_object_store(str(folder)):
+        return sorted((_entry(p) for p in folder.iterdir()), key=lambda e: e.path.name) if folder.exists() else []
+    try:
+        found = folder.fs.ls(folder.path, detail=True)
+    except FileNotFoundError:
+        return []
+    named = sorted((entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found if entry["name"].rstrip("/") != folder.path.rstrip("/"))
+    return [
+        Entry(folder / name, "file", int(entry.get("size") or 0), str(entry.get("LastModified"))) if entry["type"] == "file" else Entry(folder / name, "folder")
+        for name, entry in named
+    ]
+
+
+def _entry(path: UPath) -> Entry:
+    found = os.lstat(str(path))
+    kinds: dict[int, Literal["file", "link", "folder"]] = {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "folder"}
+    return Entry(path, kinds.get(stat.S_IFMT(found.st_mode), "special"), found.st_size, str(found.st_mtime_ns))
+
+
+def read_each(paths: Iterable[UPath]) -> Iterator[tuple[UPath, bytes | OSError]]:
+    """Files with their content, or with why it cannot be read: it is no file (any more), or its permissions are wrong. Links are not followed.
+
+    From an object store many at once.
+
+    Raises:
+        OSError: the store itself is at fault.
+    """
+    waiting = list(paths)
+    while waiting:
+        now, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
+        if is_object_store(str(now[0])):
+            content = now[0].fs.cat([p.path for p in now], on_error="return")
+            found = ((p, content[p.path]) for p in now)
+        else:
+            found = ((p, _read_file(p)) for p in now)
+        for path, read in found:
+            if isinstance(read, Exception) and not isinstance(read, FileNotFoundError | PermissionError | IsADirectoryError) and not _of_this_file(read):
+                raise read
+            yield path, read
+
+
+def _of_this_file(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EIO)
+
+
+def _read_file(path: UPath) -> bytes | OSError:
+    try:
+        descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123  # of a descriptor
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return OSError(errno.EINVAL, "not a regular file")
+            return file.read()
+    except OSError as error:
+        return error
+
+
+def copy(source: UPath, target: UPath) -> bool:
+    """Copy a file, whole or not at all, without holding it in memory; makes its folder. Return False if the source is no regular file that can be read."""
+    if is_object_store(str(target)):
+        try:
+            target.fs.copy(source.path, target.path)
+        except (FileNotFoundError, PermissionError):
+            return False
+        return True
+    try:
+        descriptor = os.open(str(source), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with open(descriptor, "rb") as content:  # noqa: PTH123  # of a descriptor
+        if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(target)
+        try:
+            with partial.open("wb") as made:
+                shutil.copyfileobj(content, made)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return True
 
 
 def files(folder: UPath) -> list[UPath]:

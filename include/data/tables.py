@@ -1,13 +1,13 @@
 """Delta Lake tables: appended exactly once, versioned, readable as of a cutoff."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from include.data import layout, storage
 from include.projects.base import DType, Project, Source
@@ -26,6 +26,19 @@ ATTEMPTS = 5
 
 def arrow_schema(columns: dict[str, DType]) -> pa.Schema:
     return pa.schema([(name, ARROW[dtype]) for name, dtype in columns.items()])
+
+
+def to_pandas(rows: pa.Table, nullable: Iterable[str] | None = None) -> pd.DataFrame:
+    """Rows as a frame, with every value as it is: pandas makes floats of integers beside a missing one, and so changes those beyond 2**53.
+
+    Args:
+        nullable: columns whose int64 and bool become pandas' nullable Int64 and boolean, whether a value is missing or not; None: all columns.
+            In the others nothing is missing.
+    """
+    columns = set(rows.column_names if nullable is None else nullable)
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    frames = {name: rows[name].to_pandas(types_mapper=types.get) if name in columns else rows[name].to_pandas() for name in rows.column_names}
+    return pd.DataFrame(frames, index=pd.RangeIndex(len(rows)))
 
 
 def open_table(uri: str) -> DeltaTable | None:
@@ -72,10 +85,86 @@ def append(uri: str, rows: pa.Table, *, writer: str, sequence: int) -> int:
     return DeltaTable(uri, storage_options=storage.delta_options(uri)).version()
 
 
+def replace(uri: str, rows: pa.Table, *, key: tuple[str, ...], writer: str, sequence: int) -> int:
+    """Put rows in the place of those with the same key, or add them, once; arguments and result as of ``append``.
+
+    Earlier versions of the table keep the earlier rows.
+    """
+    existing = open_table(uri)
+    if existing is None:
+        return append(uri, rows, writer=writer, sequence=sequence)
+    done = existing.transaction_version(writer)
+    if done is not None and done >= sequence:
+        return existing.version()
+    once = CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)])
+    predicate = " AND ".join(f"t.{column} = s.{column}" for column in key)
+    merge = existing.merge(rows, predicate, source_alias="s", target_alias="t", commit_properties=once)
+    merge.when_matched_update_all().when_not_matched_insert_all().execute()
+    return existing.version()
+
+
+def file_ranges(table: DeltaTable, column: str) -> list[tuple[int, datetime, datetime]]:
+    """Return (rows, lowest, highest time) of each file of a table, from the statistics in its log; files without a value are left out."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    low, high = f"min.{column}", f"max.{column}"
+    if low not in actions.column_names or high not in actions.column_names:  # too far to the right: Delta keeps statistics of the first 32 columns
+        times = table.to_pyarrow_dataset().to_table(columns=[column])[column]
+        ends = pa.compute.min_max(times).as_py()
+        return [(len(times), ends["min"], ends["max"])] if ends["min"] is not None else []
+    rows = zip(
+        *(actions[name].cast(pa.int64() if name == "num_records" else ARROW["timestamp"]).to_pylist() for name in ("num_records", low, high)), strict=True
+    )
+    return [(count or 0, first, last) for count, first, last in rows if first is not None and last is not None]
+
+
 def last_sequence(uri: str, writer: str) -> int | None:
     """The last sequence that a writer appended: its watermark."""
     existing = open_table(uri)
     return None if existing is None else existing.transaction_version(writer)
+
+
+def sequence_by(uri: str, writer: str, until: int) -> int:
+    """The newest sequence of a writer that is not above ``until``, in the table as it is or as it was; 0: none, or the older versions are gone."""
+    existing = open_table(uri)
+    if existing is None:
+        return 0
+    for version in range(existing.version(), -1, -1):
+        try:
+            existing.load_as_version(version)
+        except (DeltaError, OSError):  # its log was cleaned up
+            return 0
+        done = existing.transaction_version(writer)
+        if done is None or done <= until:
+            return done or 0
+    return 0
+
+
+def rewind(uri: str, *, writer: str, sequence: int, column: str, after: datetime) -> tuple[int, int | None]:
+    """Delete rows and set a writer's watermark back. Earlier versions of the table keep the rows.
+
+    Args:
+        sequence: the last one that the writer counts as appended from now on.
+        column: a column of times; rows go whose time is later than ``after``.
+
+    Returns:
+        How many rows were deleted, and the table's version before (None: there is no table).
+    """
+    existing = open_table(uri)
+    if existing is None:
+        return 0, None
+    before = existing.version()
+    mark = CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)])
+    predicate = f"{column} > arrow_cast('{after.astimezone(UTC):%Y-%m-%dT%H:%M:%S}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
+    deleted = int(existing.delete(predicate, commit_properties=mark).get("num_deleted_rows") or 0)
+    if last_sequence(uri, writer) != sequence:  # a delete of no row makes no version
+        empty = existing.to_pyarrow_dataset().schema.empty_table()
+        write_deltalake(uri, empty, mode="append", commit_properties=mark, storage_options=storage.delta_options(uri))
+    return deleted, before
+
+
+def known_after(source: Source, time: datetime) -> ds.Expression:
+    """A filter for rows of a source's table that became known after a time."""
+    return ds.field(source.known_at) > pa.scalar(time, ARROW["timestamp"])
 
 
 def read(
@@ -86,6 +175,7 @@ def read(
     since: datetime | None = None,
     columns: Iterable[str] | None = None,
     version: int | None = None,
+    root: str | None = None,
 ) -> pd.DataFrame:
     """Rows of a source's table that were known by a time: known_at in (since, known_by].
 
@@ -96,18 +186,20 @@ def read(
         since: leave out what was known by then already.
         columns: only these.
         version: the table as it was at that version, instead of now.
+        root: folder of the project's data; None: the one in the store.
 
     Returns:
-        A frame with the source's dtypes (timestamps in UTC, microseconds); empty if nothing was ingested yet.
+        A frame with the source's dtypes (timestamps in UTC, microseconds; nullable int64 and bool as pandas' Int64 and boolean); empty if nothing
+        was ingested yet.
     """
     source: Source = project.source(name)
     wanted = list(columns or source.columns)
-    found = open_table(layout.table(project, name))
+    found = open_table(f"{root}/tables/{name}" if root else layout.table(project, name))
     if found is None:
-        return arrow_schema({c: source.columns[c] for c in wanted}).empty_table().to_pandas()
+        return to_pandas(arrow_schema({c: source.columns[c] for c in wanted}).empty_table(), source.nullable)
     if version is not None:
         found.load_as_version(version)
     condition = ds.field(source.known_at) <= pa.scalar(known_by, ARROW["timestamp"])
     if since is not None:
         condition &= ds.field(source.known_at) > pa.scalar(since, ARROW["timestamp"])
-    return found.to_pyarrow_dataset().to_table(columns=wanted, filter=condition).to_pandas()
+    return to_pandas(found.to_pyarrow_dataset().to_table(columns=wanted, filter=condition), source.nullable)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from include.data.printable import shown
+
 ROW = "__row"
 logging.getLogger("great_expectations").setLevel(logging.WARNING)  # before its import, which says hundreds of things
 
@@ -51,12 +53,12 @@ def validate(name: str, rows: pd.DataFrame, suite: list[Any]) -> Validation:
         suite: Great Expectations' expectations; one of severity ``warning`` is reported and quarantines nothing.
 
     Returns:
-        What broke, with the positions of the rows, and the Data Docs page of the run (HTML).
+        What broke, with the positions of the rows, and the Data Docs page of the run (HTML without scripts, all values escaped).
     """
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
+
+    from include.data.data_docs import data_docs_page
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -78,8 +80,7 @@ def validate(name: str, rows: pd.DataFrame, suite: list[Any]) -> Validation:
         observed = r.result.get("observed_value")
         if isinstance(observed, np.generic):
             r.result["observed_value"] = observed.item()  # the renderer cannot write numpy's numbers
-    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-    return Validation(broken, len(result.results), page)
+    return Validation(broken, len(result.results), data_docs_page(result))
 
 
 def _broken(result: Any) -> Broken:
@@ -93,7 +94,7 @@ def _broken(result: Any) -> Broken:
             raise RuntimeError(f"expectation {rule} could not be evaluated: {error.get('exception_message')}; mend it in expectations.py")
     rows = [int(entry[ROW]) for entry in result.result.get("unexpected_index_list") or []]
     examples = result.result.get("partial_unexpected_list") or []
-    found = f", e.g. {examples[0]!r}" if examples else f", observed {result.result.get('observed_value')!r}"
+    found = f", e.g. {shown(examples[0])}" if examples else f", observed {result.result.get('observed_value')!r}"
     wanted = ", ".join(f"{k}={v}" for k, v in settings.items())
     return Broken(rule, f"{wanted or 'holds'} is expected{found}", rows, _severity(configuration) != "critical", configuration.to_domain_obj())
 

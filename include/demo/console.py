@@ -13,6 +13,7 @@ from rich.text import Text
 from include import ledger
 from include.demo import outcome, page
 from include.demo.replay import Replay, ReplayFailed, Step, StepRecord, year
+from include.printable import printable
 from include.projects import get_project
 from include.projects.base import STAGES
 from include.settings import Settings
@@ -20,6 +21,7 @@ from include.stack import console as stack_console
 from include.stack.api import AirflowApi
 
 PROJECT = "flights"
+NEW_LINE = "\n"
 
 
 def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -> bool:
@@ -48,7 +50,8 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
             replay.run(steps)
             board.finish()
     except ReplayFailed as error:
-        terminal.print(f"\n[bold red]The demo stopped:[/bold red] {error}\nNothing is lost: mend it and run `airloop demo` again, it goes on from here.")
+        terminal.print(Text.assemble("\n", ("The demo stopped:", "bold red"), f" {printable(error, keep=NEW_LINE)}"), soft_wrap=True)
+        terminal.print("Nothing is lost: mend it and run `airloop demo` again, it goes on from here.")
         return False
     replay_s = sum(record.seconds for record in replay.records)
     found = outcome.result(project, replay.records, _setup_seconds(settings), replay_s)

@@ -1,10 +1,10 @@
 """The demo's result as one self-contained HTML page: what a person looks at first."""
 
 import base64
-import html
 import io
 from typing import Any
 
+from include.data.pages import Markup, document, fill, join
 from include.projects.base import Project
 from include.settings import get_settings
 
@@ -21,7 +21,7 @@ th{color:#56606b;font-weight:600} .best{font-weight:700;color:#1b7f5c} img{width
 """
 
 
-def render(project: Project, outcome: dict[str, Any]) -> str:
+def render(project: Project, outcome: dict[str, Any]) -> Markup:
     """The page as HTML; pictures are inside it."""
     metric = project.metric.name
     figures = [
@@ -32,18 +32,21 @@ def render(project: Project, outcome: dict[str, Any]) -> str:
         (str(len(outcome["refused"])), "challengers refused by the gate"),
         (f"{outcome['replay_s'] / 60:.1f} min", "replay of the year"),
     ]
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Airloop: {html.escape(project.name)}</title><style>{STYLE}</style>
-<h1>The loop closed: a year of {html.escape(project.name)}</h1>
-<p class="lead">{html.escape(project.goal)}
+    boxes = join(fill('<div class="figure"><b>{}</b><span>{}</span></div>', value, label) for value, label in figures)
+    head = fill(
+        """<h1>The loop closed: a year of {}</h1>
+<p class="lead">{}
 Every figure is of predictions as they were served, one hour before departure, scored when the outcome was known.</p>
-<div class="figures">{"".join(f'<div class="figure"><b>{value}</b><span>{html.escape(label)}</span></div>' for value, label in figures)}</div>
-{_picture(outcome, metric)}
-{_table(outcome, metric)}
-{_refused(outcome)}
-<p><small>Serving answered {outcome["serving"]["asked"]} requests of the demo; {outcome["serving"]["agreed_with_batch"]} of their answers were compared with the
-batch's and are equal. {outcome["files"]["ledger"]} files went through validation; planted bad ones:
-{html.escape(", ".join(outcome["files"]["bad"]) or "none")}.</small></p>
-</html>"""
+<div class="figures">{}</div>
+""", project.name, project.goal, boxes,
+    )  # fmt: skip
+    foot = fill(
+        """<p><small>Serving answered {} requests of the demo; {} of their answers were compared with the
+batch's and are equal. {} files went through validation; planted bad ones:
+{}.</small></p>""",
+        outcome["serving"]["asked"], outcome["serving"]["agreed_with_batch"], outcome["files"]["ledger"], ", ".join(outcome["files"]["bad"]) or "none",
+    )  # fmt: skip
+    return document(f"Airloop: {project.name}", head, _picture(outcome, metric), _table(outcome, metric), _refused(outcome), foot, style=STYLE)
 
 
 def write(project: Project, outcome: dict[str, Any]) -> str:
@@ -53,21 +56,20 @@ def write(project: Project, outcome: dict[str, Any]) -> str:
     return str(target)
 
 
-def _table(outcome: dict[str, Any], metric: str) -> str:
+def _table(outcome: dict[str, Any], metric: str) -> Markup:
     second = next(name for name in outcome["months"][0]["served"] if name != metric)
-    head = "".join(f"<th>{NAMES[m]}<br>{metric.upper()}<th>{second}" for m in COLOURS)
+    head = join(fill("<th>{}<br>{}<th>{}", NAMES[m], metric.upper(), second) for m in COLOURS)
     lines = []
     for month in outcome["months"]:
         best = max(COLOURS, key=lambda model: month[model][metric])
-        figures = "".join(
-            f'<td class="{"best" if model == best else ""}">{_number(month[model][metric])}<td>{_number(month[model][second])}' for model in COLOURS
+        figures = join(
+            fill('<td class="{}">{}<td>{}', "best" if model == best else "", _number(month[model][metric]), _number(month[model][second])) for model in COLOURS
         )
-        monitor = month["monitor"]
-        lines.append(
-            f"<tr><td>{month['month']}<td>{'v' + ', v'.join(month['model_versions'])}<td>{month['rows']:,}{figures}"
-            f'<td class="text">{html.escape(monitor.get("state", ""))}<td class="text">{html.escape(retrained(month))}'
-        )
-    return f'<table><tr><th>month<th>served<th>with outcome{head}<th class="text">monitor<th class="text">retrained?</tr>' + "\n".join(lines) + "</table>"
+        served = "v" + ", v".join(month["model_versions"])
+        row = fill("<tr><td>{}<td>{}<td>{:,}{}", month["month"], served, month["rows"], figures)
+        lines.append(row + fill('<td class="text">{}<td class="text">{}', month["monitor"].get("state", ""), retrained(month)))
+    columns = fill('<tr><th>month<th>served<th>with outcome{}<th class="text">monitor<th class="text">retrained?</tr>', head)
+    return fill("<table>{}{}</table>", columns, join(lines, "\n"))
 
 
 def retrained(month: dict[str, Any]) -> str:
@@ -77,16 +79,14 @@ def retrained(month: dict[str, Any]) -> str:
     return "; ".join(f"{'injected, ' if t.get('injected') else ''}{t['reason']}: version {t.get('version')} {t['state']}" for t in month["trainings"])
 
 
-def _refused(outcome: dict[str, Any]) -> str:
+def _refused(outcome: dict[str, Any]) -> Markup:
     if not outcome["refused"]:
-        return ""
-    items = "".join(
-        f"<li>{r['cutoff'][:10]}, {html.escape(r['injected'] or r['reason'])}: {html.escape('; '.join(r['reasons']))}</li>" for r in outcome["refused"]
-    )
-    return f"<h2>Refused by the gate</h2><ul>{items}</ul>"
+        return Markup()
+    items = (fill("<li>{}, {}: {}</li>", r["cutoff"][:10], r["injected"] or r["reason"], "; ".join(r["reasons"])) for r in outcome["refused"])
+    return fill("<h2>Refused by the gate</h2><ul>{}</ul>", join(items))
 
 
-def _picture(outcome: dict[str, Any], metric: str) -> str:
+def _picture(outcome: dict[str, Any], metric: str) -> Markup:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,6 +94,7 @@ def _picture(outcome: dict[str, Any], metric: str) -> str:
 
     months = outcome["months"]
     second = next(name for name in months[0]["served"] if name != metric)
+    plt.rcParams["text.parse_math"] = False  # a $ in a label is a $
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
     for axis, name in zip(axes, (metric, second), strict=True):
         for model, colour in COLOURS.items():
@@ -118,7 +119,7 @@ def _picture(outcome: dict[str, Any], metric: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return f'<img alt="{metric} and {second} by month" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return fill('<img alt="{} and {} by month" src="data:image/png;base64,{}">', metric, second, base64.b64encode(buffer.getvalue()).decode())
 
 
 def _number(value: float | None) -> str:

@@ -153,7 +153,7 @@ class Replay:
 
     def _await_training(self, request_id: str, cutoff: str, stages: dict) -> dict:
         """Wait until the request is settled: refused, or passed and deployed (or rolled back)."""
-        for stage, pending in (("train", {"open", "claimed"}), ("deploy", {"passed"})):
+        for stage, pending in (("train", {"open", "claimed"}), ("deploy", {"passed", "deploying"})):
             self.watcher.stage(stage)
             began = time.monotonic()
             while (request := self._patiently(ledger.get_request, request_id)).state in pending:

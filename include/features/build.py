@@ -1,18 +1,21 @@
 """Features from the validated tables: computed into a staging folder, validated there, published once, materialized."""
 
+import logging
 from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
 
-from include.data import layout, storage, tables
+from include.data import age, layout, storage, tables
 from include.features import store
 from include.features.known import KnownTables
+from include.features.times import stored
 from include.ledger import iso, moment
 from include.projects.base import DType, Project
 
 WRITER = "build_features"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+LOG = logging.getLogger(__name__)
 
 
 def compute(project: Project, cutoff: str) -> dict[str, int]:
@@ -37,6 +40,8 @@ def compute(project: Project, cutoff: str) -> dict[str, int]:
         raise ValueError(
             f"include/projects/{project.name}/features.py: compute() gave {sorted(views)}, the project declares feature_views={sorted(project.feature_views)}"
         )
+    if text := age.warn(project, cutoff):
+        LOG.warning("%s", text)
     folder = layout.staging(project, cutoff)
     for view in store.feature_views(project):
         rows = _table(project, view, views[view.name], until)
@@ -99,6 +104,69 @@ def materialize_anew(project: Project) -> str:
     return iso(until)
 
 
+def published_until(project: Project) -> datetime | None:
+    """Up to where the features of every view are published; None: of some view nothing is."""
+    marks = [_published_until(project, view) for view in project.feature_views]
+    return None if None in marks else min(m for m in marks if m)
+
+
+def superseded(project: Project, cutoff: str) -> str | None:
+    """Why a run with this cutoff would publish nothing; None: it is to run. The cutoff of the last run is to run: what that left undone is done then."""
+    until = published_until(project)
+    if until is None or until <= moment(cutoff):
+        return None
+    return (
+        f"features are published up to {iso(until)} already, and never go back in time: a run for {cutoff} has nothing to do. If that cutoff was wrong, "
+        f"`airloop rewind {project.name} --to {cutoff} --reason ...` takes back what is later"
+    )
+
+
+def later_than(project: Project, until: datetime) -> dict[str, str]:
+    """What of the features is of cutoffs after ``until``: ``table <view>`` and ``online store <view>`` -> its newest cutoff (ISO)."""
+    found = {}
+    for view in project.feature_views:
+        mark = _published_until(project, view)
+        if mark and mark > until:
+            found[f"table {view}"] = iso(mark)
+    for view in store.known_views(project):
+        end = view.most_recent_end_time
+        if end and end.astimezone(UTC) > until:
+            found[f"online store {view.name}"] = iso(end)
+    return found
+
+
+def rewind(project: Project, until: datetime) -> list[str]:
+    """Take back the features of cutoffs after ``until``: the next run computes them again. Does the same again without harm.
+
+    All views go back to the newest cutoff that was published before the first wrong one. The online store is emptied and filled with what is left, so
+    that look-ups find nothing of the project for as long as that takes.
+
+    Returns:
+        What was done, a sentence each.
+    """
+    said: list[str] = []
+    if not later_than(project, until):
+        return said
+    for view in project.feature_views:
+        uri = layout.feature_table(project, view)
+        mark = tables.sequence_by(uri, WRITER, int(until.timestamp()))
+        deleted, before = tables.rewind(uri, writer=WRITER, sequence=mark, column="event_timestamp", after=datetime.fromtimestamp(mark, UTC))
+        if before is not None:
+            said.append(f"feature view {view}: back to {_text(mark)}, {deleted} rows deleted; version {before} of its table keeps them")
+    left = published_until(project)
+    if store.known_views(project):
+        store.empty_online(project)
+        if left:
+            store.materialize(project, since=BEGINNING, cutoff=left)
+        store.set_filled_until(project, left or BEGINNING)  # last: killed before, all of this is done again
+        said.append(f"online store: emptied, and filled again up to {iso(left)}" if left else "online store: emptied; the next build_features fills it")
+    return said
+
+
+def _text(mark: int) -> str:
+    return iso(datetime.fromtimestamp(mark, UTC)) if mark else "the beginning"
+
+
 def staged_views(project: Project, cutoff: str) -> dict[str, pd.DataFrame]:
     """What waits to be validated: view name -> rows; empty if it was published before."""
     folder = layout.staging(project, cutoff)
@@ -107,7 +175,7 @@ def staged_views(project: Project, cutoff: str) -> dict[str, pd.DataFrame]:
 
 def _published_until(project: Project, view: str) -> datetime | None:
     mark = tables.last_sequence(layout.feature_table(project, view), WRITER)
-    return None if mark is None else datetime.fromtimestamp(mark, UTC)
+    return datetime.fromtimestamp(mark, UTC) if mark else None  # 0: everything was taken back
 
 
 def _table(project: Project, view, rows: pd.DataFrame, until: datetime) -> pa.Table:
@@ -117,6 +185,7 @@ def _table(project: Project, view, rows: pd.DataFrame, until: datetime) -> pa.Ta
     missing = [c for c in columns if c not in rows]
     if missing:
         raise ValueError(f"include/projects/{project.name}/features.py: view {view.name} lacks {missing}, which feature_repo/{project.name}.py declares")
+    rows = stored(project, rows[list(columns)], f"compute() of view {view.name}")
     late = rows["event_timestamp"] > pd.Timestamp(until)
     if late.any():
         raise ValueError(f"view {view.name}: {int(late.sum())} rows have an event_timestamp after the cutoff {iso(until)}: a feature must be known by then")

@@ -1,14 +1,17 @@
 """Every call of Feast that the loop makes: register a project's objects, retrieve history, materialize."""
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import pandas as pd
 from feast import FeatureService, FeatureStore, FeatureView
+from pandas.api.extensions import ExtensionDtype
 
 from include import ledger
+from include.data import tables
 from include.projects.base import Project
 from include.settings import REPOSITORY, get_settings
 
@@ -57,12 +60,36 @@ def historical_features(project: Project, entities: pd.DataFrame) -> pd.DataFram
         The same rows with the features and ``feature_time_<view>``, the time of each view's values (NaT: none).
     """
     store = feature_store()
-    return store.get_historical_features(entity_df=entities, features=store.get_feature_service(project.feature_service)).to_df()
+    found = store.get_historical_features(entity_df=entities, features=store.get_feature_service(project.feature_service)).to_arrow()
+    # Feast's to_df() makes floats of integers beside a missing one.
+    return tables.to_pandas(found, nullable=[str(name) for name in entities if isinstance(entities[name].dtype, ExtensionDtype)])
 
 
 def materialize(project: Project, *, since: datetime, cutoff: datetime) -> None:
     """Bring the newest values known by the cutoff into the online store."""
     feature_store().materialize(start_date=since, end_date=cutoff, feature_views=list(project.feature_views))
+
+
+def known_views(project: Project) -> list[FeatureView]:
+    """The project's views as Feast's registry has them; none before the first run of ``build_features``."""
+    return [view for view in feature_store().list_feature_views(allow_cache=False) if view.name in project.feature_views]
+
+
+def empty_online(project: Project) -> None:
+    """Take everything of the project's views out of the online store."""
+    feast, views = feature_store(), known_views(project)
+    shared: dict[str, Any] = {"project": feast.project, "entities_to_delete": [], "entities_to_keep": [], "partial": True}
+    feast._get_provider().update_infra(tables_to_delete=views, tables_to_keep=[], **shared)
+    feast._get_provider().update_infra(tables_to_delete=[], tables_to_keep=views, **shared)
+
+
+def set_filled_until(project: Project, until: datetime) -> None:
+    """Have the registry say that the online store was filled up to ``until``, and no further."""
+    feast = feature_store()
+    for view in known_views(project):
+        # Never an empty list: Feast fills that in with what its registry knows.
+        view.materialization_intervals = [(datetime(1970, 1, 1, tzinfo=UTC), until)]
+        feast.registry.apply_feature_view(view, feast.project)
 
 
 def _objects(project: Project) -> list:

@@ -9,6 +9,8 @@ import pyarrow as pa
 from include.data import layout, storage
 from include.features import store
 from include.features.known import KnownTables
+from include.features.times import stored
+from include.features.values import check_labels, warn_of_merged
 from include.ledger import moment
 from include.projects.base import Project
 
@@ -28,7 +30,7 @@ def build(project: Project, request: dict) -> str:
         URI of the parquet file: example key, entities, ``event_timestamp``, the inputs, ``label``, ``label_known_at``.
 
     Raises:
-        ValueError: no example has a label that was known by the cutoff.
+        ValueError: no example has a label that was known by the cutoff, or a label is none of the project's kind, or a time has no time zone.
     """
     cutoff, parameters = moment(request["cutoff"]), request.get("parameters") or {}
     known = KnownTables(project, cutoff, versions=parameters.get("table_versions") or {})
@@ -43,15 +45,18 @@ def build(project: Project, request: dict) -> str:
         return str(target)
 
     examples = project.module("features").examples(known, since=since, until=cutoff, cutoff=cutoff)
+    examples = stored(project, examples, "examples()")
     labelled = examples[examples["label"].notna()]
     if labelled.empty:
         raise ValueError(
             f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first (source '{project.label_source}')"
         )
+    check_labels(project, labelled["label"])
     rows = store.historical_features(project, labelled)
+    merged = warn_of_merged(project, rows)
     columns = list(dict.fromkeys([*project.example_key, *project.entities, "event_timestamp", *project.input_columns, "label", "label_known_at"]))
     table = pa.Table.from_pandas(rows[columns], preserve_index=False)
     content = storage.write_parquet(target, table)
-    description = {**identity, "rows": table.num_rows, "sha256": hashlib.sha256(content).hexdigest()}
+    description = {**identity, "rows": table.num_rows, "merged_by_float32": merged, "sha256": hashlib.sha256(content).hexdigest()}
     storage.write(target.with_suffix(".json"), json.dumps(description, indent=1, sort_keys=True))  # last: what has it is whole
     return str(target)

@@ -8,25 +8,46 @@ from include.ledger.database import LedgerError, migrate
 from include.ledger.episodes import close_episode, current_episode, episodes, open_episode
 from include.ledger.freezes import EVERYTHING, Freeze, Frozen, freeze, freeze_of, freezes, refuse_frozen, thaw
 from include.ledger.locks import Busy, one_at_a_time
+from include.ledger.notices import note, notices, tell
+from include.ledger.overdue import Airflow, fail_request, sweep_requests
 from include.ledger.records import (
+    FutureCutoff,
+    check_cutoff,
     count_files,
     decide,
     decisions,
     file_record,
     file_records,
     is_replay,
+    last_cutoffs,
     now,
     record_file,
     record_stage,
+    run_cutoff,
     set_clock,
     stage_record,
 )  # fmt: skip
-from include.ledger.requests import Request, claim_request, get_request, lost_request, release_request, request_retraining, requests, settle_request
+from include.ledger.requests import (
+    Request,
+    asked_before,
+    claim_request,
+    conclude_training,
+    get_request,
+    keep_deployment,
+    keep_request,
+    release_request,
+    request_retraining,
+    requests,
+    settle_request,
+)  # fmt: skip
+from include.ledger.rewinding import Later, later_than, rewind
 from include.times import iso, moment
 
 __all__ = [
-    "EVERYTHING", "Busy", "Freeze", "Frozen", "LedgerError", "Request", "claim_request", "close_episode", "count_files", "current_episode", "decide",
-    "decisions", "episodes", "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "is_replay", "iso", "lost_request", "migrate",
-    "moment", "now", "one_at_a_time", "open_episode", "record_file", "record_stage", "refuse_frozen", "release_request", "request_retraining", "requests",
-    "set_clock", "settle_request", "stage_record", "thaw",
+    "Airflow", "Busy", "EVERYTHING", "Freeze", "Frozen", "FutureCutoff", "Later", "LedgerError", "Request", "asked_before", "check_cutoff",
+    "claim_request", "close_episode", "conclude_training", "count_files", "current_episode", "decide", "decisions", "episodes", "fail_request",
+    "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "is_replay", "iso", "keep_deployment", "keep_request",
+    "last_cutoffs", "later_than", "migrate", "moment", "note", "notices", "now", "one_at_a_time", "open_episode", "record_file", "record_stage",
+    "refuse_frozen", "release_request", "request_retraining", "requests", "rewind", "run_cutoff", "set_clock", "settle_request", "stage_record",
+    "sweep_requests", "tell", "thaw",
 ]  # fmt: skip

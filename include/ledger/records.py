@@ -1,13 +1,17 @@
-"""What was done and decided: the replay's clock, files, stages, decisions."""
+"""What was done and decided: the replay's clock, the runs' cutoffs, files, stages, decisions."""
 
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
+from sqlalchemy.exc import IntegrityError
 
+from include import times
 from include.ledger.database import transaction, upsert
-from include.ledger.schema import CLOCKS, DECISIONS, FILES, STAGES
+from include.ledger.schema import CLOCKS, DECISIONS, FILES, RUN_CUTOFFS, STAGES
 from include.times import iso, moment, stamp
+
+CLOCK_SKEW = timedelta(minutes=5)  # between the clocks of two machines
 
 # --- the clock ---------------------------------------------------------------------------------------------------------------------
 
@@ -15,7 +19,24 @@ from include.times import iso, moment, stamp
 def now(project: str) -> datetime:
     """The project's present: the replay's time where its upstream is a replay, else the wall clock."""
     replayed = _replayed(project)
-    return moment(replayed) if replayed else datetime.now(UTC).replace(microsecond=0)
+    return moment(replayed) if replayed else times.utc_now().replace(microsecond=0)
+
+
+class FutureCutoff(ValueError):
+    """A cutoff lies after the project's present. A stage that had one would take every later run for an old one, until that time has come."""
+
+
+def check_cutoff(project: str, cutoff: datetime | str) -> str:
+    """Return a cutoff as ISO text (UTC).
+
+    Raises:
+        FutureCutoff: it is later than the project's present.
+    """
+    present = now(project)
+    if moment(iso(cutoff)) > present + CLOCK_SKEW:
+        whose = "the time of its replay" if is_replay(project) else "the time of day"
+        raise FutureCutoff(f"cutoff {iso(cutoff)} is later than the present of {project}, {iso(present)} ({whose}): give one up to that, or none")
+    return iso(cutoff)
 
 
 def is_replay(project: str) -> bool:
@@ -32,6 +53,25 @@ def _replayed(project: str) -> str | None:
 def set_clock(project: str, time: datetime | str) -> None:
     """Say what time it is for a replayed upstream; from then on scheduled runs of the project live at that time."""
     upsert(CLOCKS, {"project": project}, {"now": iso(time)})
+
+
+def run_cutoff(project: str, dag_id: str, run_id: str, cutoff: datetime | str) -> str:
+    """The cutoff of a DAG run, as ISO text: ``cutoff``, or what an earlier try of the run decided on. A run that is cleared later keeps its cutoff.
+
+    Args:
+        cutoff: that the run has if it has decided on none yet.
+    """
+    key = f"{dag_id}, {run_id}"
+    query = select(RUN_CUTOFFS.c.cutoff).where(RUN_CUTOFFS.c.project == project, RUN_CUTOFFS.c.dag_run == key)
+    try:
+        with transaction() as connection:
+            if (known := connection.execute(query).scalar()) is not None:
+                return str(known)
+            connection.execute(insert(RUN_CUTOFFS).values(project=project, dag_run=key, cutoff=iso(cutoff)))
+    except IntegrityError:  # another try of this run was faster
+        with transaction() as connection:
+            return str(connection.execute(query).scalar_one())
+    return iso(cutoff)
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------------
@@ -71,6 +111,13 @@ def stage_record(project: str, stage: str, cutoff: datetime | str) -> dict[str, 
         query = select(STAGES).where(STAGES.c.project == project, STAGES.c.stage == stage, STAGES.c.cutoff == iso(cutoff))
         row = connection.execute(query).mappings().first()
     return dict(row) if row else None
+
+
+def last_cutoffs(project: str) -> dict[str, dict[str, Any]]:
+    """Stage -> the record of its newest cutoff. A stage that has never ended is left out."""
+    with transaction() as connection:
+        query = select(STAGES).where(STAGES.c.project == project).order_by(STAGES.c.cutoff)
+        return {str(row["stage"]): dict(row) for row in connection.execute(query).mappings()}
 
 
 # --- decisions ---------------------------------------------------------------------------------------------------------------------

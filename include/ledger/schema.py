@@ -1,6 +1,6 @@
 """The ledger's tables as the newest migration leaves them; a test compares. A change here needs a migration of its own in ``migrations/versions``."""
 
-from sqlalchemy import JSON, Column, Index, MetaData, String, Table, Text
+from sqlalchemy import JSON, Column, Index, Integer, MetaData, String, Table, Text
 
 METADATA = MetaData()
 # Times are ISO strings, see include.times.
@@ -37,10 +37,17 @@ REQUESTS = Table(
     Column("asked_by", String(250), nullable=False),  # a DAG run
     Column("episode", String(16)),
     Column("parameters", JSON, nullable=False),
-    Column("state", String(20), nullable=False),  # open | claimed | refused | passed | deployed | rolled_back
-    Column("dag_run", String(250)),
+    Column("state", String(20), nullable=False),  # those of include.ledger.lifecycle
+    Column("dag_run", String(250)),  # of train, that claimed it
     Column("outcome", JSON, nullable=False),
     Column("recorded_at", String(20), nullable=False),
+    # Real time, as include.ledger.lifecycle says; NULL where the state is final.
+    Column("attempts", Integer, nullable=False, server_default="0"),  # that came to nothing, of training or (once it passed) of deployment
+    Column("not_before", String(20)),  # the pause before the next attempt
+    Column("deadline", String(20)),
+    Column("held_since", String(20)),  # since when a run has it
+    Column("last_run", String(250)),  # of train, from which it was taken: cleared, that run takes it up again
+    Column("deploy_run", String(250)),  # of deploy, that rolls its version out
 )
 # A run works on one request at most, also when a try that was taken for dead claims beside the next one.
 Index("one_request_a_run", REQUESTS.c.project, REQUESTS.c.dag_run, unique=True)
@@ -74,4 +81,22 @@ FREEZES = Table(
     Column("by", Text, nullable=False),
     Column("why", Text, nullable=False),
     Column("since", String(20), nullable=False),  # the wall clock's: a freeze is about people
+)
+# The cutoff that a run decided on: the same again when its tasks are cleared, though the replay's clock has moved on.
+RUN_CUTOFFS = Table(
+    "run_cutoffs",
+    METADATA,
+    Column("project", String(40), primary_key=True),
+    Column("dag_run", Text, primary_key=True),  # DAG id and run id
+    Column("cutoff", String(20), nullable=False),
+)
+NOTICES = Table(
+    "notices",
+    METADATA,
+    Column("project", String(40), primary_key=True),
+    Column("subject", Text, primary_key=True),  # what it is about: said once
+    Column("text", Text, nullable=False),
+    Column("recorded_at", String(20), nullable=False),
+    Column("told_at", String(20)),  # NULL: the hook has not taken it yet
+    Column("attempts", Integer, nullable=False),
 )

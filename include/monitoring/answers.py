@@ -1,19 +1,21 @@
 """What serving answered: its prediction log, and that of the shadows, as frames. The columns are those of ``serving/prediction_log.schema.json``."""
 
-import io
 import json
+import logging
 from datetime import datetime
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from upath import UPath
 
 from include.data import layout, prediction_log, storage
 from include.projects.base import Project
 
-COLUMNS = ("prediction_id", "model_version", "arm", "failed_arm", "predicted_at", "key", "prediction", "latency_ms")
+COLUMNS = ("prediction_id", "model_version", "arm", "failed_arm", "predicted_at", "key", "prediction", "caller", "latency_ms")
+# In a frame's attrs: files of the log that cannot be read.
+UNREADABLE = "unreadable_files"
+LOG = logging.getLogger(__name__)
 CHAMPION = "champion"
 EMPTY = {"prediction": "float64", "latency_ms": "float64", "predicted_at": "datetime64[us, UTC]"}
 
@@ -36,14 +38,14 @@ def entity_of(project: Project, key: str) -> Any:
 
 def _read(folder: UPath, since: datetime, until: datetime) -> pd.DataFrame:
     wanted = [file for file in prediction_log.files(folder) if (prediction_log.written(file.name) or since) >= since - prediction_log.SKEW]
-    parts = [_columns(pq.read_table(io.BytesIO(content))) for _, content in storage.read_all(wanted)]
+    tables = [prediction_log.table(content, COLUMNS) for _, content in storage.read_all(wanted)]
+    parts = [rows for rows in tables if rows is not None]
+    if len(parts) < len(tables):
+        LOG.warning("%s: %d of %d files cannot be read; their answers are not counted", folder, len(tables) - len(parts), len(tables))
     if not parts:
-        return pd.DataFrame({name: pd.Series(dtype=EMPTY.get(name, "object")) for name in COLUMNS})
-    found = pa.concat_tables(parts).to_pandas()
-    return found[(found["predicted_at"] > pd.Timestamp(since)) & (found["predicted_at"] <= pd.Timestamp(until))].reset_index(drop=True)
-
-
-def _columns(rows: pa.Table) -> pa.Table:
-    if "failed_arm" not in rows.column_names:  # version 1 of the schema
-        rows = rows.append_column("failed_arm", pa.array([""] * len(rows), pa.string()))
-    return rows.select(list(COLUMNS)).replace_schema_metadata(None)
+        found = pd.DataFrame({name: pd.Series(dtype=EMPTY.get(name, "object")) for name in COLUMNS})
+    else:
+        found = pa.concat_tables(parts).to_pandas()
+        found = found[(found["predicted_at"] > pd.Timestamp(since)) & (found["predicted_at"] <= pd.Timestamp(until))].reset_index(drop=True)
+    found.attrs[UNREADABLE] = len(tables) - len(parts)
+    return found

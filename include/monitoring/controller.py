@@ -5,9 +5,11 @@ judged (too few labels, a figure that is no number) is ``unknown``, never ``heal
 also silence the drifted share of inputs: a model trained then would be refused for want of labels to judge it on.
 
 One drift **episode** asks once. It opens at the first drifting verdict and closes at the next healthy one, or when a
-champion is deployed that was trained after it opened. Its request may have been refused, for want of labels perhaps, and
-the served model stay bad: then, after the cooldown, the episode is closed and continued by a new one with a request of its
-own, ``ASKS`` in all; after that a person must look. A request that is still open or being worked on is waited for.
+champion is deployed that was trained after it opened. Its request may have been refused, for want of labels perhaps, or have
+failed, and the served model stay bad: then, after the cooldown, the episode is closed and continued by a new one with a request of
+its own. Each continuation doubles the cooldown, up to eight times the policy's. After ``ASKS`` of them a person is told; the asking
+goes on. A request that is still waiting or being worked on is waited for: its own deadlines end it (``include.ledger.lifecycle``).
+An episode that is neither healthy nor drifting for as long as its window and its cooldown together is closed.
 
 A slow decay hides in intervals as wide as a month's luck. So a policy may also name an age at which a healthy champion is
 challenged; the gate decides whether anything is gained.
@@ -18,10 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from include.ledger import lifecycle
 from include.projects.base import Metric, RetrainPolicy
 
-ASKS = 3  # requests for one lasting drift, when each is refused
-ENDED_WITHOUT_A_CURE = ("refused", "rolled_back")
 NAN = float("nan")
 
 
@@ -65,11 +66,13 @@ class Verdict:
     opens: bool = False
     cause: Literal["drift", "age"] = "drift"  # of what it asks for
     continues: bool = False  # the episode that it opens goes on with the one that it closes
+    tell: bool = False  # a person: asking again and again did not help
 
 
 def decide(
-    policy: RetrainPolicy, metric: Metric, evidence: Evidence, *, at: datetime, last_request: datetime | None = None, episode: Episode | None = None
-) -> Verdict:
+    policy: RetrainPolicy, metric: Metric, evidence: Evidence, *, at: datetime, last_request: datetime | None = None, episode: Episode | None = None,
+    last_answer: datetime | None = None,
+) -> Verdict:  # fmt: skip
     """What to do about the evidence.
 
     Args:
@@ -79,6 +82,7 @@ def decide(
         at: the cutoff.
         last_request: cutoff of the newest earlier request, whoever asked.
         episode: the open one.
+        last_answer: cutoff of the newest earlier request that did not fail: one that failed says nothing about a champion's age.
     """
     state, reasons = judge(policy, metric, evidence)
     closes = None
@@ -89,23 +93,25 @@ def decide(
 
     if state == "healthy" and policy.max_age is not None:
         age = at - evidence.champion_cutoff
-        if age >= policy.max_age and (last_request is None or at - last_request >= policy.max_age):
+        answered = last_answer is not None and at - last_answer < policy.max_age
+        if age >= policy.max_age and not answered and (last_request is None or at - last_request >= min(policy.cooldown, policy.max_age)):
             return Verdict(state, True, (*reasons, f"the champion is {age.days} days old, the policy allows {policy.max_age.days}"), closes, cause="age")
+    waits = episode is not None and episode.request in lifecycle.live("request")
+    asked = episode.ask if episode and episode.request is not None and not waits else 0
+    cooldown = lifecycle.cooldown(policy.cooldown, asked)
     if state != "drifting":
+        if episode and not waits and at - episode.opened >= policy.window + lifecycle.cooldown(policy.cooldown, episode.ask):
+            closes = f"neither healthy nor drifting for {(at - episode.opened).days} days"
         return Verdict(state, False, tuple(reasons), closes)
-    continues = False
-    if episode and episode.request is not None:
-        if episode.request not in ENDED_WITHOUT_A_CURE:
-            return Verdict(state, False, (*reasons, f"asked in this episode already: the request is {episode.request}"))
-        if episode.ask >= ASKS:
-            return Verdict(state, False, (*reasons, f"asked {episode.ask} times, the last request is {episode.request}: a person must look"))
-        continues = True
-    if last_request is not None and at - last_request < policy.cooldown:
-        until = last_request + policy.cooldown
+    if waits and episode:
+        return Verdict(state, False, (*reasons, f"asked in this episode already: the request is {episode.request}"))
+    if last_request is not None and at - last_request < cooldown:
+        until = last_request + cooldown
         return Verdict(state, False, (*reasons, f"cooldown after the last request until {until:%Y-%m-%d %H:%M}"), closes, opens=episode is None)
-    if continues and episode:
-        reasons.append(f"asked before in vain: that request is {episode.request}")
-        return Verdict(state, True, tuple(reasons), f"its request is {episode.request}; continued by a new one", opens=True, continues=True)
+    if asked and episode:
+        reasons.append(f"asked {asked} times in vain: the last request is {episode.request}")
+        closes = f"its request is {episode.request}; continued by a new one"
+        return Verdict(state, True, tuple(reasons), closes, opens=True, continues=True, tell=asked >= lifecycle.ASKS)
     return Verdict(state, True, tuple(reasons), closes, opens=episode is None)
 
 

@@ -9,25 +9,32 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from include.data.pages import document, fill
 from include.ledger import moment
+from include.monitoring.drift_page import drift_page
 from include.monitoring.performance import predictions
 from include.projects.base import Project
 from include.registry import versions
 from include.training.bundle import Bundle
+from include.training.inputs import as_categories, as_numbers
 
 SAMPLE = 5000  # rows on either side; Evidently's page holds raw data
+BINS = 1000  # more than Evidently makes
+LARGEST = 1e150  # its square, and that of its inverse, is still a float64
 
 
 @dataclass(frozen=True)
 class Drift:
-    """``share`` of the inputs that drifted (NaN: nothing to compare), their names, and Evidently's page and figures."""
+    """``share`` of the inputs that drifted (NaN: nothing to compare), their names, and Evidently's page with its scripts' hashes, and its figures."""
 
     share: float
     drifted: tuple[str, ...]
     html: str
     json: str
+    scripts: tuple[str, ...] = ()
 
 
 def report_drift(project: Project, cutoff: str) -> tuple[dict[str, Any], Drift] | None:
@@ -60,15 +67,18 @@ def compare(reference: pd.DataFrame, current: pd.DataFrame, *, numeric: tuple[st
     reference, current = _typed(_sample(reference), numeric, categorical), _typed(_sample(current), numeric, categorical)
     columns = [*numeric, *categorical]
     if reference.empty or current.empty:
-        return Drift(float("nan"), (), "<!doctype html><meta charset='utf-8'><p>Nothing to compare: no reference or no predictions in the window.</p>", "{}")
+        nothing = document("Data drift", fill("<p>{}</p>", "Nothing to compare: no reference or no predictions in the window."))
+        return Drift(float("nan"), (), nothing, "{}")
     there, here = reference.notna().any(), current.notna().any()
     silent = tuple(c for c in columns if there[c] != here[c])
     compared = [c for c in columns if there[c] and here[c]]
 
+    reference, current = _with_bins(reference, current, [c for c in numeric if c in compared])
     snapshot = _evidently(reference, current, [c for c in numeric if c in compared], [c for c in categorical if c in compared])
     figures = snapshot.json()
     drifted = (*silent, *_drifted(figures))
-    return Drift(len(drifted) / len(columns), drifted, snapshot.get_html_str(as_iframe=False), figures)
+    page = drift_page(snapshot)
+    return Drift(len(drifted) / len(columns), drifted, page.html, figures, tuple(page.scripts))
 
 
 def _evidently(reference: pd.DataFrame, current: pd.DataFrame, numeric: list[str], categorical: list[str]):
@@ -102,9 +112,42 @@ def _drifted(figures: str) -> list[str]:
 
 
 def _typed(rows: pd.DataFrame, numeric: tuple[str, ...], categorical: tuple[str, ...]) -> pd.DataFrame:
-    """Numbers as float64 and categories as text, as the model is given them; a missing category is one more category."""
-    numbers = {c: pd.to_numeric(rows[c]).astype("float64") for c in numeric}
-    return pd.DataFrame({**numbers, **{c: rows[c].fillna("").astype(str) for c in categorical}}, index=rows.index)
+    """Numbers as float64 and categories as text, as the model is given them; a missing category is one more category.
+
+    An infinite number is a missing one: Evidently drops it too, and fails where nothing is left.
+    """
+    numbers = {c: _finite(as_numbers(rows[c])) for c in numeric}
+    return pd.DataFrame({**numbers, **{c: as_categories(rows[c]) for c in categorical}}, index=rows.index)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _with_bins(reference: pd.DataFrame, current: pd.DataFrame, numeric: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both sides with numeric columns that a histogram can be made of.
+
+    Numbers close to the ends of float64, and large ones that differ in their last digits only, have no bins. Their places among all values that occur stand
+    in for them: they have the same order, and a test of two distributions looks at the order.
+    """
+    reference, current = reference.copy(), current.copy()
+    for column in numeric:
+        sides = [side[column].dropna().to_numpy() for side in (reference, current)]
+        if all(map(_has_bins, (*sides, np.concatenate(sides)))):
+            continue
+        places = np.unique(np.concatenate(sides))
+        for side in (reference, current):
+            side[column] = np.where(side[column].isna(), np.nan, np.searchsorted(places, side[column]).astype("float64"))
+    return reference, current
+
+
+def _has_bins(values: np.ndarray) -> bool:
+    try:
+        np.histogram_bin_edges(values, bins=BINS)
+    except ValueError:
+        return False
+    spread = float(values.max() / 2 - values.min() / 2)
+    return bool(np.abs(values).max() <= LARGEST and (spread == 0 or spread >= 1 / LARGEST))
 
 
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from include import ledger
 from include.ledger import Request, moment
 from include.monitoring.controller import NAN, Episode, Evidence, Verdict, decide
 from include.projects.base import Project
+from include.times import stamp
 
 STAGE = "monitor"
 NO_CHAMPION = "no champion"
@@ -53,10 +54,11 @@ def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any]
 
 
 def unclaimed_request(project: Project) -> Request | None:
-    """The oldest request that no run of ``train`` took up: what was just asked, or one whose event got lost. In a frozen project all of them wait."""
+    """The oldest request that a run of ``train`` may take up now: what was just asked, or one whose event got lost. In a frozen project all of them wait."""
     if ledger.freeze_of(project.name):
         return None
-    return next((r for r in ledger.requests(project.name) if r.state == "open"), None)
+    at = stamp()
+    return next((r for r in ledger.requests(project.name) if r.state == "open" and (r.not_before or at) <= at), None)
 
 
 def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict, dict[str, Any] | None]:
@@ -68,9 +70,16 @@ def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[Verdict
         asked = [r.state for r in requests if r.episode == episode["id"] and r.cutoff < cutoff]
         known = Episode(moment(episode["opened"]), asked[-1] if asked else None, episode["evidence"].get("ask", 1))
     # Also what a person or the schedule asked for at this very cutoff; not what this decision, made before, asked for itself.
-    earlier = [r.cutoff for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason not in REASONS)]
-    last_request: datetime | None = moment(max(earlier)) if earlier else None
-    return decide(project.retrain, project.metric, evidence, at=moment(cutoff), last_request=last_request, episode=known), episode
+    earlier = [r for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason not in REASONS)]
+    answered = [r for r in earlier if r.state != "failed"]
+    verdict = decide(
+        project.retrain, project.metric, evidence, at=moment(cutoff), last_request=_newest(earlier), last_answer=_newest(answered), episode=known,
+    )  # fmt: skip
+    return verdict, episode
+
+
+def _newest(requests: list[Request]) -> datetime | None:
+    return max((moment(r.cutoff) for r in requests), default=None)
 
 
 def _open_before(project: Project, cutoff: str) -> dict[str, Any] | None:
@@ -92,6 +101,8 @@ def _apply(project: Project, cutoff: str, verdict: Verdict, episode: dict[str, A
         subject = ledger.open_episode(project.name, at=cutoff, evidence=evidence)
     if not verdict.ask:
         return None
+    if verdict.tell:
+        ledger.note(project.name, f"drift asked in vain, {cutoff}", f"drift lasts, and {'; '.join(verdict.reasons)}. It goes on asking, ever more seldom")
     episode_asked = subject if verdict.cause == "drift" else None
     return ledger.request_retraining(project.name, cutoff=cutoff, reason=verdict.cause, asked_by=dag_run, episode=episode_asked).id
 

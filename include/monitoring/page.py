@@ -1,7 +1,6 @@
-"""The performance report: one HTML page with its plots inside, that needs nothing from any network."""
+"""The performance report: one HTML page with its plots inside; it loads nothing."""
 
 import io
-from html import escape
 from typing import Any
 
 import matplotlib
@@ -9,6 +8,7 @@ import pandas as pd
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from include.data.pages import Markup, document, fill, join
 from include.monitoring.performance import by_day, calibration
 from include.projects.base import Project
 
@@ -21,7 +21,7 @@ svg{max-width:100%;height:auto}p.note{color:#475569}
 """
 
 
-def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], joined: pd.DataFrame) -> str:
+def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], joined: pd.DataFrame) -> Markup:
     """HTML of what ``measure_champion`` found: the figures, the metric by day, outcomes beside predictions, calibration."""
     name = project.metric.name
     rows = {
@@ -34,17 +34,15 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
         "Bias (95 % interval)": f"{_text(evidence['bias'], sign=True)} {_span(evidence['bias_ci'], sign=True)}: mean prediction minus mean outcome",
         **{metric: _text(value) for metric, value in evidence["figures"].items() if metric != name},
     }
-    table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
-    plots = _plots(project, evidence, joined) if len(joined) else "<p>No outcome is known yet for any prediction of this version in the window.</p>"
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{project.name}: performance at {escape(cutoff)}</title>"
-        f"<style>{STYLE}</style></head>"
-        f"<body><h1>{project.name}: performance of the champion</h1><p>{escape(project.goal)}</p><table>{table}</table>{plots}"
-        "<p class='note'>Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p></body></html>"
-    )
+    table = join(fill("<tr><th>{}</th><td>{}</td></tr>", k, v) for k, v in rows.items())
+    nothing = fill("<p>No outcome is known yet for any prediction of this version in the window.</p>")
+    plots = _plots(project, evidence, joined) if len(joined) else nothing
+    note = fill('<p class="note">Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p>')
+    head = fill("<h1>{}: performance of the champion</h1><p>{}</p><table>{}</table>", project.name, project.goal, table)
+    return document(f"{project.name}: performance at {cutoff}", head, plots, note, style=STYLE)
 
 
-def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> str:
+def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> Markup:
     days, curve = by_day(project.metric, joined), calibration(joined)
     figure = Figure(figsize=(10, 9.5), layout="constrained")
     metric, means, counts, reliability = figure.subplot_mosaic([["metric", "metric"], ["means", "means"], ["counts", "calibration"]]).values()
@@ -79,7 +77,8 @@ def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> 
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": project.name}):  # the same rows give the same bytes
         figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]
+    # Matplotlib escapes the text in its SVG.
+    return Markup(picture.getvalue().partition("<!DOCTYPE")[2].partition(">")[2])
 
 
 def _text(value: float | None, *, sign: bool = False) -> str:

@@ -58,7 +58,7 @@ def predictions(project: Project, *, since: datetime, cutoff: datetime, version:
     inside &= ds.field("cutoff") <= pa.scalar(cutoff, time)
     if version is not None:
         inside &= ds.field("model_version") == str(version)
-    return found.to_pyarrow_dataset().to_table(columns=wanted, filter=inside).to_pandas()
+    return tables.to_pandas(found.to_pyarrow_dataset().to_table(columns=wanted, filter=inside), nullable=project.example_key)
 
 
 def with_outcomes(project: Project, predicted: pd.DataFrame, *, since: datetime, cutoff: datetime) -> pd.DataFrame:

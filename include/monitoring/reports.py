@@ -1,11 +1,13 @@
 """The reports of the monitor's tasks, written where the task's Report tab looks: ``index.html``, and the figures as JSON beside it."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from upath import UPath
 
 from include.data import layout, storage
+from include.data.pages import write_report_page
 from include.monitoring import drift
 from include.monitoring.page import performance_page
 from include.monitoring.performance import measure_champion
@@ -30,10 +32,11 @@ def publish_drift(project: Project, cutoff: str, dag_id: str, run_id: str, task_
         return None
     evidence, found = compared
     summary = json.dumps({"cutoff": cutoff, **evidence, "columns": found.drifted}, indent=1)
-    _write(layout.report(project, dag_id, run_id, task_id), found.html, {"report.json": found.json, "summary.json": summary})
+    _write(layout.report(project, dag_id, run_id, task_id), found.html, {"report.json": found.json, "summary.json": summary}, found.scripts)
     return evidence
 
 
-def _write(folder: UPath, page: str, others: dict[str, str]) -> None:
-    for name, content in {**others, "index.html": page}.items():
+def _write(folder: UPath, page: str, others: dict[str, str], scripts: Sequence[str] = ()) -> None:
+    for name, content in others.items():
         storage.write(folder / name, content)
+    write_report_page(folder, page, scripts=scripts)

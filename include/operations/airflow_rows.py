@@ -52,12 +52,12 @@ def _grouped(lines: Iterable[bytes]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _can_read(settings: Settings, table: str, row: dict[str, Any]) -> bool:
-    from cryptography.fernet import Fernet, InvalidToken
+    from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
     for column, flag in ENCRYPTED.get(table, {}).items():
         if row.get(flag) and row.get(column):
             try:
-                Fernet(airflow_keys(settings)["fernet"].encode()).decrypt(row[column].encode())
+                MultiFernet([Fernet(key) for key in airflow_keys(settings)["fernet"].split(",")]).decrypt(row[column].encode())
             except InvalidToken:
                 return False
     return True

@@ -224,7 +224,7 @@ def _open_again() -> list[str]:
         for request in known.values():
             if request.state == "claimed" and ledger.release_request(request.id, request.dag_run or ""):
                 said.append(f"{project.name}: request {request.id} was being worked on; it is open again")
-            if request.state == "passed" and "deploy" not in request.outcome:
+            if request.state == "deploying" or (request.state == "passed" and "deploy" not in request.outcome):
                 ledger.settle_request(request.id, "passed", deploy="frozen", deploy_reason="a backup was restored before it was deployed")
                 said.append(f"{project.name}: version {request.outcome.get('version')} had passed the gate; it is deployed after the thaw")
         finished = {request.id for request in known.values() if request.state not in {"open", "claimed"}}

@@ -14,25 +14,20 @@ from datetime import timedelta
 from enum import StrEnum
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Literal, Self, cast
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from include.projects.compute import ComputeClass
-from include.projects.feedback import COLUMNS as LABEL_COLUMNS
 from include.projects.feedback import KEY as PREDICTION
-from include.projects.feedback import PROVENANCE, ServedPredictions
 from include.projects.lookup import LookupPolicy
 from include.projects.rollout import RolloutPolicy
+from include.projects.source import DType as DType
+from include.projects.source import Frozen, Name, Source
+from include.projects.source import Reference as Reference
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 SAMPLE_ROWS = 50  # rows that must do where a stage is only tried
-DType = Literal["string", "int64", "float64", "bool", "timestamp"]
 STAGES = ("ingest", "build_features", "train", "deploy", "score", "monitor")  # every project has a DAG <project>__<stage> for each
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TaskKind(StrEnum):
@@ -47,60 +42,6 @@ class Metric(Frozen):
 
     name: str
     higher_is_better: bool
-
-
-class Reference(Frozen):
-    """Rows of a source must point at a row of another one (a label at a known flight)."""
-
-    source: Name
-    columns: tuple[str, ...]
-
-
-class Source(Frozen):
-    """One upstream feed: ``landing/<name>/*.<format>`` becomes the table ``<name>``.
-
-    ``known_at`` is the column that says when a row became known; a row known after a run's cutoff is in the future.
-    ``tolerance`` is the share of bad rows beyond which a file is refused whole instead of losing the bad rows to quarantine.
-    ``provenance`` are columns that say where a row came from: rows of one key that differ in nothing else say the same.
-    ``predictions``: its rows are labels of served predictions, and each must be of one that there is; see ``Source.feedback``.
-    """
-
-    name: Name
-    format: Literal["csv", "json", "parquet"] = "csv"
-    columns: dict[str, DType]
-    key: tuple[str, ...]
-    known_at: str
-    nullable: tuple[str, ...] = ()
-    references: Reference | None = None
-    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.2
-    provenance: tuple[str, ...] = ()
-    predictions: ServedPredictions | None = None
-
-    @classmethod
-    def feedback(cls, name: str = "feedback", **policy: timedelta) -> Self:
-        """The source of what applications send to POST /feedback: one label a prediction, in the column ``label``.
-
-        A file is one request of an outsider, so none is refused for its rows: what is wrong goes to quarantine, and the run stays green.
-
-        Args:
-            policy: ``apart`` and ``back`` of ``include.projects.feedback.ServedPredictions``.
-        """
-        return cls(
-            name=name, format="parquet", columns=cast(dict[str, DType], LABEL_COLUMNS), key=PREDICTION, known_at="known_at",
-            tolerance=1.0, provenance=PROVENANCE, predictions=ServedPredictions(**policy),
-        )  # fmt: skip
-
-    @model_validator(mode="after")
-    def _columns_exist(self):
-        named = (*self.key, self.known_at, *self.nullable, *self.provenance, *(self.references.columns if self.references else ()))
-        for column in (*named, *(LABEL_COLUMNS if self.predictions else ())):
-            if column not in self.columns:
-                raise ValueError(f"source '{self.name}' names column '{column}', which is not one of its columns")
-        if self.columns[self.known_at] != "timestamp":
-            raise ValueError(f"source '{self.name}': known_at column '{self.known_at}' must be a timestamp")
-        if self.predictions and self.key != PREDICTION:
-            raise ValueError(f"source '{self.name}' has labels of predictions, of which each may have one: its key must be prediction_id")
-        return self
 
 
 class Range(Frozen):

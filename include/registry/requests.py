@@ -12,8 +12,6 @@ from include.registry import versions
 from include.training import manifest, page
 from include.training.candidates import BASELINE, candidate_of
 
-FINAL = {"deployed", "rolled_back", "superseded"}  # what deploy wrote; a rerun of train does not take it back
-
 
 def judging_basis(project: Project, request: dict[str, Any], training_set: str) -> dict[str, str | None]:
     """References that every step of this request shares.
@@ -93,10 +91,11 @@ def apply_gate(project: Project, evaluation: str, report: str | UPath) -> str:
 
 
 def settle(project: Project, request: dict[str, Any], version: dict[str, Any], *, dag_run: str) -> None:
-    """Write into the ledger how the gate decided. A refused request ends here, and so does the stage."""
-    facts = _facts(project, version)
-    if ledger.get_request(request["id"]).state not in FINAL:
-        ledger.settle_request(request["id"], version["gate"], **facts)
+    """Write into the ledger how the gate decided. A refused request ends here, and so does the stage.
+
+    A run that has lost its request, to another run or to a deadline, writes nothing there. What deploy wrote stays, too.
+    """
+    ledger.conclude_training(request["id"], dag_run, version["gate"], **_facts(project, version))
     if version["gate"] == "refused":
         record_training(project, version, dag_run=dag_run)
 

@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from include import ledger
+from include import ledger, times
+from include.ledger import lifecycle
 from include.projects.base import Project
 from include.registry import versions
 from include.registry.versions import CHAMPION
+from include.times import iso
 
 DOCUMENT = "rollout"  # tag of the registered model: the rollout in progress, or the last one
 ENDED = "rollout"  # tag of a version: how its rollout ended, and in which run
 
 State = Literal["trying", "paused", "promoting", "promoted", "serving", "rolling_back", "rolled_back", "overtaken"]
-IN_PROGRESS = ("trying", "paused", "promoting", "promoted", "rolling_back")
+IN_PROGRESS = lifecycle.live("rollout")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Rollout:
     passed: int = 0
     breached: int = 0
     inconclusive: int = 0
+    deadline: str = ""  # ISO, wall clock: by when its run must have brought it on; see include.ledger.lifecycle. Ended: none
+    attempts: int = 0  # to have it taken up again after its run was gone
     schema: int = 1
 
     def is_of(self, version: str, dag_run: str) -> bool:
@@ -84,6 +88,13 @@ def changing(project: Project, *, timeout_s: float = 60) -> Iterator[Rollout | N
 
 
 def keep(project: Project, rollout: Rollout) -> Rollout:
+    """Write the document, with the deadline of its state; gives it as written. The steps of a rollout have one deadline together."""
+    by = ""
+    if rollout.state in ("trying", "paused"):
+        by = rollout.deadline or iso(times.utc_now() + project.rollout.patience)
+    elif (end := lifecycle.deadline("rollout", rollout.state, times.utc_now())) is not None:
+        by = iso(end)
+    rollout = replace(rollout, deadline=by)
     versions.tag_model(project, DOCUMENT, json.dumps(asdict(rollout)))
     return rollout
 
@@ -101,6 +112,16 @@ def overtaken(project: Project, rollout: Rollout, current: str | None) -> Overta
     end(project, over, "overtaken")
     keep(project, over)
     return Overtaken(reason)
+
+
+def adopt(project: Project, rollout: Rollout | None, version: str, dag_run: str) -> Rollout | None:
+    """Take over this version's rollout from a run that is gone: ``deploy`` has one run at a time. To be called while ``changing``; gives the document.
+
+    Else the new run would call a version champion that its predecessor only just made it, and never put it back if serving does not serve it.
+    """
+    if rollout is None or rollout.version != version or rollout.dag_run == dag_run or rollout.state not in ("trying", "paused", "promoting", "promoted"):
+        return rollout
+    return keep(project, replace(rollout, dag_run=dag_run))
 
 
 def give_up(project: Project, rollout: Rollout, version: str) -> None:

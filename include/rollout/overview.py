@@ -5,13 +5,13 @@ No script: what other people wrote (reasons, names) is text here and nothing els
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from sqlalchemy.exc import SQLAlchemyError
 
 from include import ledger
+from include.data.pages import Markup, fill, join
 from include.projects.base import Project
 from include.registry import versions
 from include.rollout import served
@@ -24,9 +24,9 @@ from include.times import stamp
 from include.training import page
 
 SHOWN = 20  # versions, looks and decisions: the newest
-_FORMS = """<style>fieldset{border:1px solid #ddd;border-radius:6px;margin:1rem 0;padding:.6rem 1rem}legend{font-weight:600}
+_FORMS = """fieldset{border:1px solid #ddd;border-radius:6px;margin:1rem 0;padding:.6rem 1rem}legend{font-weight:600}
 input,select,button{font:inherit;padding:.25rem .5rem;margin-right:.5rem}input{width:26rem;max-width:90%}
-fieldset:disabled{color:#777}h2{font-size:1.05rem;margin-top:2rem}</style>"""
+fieldset:disabled{color:#777}h2{font-size:1.05rem;margin-top:2rem}"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def overview(project: Project) -> Overview:
         return Overview(*first, gap="The ledger does not answer: whether the project is frozen, and what was decided, cannot be shown. Rolling back works.")
 
 
-def overview_page(project: Project, found: Overview, *, token: str, refusals: Mapping[str, str], told: list[tuple[str, str]]) -> str:
+def overview_page(project: Project, found: Overview, *, token: str, refusals: Mapping[str, str], told: list[tuple[str, str]]) -> Markup:
     """The page, in HTML.
 
     Args:
@@ -74,19 +74,19 @@ def overview_page(project: Project, found: Overview, *, token: str, refusals: Ma
         refusals: why the reader may not do what, by the forms' names; what is not in it he may.
         told: what came of what he did just now: sentences, each with a kind of ``page.paragraph``.
     """
-    sections = [_FORMS, *(page.paragraph(text, kind) for text, kind in told)]
+    sections = [page.paragraph(text, kind) for text, kind in told]
     if found.gap:
         sections.append(page.paragraph(found.gap, "no"))
     sections.append(page.table(["", ""], _facts(project, found)))
-    sections.append(f'<p>As of {stamp()}. <a href="./">Look again</a></p>')
+    sections.append(fill('<p>As of {}. <a href="./">Look again</a></p>', stamp()))
     sections += _forms(project, found, token, refusals)
     if found.looks:
         of_look = [(d["recorded_at"], d["subject"].rsplit(", ", 2)[1], d["verdict"], "; ".join(d["reasons"])) for d in reversed(found.looks)]
-        sections += ["<h2>What each look at the rollout found, the newest first</h2>", page.table(["", "look", "", "found"], of_look)]
+        sections += [fill("<h2>What each look at the rollout found, the newest first</h2>"), page.table(["", "look", "", "found"], of_look)]
     if found.lately:
         decided = [(d["recorded_at"], d["what"], d["subject"], d["verdict"], "; ".join(d["reasons"])) for d in found.lately]
-        sections += ["<h2>Lately</h2>", page.table(["", "", "about", "", "why"], decided)]
-    return page.page(f"{project.name}: what is deployed", *sections)
+        sections += [fill("<h2>Lately</h2>"), page.table(["", "", "about", "", "why"], decided)]
+    return page.page(f"{project.name}: what is deployed", *sections, style=_FORMS, forms=True)
 
 
 def _facts(project: Project, found: Overview) -> list[tuple[str, str]]:
@@ -120,26 +120,28 @@ def _step(project: Project, rollout: Rollout) -> str:
     return f"{rollout.step + 1} of {len(steps)}, {describe(steps[rollout.step])}: {counts}"
 
 
-def _forms(project: Project, found: Overview, token: str, refusals: Mapping[str, str]) -> list[str]:
+def _forms(project: Project, found: Overview, token: str, refusals: Mapping[str, str]) -> list[Markup]:
     if found.rollout and found.rollout.state in IN_PROGRESS:
         usual = f"take version {found.rollout.version} out"
     else:
         usual = "take the last rollout back"
-    options = [f'<option value="">{escape(usual)}</option>']
+    options = [fill('<option value="">{}</option>', usual)]
     for version in found.newest:
         if str(version.version) != found.champion:
-            options.append(f'<option value="{version.version}">to version {version.version}{escape(_about(version))}</option>')
-    reason = '<input name="reason" required maxlength="500" placeholder="Why? Whoever looks at the version reads it." autocomplete="off">'
-    forms = [_form("roll_back", "Roll back", f'<p><select name="to">{"".join(options)}</select></p>{reason}', token, refusals)]
+            options.append(fill('<option value="{0}">to version {0}{1}</option>', version.version, _about(version)))
+    reason = '<input name="reason" required maxlength="500" placeholder="{}" autocomplete="off">'
+    choice = fill('<p><select name="to">{}</select></p>' + reason, join(options), "Why? It is shown with the version.")
+    forms = [_form("roll_back", "Roll back", choice, token, refusals)]
     if found.frozen and found.frozen.project == project.name:
-        return [*forms, _form("thaw", "Thaw", "<p>What waits is taken up: requests are trained, a model that had passed is deployed.</p>", token, refusals)]
-    why = reason.replace("looks at the version", "meets the freeze")
-    return [*forms, _form("freeze", "Freeze", f"<p>Until it is thawed nothing is trained, promoted or rolled out.</p>{why}", token, refusals)]
+        waiting = fill("<p>What waits is taken up: requests are trained, a model that had passed is deployed.</p>")
+        return [*forms, _form("thaw", "Thaw", waiting, token, refusals)]
+    why = fill("<p>Until it is thawed nothing is trained, promoted or rolled out.</p>" + reason, "Why? It is shown with the freeze.")
+    return [*forms, _form("freeze", "Freeze", why, token, refusals)]
 
 
-def _form(act: str, words: str, fields: str, token: str, refusals: Mapping[str, str]) -> str:
+def _form(act: str, words: str, fields: Markup, token: str, refusals: Mapping[str, str]) -> Markup:
     refused = refusals.get(act)
     if refused:
-        return f"<fieldset disabled><legend>{words}</legend>{fields}<button>{words}</button><p>{escape(refused)}</p></fieldset>"
-    hidden = f'<input type="hidden" name="token" value="{escape(token)}">'
-    return f'<form method="post" action="{act}"><fieldset><legend>{words}</legend>{hidden}{fields}<button>{words}</button></fieldset></form>'
+        return fill("<fieldset disabled><legend>{0}</legend>{1}<button>{0}</button><p>{2}</p></fieldset>", words, fields, refused)
+    hidden = fill('<input type="hidden" name="token" value="{}">', token)
+    return fill('<form method="post" action="{0}"><fieldset><legend>{1}</legend>{2}{3}<button>{1}</button></fieldset></form>', act, words, hidden, fields)

@@ -19,6 +19,7 @@ from include.rollout.document import (
     Overtaken,
     Rollout,
     Superseded,
+    adopt,
     changing,
     end,
     give_up,
@@ -81,6 +82,7 @@ def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_per
     with changing(project) as rollout:
         now = versions.aliases(project)
         current = now.get(CHAMPION)
+        rollout = adopt(project, rollout, version, dag_run)
         if rollout is None or not rollout.is_of(version, dag_run):
             refuse_stale(project, version, current, dag_run=dag_run, by_person=by_person)
             if rollout is not None:

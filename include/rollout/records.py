@@ -6,6 +6,7 @@ from include import ledger
 from include.projects.base import Project
 from include.registry import versions
 
+WAITING = ("passed", "deploying")  # states of a request whose version is not deployed yet
 # How a rollout ends -> the request's state (None: as it is).
 REQUEST_STATE = {"deployed": "deployed", "rolled_back": "rolled_back", "overtaken": "rolled_back", "refused": "rolled_back", "superseded": "superseded"}
 
@@ -27,15 +28,21 @@ def chosen_version(project: Project, events: list[dict[str, Any]], wanted: str |
     return {"version": str(version), "by_person": bool(wanted), **{key: tags.get(key) for key in ("cutoff", "request", "gate")}}
 
 
+def hold_request(chosen: dict[str, Any], *, dag_run: str) -> None:
+    """This run rolls the version out: it holds its request, or renews its lease. To be called at each of its steps."""
+    if chosen.get("request"):
+        ledger.keep_deployment(chosen["request"], dag_run)
+
+
 def record_end(project: Project, chosen: dict[str, Any], state: str, reason: str, *, cutoff: str, dag_run: str) -> None:
     """Put the end of a rollout on record: deployed, rolled_back, overtaken, refused, superseded; or frozen, which is no end. Safe to repeat."""
     ledger.decide(project.name, "deploy", _subject(chosen, dag_run), verdict=state, reasons=[reason], cutoff=cutoff)
     if chosen.get("request"):
         known = ledger.get_request(chosen["request"]).state
         if state == "frozen":
-            if known == "passed":  # it waits, and says so; see held_deployment
-                ledger.settle_request(chosen["request"], known, deploy=state, deploy_reason=reason)
-        elif state != "superseded" or known == "passed":  # one that was deployed stays so, whoever runs its deployment again
+            if known in WAITING:  # it waits, and says so; see held_deployment
+                ledger.settle_request(chosen["request"], "passed", deploy=state, deploy_reason=reason)
+        elif state != "superseded" or known in WAITING:  # one that was deployed stays so, whoever runs its deployment again
             ledger.settle_request(chosen["request"], REQUEST_STATE[state], deploy=state, deploy_reason=reason)
     if state == "frozen":
         return

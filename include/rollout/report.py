@@ -7,6 +7,7 @@ from urllib.parse import quote
 from upath import UPath
 
 from include.data import layout
+from include.data.pages import markdown
 from include.projects.base import Project
 from include.registry import versions
 from include.rollout.document import Rollout, rollout_document
@@ -43,26 +44,35 @@ def write_report(project: Project, version: str, dag_run: str, folder: str | UPa
 
 
 def approval_text(project: Project, version: str, dag_run: str) -> str:
-    """Markdown: the gate's verdict with its figures, what each look found, and where to see more."""
+    """Markdown: the gate's verdict with its figures, what each look found, and where to see more; tags and reasons are text in it."""
     tags = versions.get_version(project, version).tags
     champion = versions.aliases(project).get(versions.CHAMPION)
     rollout = _of(project, version, dag_run)
-    facts = "\n".join(f"| {name} | {value} |" for name, value in _facts(version, tags))
-    parts = [f"Version **{version}** of `{project.name}` is to answer everybody, in the place of version {champion or 'none'}.", f"| | |\n|---|---|\n{facts}"]
-    gate = "\n".join(f"- {reason}" for reason in json.loads(tags.get("gate_reasons") or "[]"))
-    parts.append(f"**Gate: {tags.get('gate', 'not judged')}**\n\n{gate}")
+    facts = "\n".join(f"| {markdown(name)} | {markdown(value)} |" for name, value in _facts(version, tags))
+    asked = f"Version **{markdown(version)}** of **{markdown(project.name)}** is to answer everybody, in the place of version {markdown(champion or 'none')}."
+    parts = [asked, f"| | |\n|---|---|\n{facts}"]
+    gate = "\n".join(f"- {markdown(reason)}" for reason in _gate_reasons(tags))
+    parts.append(f"**Gate: {markdown(tags.get('gate', 'not judged'))}**\n\n{gate}")
     found = [row for look in (looks(project, rollout) if rollout else []) for row in _rows(look)]
     if found:
-        rows = "\n".join(f"| {look} | {rule} | {word} | {text} |" for look, rule, word, text in found)
+        rows = "\n".join(f"| {' | '.join(map(markdown, row))} |" for row in found)
         parts.append(f"**On real requests**\n\n| look | rule | | found |\n|---|---|---|---|\n{rows}")
     else:
         parts.append("It has answered no real request yet: the project's rollout has no steps.")
     settings = get_settings()
-    links = [f"[the version in MLflow]({settings.mlflow_url}/#/models/{project.name}/versions/{version})"]
+    links = [f"[the version in MLflow]({settings.mlflow_url}/#/models/{project.name}/versions/{quote(version, safe='')})"]
     if run := tags.get("airflow_run"):
         links.append(f"[its evaluation, with plots]({settings.airflow_url}/airloop/report/{project.name}__train/{quote(run, safe='')}/evaluate/)")
     parts.append("More: " + ", ".join(links))
     return "\n\n".join(parts)
+
+
+def _gate_reasons(tags: dict[str, str]) -> list[Any]:
+    try:
+        found = json.loads(tags.get("gate_reasons") or "[]")
+    except ValueError:
+        return [f"not readable: {tags['gate_reasons'][:200]}"]
+    return found if isinstance(found, list) else [found]
 
 
 def paragraph_of(project: Project, version: str, rollout: Rollout | None) -> str:

@@ -11,7 +11,7 @@ Intervals are the wall clock's, since the requests are (ADR 33).
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from include import ledger
@@ -22,10 +22,11 @@ from include.registry import versions
 from include.registry.versions import CHAMPION, PREVIOUS
 from include.rollout import served
 from include.rollout.analysis import Check, Word, verdict
-from include.rollout.document import Overtaken, Rollout, changing, give_up, keep, overtaken, rollout_document, taken_back, undo
+from include.rollout.document import Overtaken, Rollout, adopt, changing, give_up, keep, overtaken, rollout_document, taken_back, undo
 from include.rollout.evidence import look
 from include.rollout.promotion import refuse_frozen, refuse_stale, was_in_service
 from include.settings import get_settings
+from include.times import utc_now
 
 STEP = "rollout"  # decisions of the ledger: a look each
 ANALYSIS = "rollout_analysis"  # tag of the version: its newest look
@@ -33,7 +34,7 @@ Clock = Callable[[], datetime]
 
 
 def _wall_clock() -> datetime:
-    return datetime.now(UTC)
+    return utc_now()
 
 
 class Breached(Exception):
@@ -132,6 +133,7 @@ def _begin(project: Project, version: str, *, dag_run: str, cutoff: str, by_pers
     with changing(project) as rollout:
         now = versions.aliases(project)
         current = now.get(CHAMPION)
+        rollout = adopt(project, rollout, version, dag_run)
         if rollout is None or not rollout.is_of(version, dag_run):
             refuse_stale(project, version, current, dag_run=dag_run, by_person=by_person)
             if not project.rollout.steps or current in (None, version) or was_in_service(project, version):

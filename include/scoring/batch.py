@@ -5,6 +5,7 @@ killed goes on after its last partition, and a backlog of years needs no more me
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,10 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from include import ledger
 from include.data import layout, tables
 from include.features import store
 from include.features.known import KnownTables
-from include.ledger import moment
+from include.features.times import stored
+from include.ledger import iso, moment
 from include.projects.base import Project
 from include.registry import versions
 from include.scoring.policy import complete
@@ -63,6 +66,34 @@ def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
     return done | {"version": tables.table_version(uri)}
 
 
+def superseded(project: Project, cutoff: str, scored: dict[str, Any]) -> str | None:
+    """Why a run that predicted nothing had nothing to do; None: it is as good as any. One for an earlier cutoff may still predict what came late."""
+    last = ledger.last_cutoffs(project.name).get("score")
+    if scored["rows"] or last is None or last["cutoff"] <= cutoff:
+        return None
+    return f"predictions were made up to {last['cutoff']} already: a run for {cutoff} has nothing to do"
+
+
+def later_than(project: Project, until: datetime) -> str | None:
+    """Up to where predictions were made, if that is after ``until`` (ISO): later runs for earlier times would predict next to nothing."""
+    mark = tables.last_sequence(layout.predictions(project), WRITER)
+    return iso(datetime.fromtimestamp(mark, UTC)) if mark and mark > until.timestamp() else None
+
+
+def rewind(project: Project, until: datetime) -> list[str]:
+    """Take back the predictions of runs whose cutoff was after ``until``: the next run makes them again. Does the same again without harm.
+
+    Returns:
+        What was done, a sentence each.
+    """
+    if later_than(project, until) is None:
+        return []
+    uri = layout.predictions(project)
+    mark = tables.sequence_by(uri, WRITER, int(until.timestamp()))
+    deleted, before = tables.rewind(uri, writer=WRITER, sequence=mark, column="cutoff", after=until)
+    return [f"predictions: {deleted} rows deleted; version {before} of the table keeps them"]
+
+
 def _partitions(project: Project, uri: str, since: datetime, until: datetime) -> Iterator[tuple[pd.DataFrame, datetime]]:
     """What is due and has no prediction, at most ``MOST_ROWS`` at once, and up to when nothing is left once it has one."""
     width = FIRST_WINDOW
@@ -70,7 +101,7 @@ def _partitions(project: Project, uri: str, since: datetime, until: datetime) ->
         end = min(since + width, until)
         # As it was known at the window's end: nothing later is of use to what is predicted by then.
         due = project.module("features").examples(KnownTables(project, end), since=since, until=end, cutoff=end)
-        due = due.drop(columns=["label", "label_known_at"])
+        due = stored(project, due.drop(columns=["label", "label_known_at"]), "examples()")
         due = due[~_ids(project, due).isin(_predicted(uri, since, end))]
         for start in range(0, len(due), MOST_ROWS):
             yield due.iloc[start : start + MOST_ROWS], end if start + MOST_ROWS >= len(due) else since
@@ -107,13 +138,28 @@ def _predicted(uri: str, since: datetime, until: datetime) -> set[str]:
 
 
 def _ids(project: Project, rows: pd.DataFrame) -> pd.Series:
-    """One id for each thing and prediction time, the same whoever computes it."""
-    columns = [*project.example_key, "event_timestamp"]
-    text = pd.Series(project.name, index=rows.index)
-    for column in columns:
+    """One id for each thing and prediction time, the same whoever computes it.
+
+    Of most rows the hashed text is what it has been since the first release, so ids in tables and labels hold. Where that text could be another row's too (a
+    fraction of a second, a separator or nothing in a key), it is a list in JSON, with which no project's name begins.
+    """
+    texts, plain = [], np.ones(len(rows), dtype=bool)
+    for column in (*project.example_key, "event_timestamp"):
         value = rows[column]
-        text = text + "|" + (value.dt.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value.dtype, pd.DatetimeTZDtype) else value.astype(str))
-    return text.map(lambda t: hashlib.sha256(t.encode()).hexdigest()[:24])
+        if isinstance(value.dtype, pd.DatetimeTZDtype):
+            value = value.dt.tz_convert("UTC")
+            plain &= (value == value.dt.floor("s")).to_numpy()
+            texts.append((value.dt.strftime("%Y-%m-%dT%H:%M:%SZ"), value.dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ")))
+        else:
+            text = value.astype(str)
+            plain &= (value.notna() & ~text.str.contains("|", regex=False)).to_numpy(dtype=bool)
+            texts.append((text, text.where(value.notna(), None)))
+    joined = pd.Series(project.name, index=rows.index)
+    for text, _ in texts:
+        joined = joined + "|" + text.fillna("")
+    exact = [json.dumps([project.name, *(None if pd.isna(one) else one for one in row)]) for row in zip(*(text for _, text in texts), strict=True)]
+    chosen = [one if simple else other for one, other, simple in zip(joined, exact, plain, strict=True)]
+    return pd.Series([hashlib.sha256(text.encode()).hexdigest()[:24] for text in chosen], index=rows.index, dtype=object)
 
 
 def _schema(table: pa.Table) -> pa.Schema:

@@ -156,5 +156,15 @@ class AirflowApi:
         self._http.headers["Authorization"] = f"Bearer {self._token}"
 
 
+def busy_stages(settings: Settings, project: str, seconds: float = 4.0) -> list[str]:
+    """The DAGs of a project that have a run that is queued or running; none if Airflow does not answer, since then nothing runs."""
+    try:
+        httpx.get(f"{settings.airflow_url}/api/v2/version", timeout=seconds, trust_env=False).raise_for_status()
+        runs = AirflowApi.of(settings).call("GET", "dags/~/dagRuns", params={"state": ["queued", "running"], "limit": 1000})["dag_runs"]
+    except httpx.TransportError:
+        return []
+    return sorted({str(run["dag_id"]) for run in runs if str(run["dag_id"]).startswith(f"{project}__")})
+
+
 def _quoted(text: str) -> str:
     return quote(text, safe="")

@@ -7,15 +7,16 @@ It becomes that part's process, with the environment that `airloop up` gives it 
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import partial
 
-from include.settings import Settings, SettingsError, get_settings
-from include.stack.environment import airflow_environment, mlflow_environment
+from include.settings import CONTROL, NEEDED, Settings, SettingsError, get_settings
+from include.stack.environment import airflow_environment, mlflow_environment, task_environment
 from include.stack.migrations import MigrationError, migrate, of_mlflow
 from include.stack.processes import Command
-from include.stack.services import mlflow_server
+from include.stack.services import mlflow_server, serving_command
 
 # Logs of running tasks are asked for over the network, so the parts that run tasks serve them (unlike on one machine, where the disk is shared).
 AIRFLOW = {
@@ -23,27 +24,58 @@ AIRFLOW = {
     "scheduler": ["scheduler"],
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer"],
-    "celery-worker": ["celery", "worker"],
+    # A worker's server of logs would need the key of Airflow's sessions, which its tasks could then read. Its logs are uploaded when a task ends.
+    "celery-worker": ["celery", "worker", "--skip-serve-logs"],
+    # No part: it encrypts Airflow's connections and variables anew, with the first of the Fernet keys, and ends.
+    "rotate-fernet-key": ["rotate-fernet-key"],
 }
-PARTS = (*AIRFLOW, "mlflow")
+# Parts that only run tasks: they get no secret of Airflow itself, and refuse to start with one.
+TASKS_ONLY = {"celery-worker"}
+PARTS = (*AIRFLOW, "mlflow", "serving")  # the last one for systemd; a container of serving runs `python -m serving`
 
 
 def command(settings: Settings, part: str, given: Mapping[str, str]) -> Command:
-    """What the part is started with; ``given`` is the container's own environment.
+    """Return the command of a part.
+
+    Args:
+        given: the container's own environment.
 
     Raises:
         ValueError: there is no such part.
-        SettingsError: it lacks a secret; the message names it.
+        SettingsError: the part lacks a secret, or has one that its tasks must not read; the message names it.
     """
     if part == "mlflow":
         settings.require("mlflow")
         return Command(part, mlflow_server(settings), mlflow_environment(settings) | _options(given, "MLFLOW_"))
+    if part == "serving":
+        return serving_command(settings)
     if part not in AIRFLOW:
         raise ValueError(f"no part '{part}'; there is {', '.join(PARTS)}")
-    settings.require("airflow")
     workers = ["--concurrency", str(settings.parallelism)] if part == "celery-worker" else []
     arguments = [sys.executable, "-m", "airflow", *AIRFLOW[part], *workers]
-    return Command(part, arguments, airflow_environment(settings) | _options(given, "AIRFLOW__"))
+    options = _options(given, "AIRFLOW__")
+    if part in TASKS_ONLY:
+        settings.require("tasks")
+        _refuse_control_secrets(settings, part, given)
+        return Command(part, arguments, task_environment(settings) | options)
+    settings.require("tasks", "airflow")
+    return Command(part, arguments, airflow_environment(settings) | options)
+
+
+def control_secrets(settings: Settings, given: Mapping[str, str]) -> list[str]:
+    """Return the names of the variables that carry secrets of Airflow itself, in the settings or in the environment, in any form that Airflow reads."""
+    fields = [name for name in (*NEEDED["airflow"], *NEEDED["accounts"]) if getattr(settings, name)]
+    forms = re.compile(rf"({'|'.join(CONTROL)}|AIRFLOW__CORE__SQL_ALCHEMY_CONN)(_ASYNC)?(_CMD|_SECRET)?|AIRFLOW_CONN_AIRFLOW_DB")
+    found = [name for name, value in given.items() if value and forms.fullmatch(name)]
+    # Celery's results in Airflow's database: the default where no other place is named.
+    results = [name for name, value in given.items() if name.startswith("AIRFLOW__CELERY__RESULT_BACKEND") and "://" in value and value.startswith("db+")]
+    return [*(f"AIRLOOP_{name.upper()}" for name in fields), *found, *results]
+
+
+def _refuse_control_secrets(settings: Settings, part: str, given: Mapping[str, str]) -> None:
+    """Raise SettingsError where a part that runs tasks has secrets of Airflow: its tasks run as the same user and could read them."""
+    if settings.profile != "embedded" and (found := control_secrets(settings, given)):
+        raise SettingsError(f"{', '.join(found)}: set for {part}, which does not need it and whose tasks could read it. Remove it from this container")
 
 
 def prepare(settings: Settings, part: str) -> None:

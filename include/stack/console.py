@@ -9,6 +9,8 @@ from rich.text import Text
 
 from include import ledger
 from include.data.storage import StorageUnavailable
+from include.printable import printable
+from include.projects import broken_projects
 from include.settings import Settings
 from include.stack import lifecycle
 from include.stack.environment import ADMIN, admin_password
@@ -40,7 +42,7 @@ def down(settings: Settings, console: Console) -> None:
 
 
 def status(settings: Settings, console: Console) -> bool:
-    """Prints a line for each service; True if all of them answer."""
+    """Print a line for each service and each broken project; True if all services answer and all projects can be loaded."""
     lines = lifecycle.status(settings)
     table = Table("service", "state", "process", "up for", "address", box=None, header_style="bold")
     for line in lines:
@@ -48,13 +50,18 @@ def status(settings: Settings, console: Console) -> bool:
         table.add_row(line.name, Text(line.state, LOOKS[line.state]), str(line.pid or ""), uptime, line.address)
     console.print(table)
     for line in lines:
-        if line.state in {"died", "not answering"}:
+        if line.restarts:
+            console.print(f"{line.name}: died and was restarted {line.restarts} time{'' if line.restarts == 1 else 's'}; its log is {line.log}", soft_wrap=True)
+        elif line.state in {"died", "not answering"}:
             console.print(f"{line.name}: its log is {line.log}", soft_wrap=True)
     print_freezes(console)
+    broken = broken_projects()
+    for one in broken:
+        console.print(Text(printable(str(one)), style="bold red"), soft_wrap=True)
     all_up = all(line.state == "answering" for line in lines)
     if all_up:
         print_addresses(settings, console)
-    return all_up
+    return all_up and not broken
 
 
 def print_freezes(console: Console) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
-from include.settings import QUIET, REPOSITORY, Settings, secret_fields
+from include.settings import CONTROL, QUIET, REPOSITORY, Settings, secret_fields
 from include.stack import access, mlflow_users
 
 ADMIN = "admin"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-# Of MLflow's server, serving, `airloop databases|migrate|users`, or told to Airflow in its own words: no process of Airflow, and so no task, is told.
+# Secrets of MLflow's server, of serving and of `airloop databases|migrate|users`, and those that Airflow reads from variables of its own: no process of
+# Airflow gets them as AIRLOOP_* variables.
 NOT_AIRFLOWS = (
     "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_reader_url",
     "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
@@ -45,13 +46,28 @@ BEATS = {
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Environment variables (all of them, the present ones included) for a process that is, or talks as, a part of this Airflow.
+    """Return the whole environment of a process that is a part of this Airflow or talks as one.
 
-    Makes the home's secrets at the first call, readable by their owner only.
+    The first call creates the keys of an embedded home, readable by their owner only.
+    """
+    keys = airflow_keys(settings)
+    return task_environment(settings) | {
+        "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
+        **_simple_auth_manager(settings),
+        "AIRFLOW__API__SECRET_KEY": keys["api"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
+        # The parameter in SQLite's URL is how many seconds a writer waits for another one: five by default, which a loaded machine exceeds.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database,
+    }
+
+
+def task_environment(settings: Settings) -> dict[str, str]:
+    """Return the whole environment of a process that only runs tasks: ``airflow_environment`` without the variables of ``CONTROL``.
+
+    Such a process reaches Airflow through the execution API, with the token of its task.
     """
     home = settings.home / "airflow"
-    keys = airflow_keys(settings)
-    base = base_environment(settings, without=NOT_AIRFLOWS)
+    base = {name: value for name, value in base_environment(settings, without=NOT_AIRFLOWS).items() if name not in CONTROL}
     if settings.storage_connection:  # then tasks get them from there, and nobody else in Airflow has them
         base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
@@ -70,17 +86,13 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(settings.parallelism),  # LocalExecutor forks that many workers at once; the default is 32
-        "AIRFLOW__CORE__FERNET_KEY": keys["fernet"],
-        **_simple_auth_manager(settings),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
         "AIRFLOW__API__HOST": settings.host,
         "AIRFLOW__API__PORT": str(settings.airflow_port),
         "AIRFLOW__API__BASE_URL": settings.airflow_url,
         "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API__SECRET_KEY": keys["api"],
-        "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
-        # SQLite's has the seconds that a writer waits for another one; five by default, which a loaded machine exceeds.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database,
+        # Airflow's pages of its API's documentation load scripts from another host.
+        "AIRFLOW__API__ENABLE_SWAGGER_UI": "False",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
     }

@@ -20,7 +20,8 @@ OF_THE_CHART = {
 STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION")
 MLFLOWS = tuple(name for name in NEEDED["mlflow"] if name != "mlflow_username")  # which is the chart's to say
-HOUSE_KEY = "airloop"  # the name of the house's own key in serving's file of keys
+HOUSE_KEY = "airloop"  # the name of the tasks' key in serving's file of keys
+METRICS_KEY = "prometheus"  # ... and of the key that opens metrics only
 
 
 def secrets(
@@ -36,6 +37,7 @@ def secrets(
     Args:
         environment: has the object store's credentials, ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``; a part that has rights of its own has
             them in ``AIRFLOW_AWS_...``, ``MLFLOW_AWS_...``, ``SERVING_AWS_...``, ``TRAINING_AWS_...``. None at all: service accounts give access.
+            ``SERVING_METRICS_KEY``: the key with which Prometheus reads serving's metrics; without it there is none.
         namespace: of MLflow and serving.
         keys_file: serving's file of keys, with people's keys in it; the house's is put beside them.
 
@@ -57,8 +59,10 @@ def secrets(
             _variables(settings, MLFLOWS) | _store("MLFLOW", environment),
         ),
         _secret("airloop-serving", namespace, mlflow_credentials(settings, reads_only=True) | _of_serving(settings) | _store("SERVING", environment)),
-        _secret("airloop-serving-keys", namespace, {"keys.json": _keys(settings, keys_file)}),
+        _secret("airloop-serving-keys", namespace, {"keys.json": _keys(settings, keys_file, environment)}),
     ]
+    if environment.get("SERVING_METRICS_KEY"):  # for Prometheus; serving knows its hash
+        found.append(_secret("airloop-serving-metrics", namespace, {"key": environment["SERVING_METRICS_KEY"]}))
     if settings.mlflow_secret:  # of pods that have no storage_secret, say: a service account gives them the store
         found.append(_secret(settings.mlflow_secret, settings.kubernetes_namespace, login))
     if settings.storage_secret:
@@ -67,9 +71,15 @@ def secrets(
     return found
 
 
+def training_namespace(settings: Settings) -> dict[str, Any]:
+    """Return the training namespace as an object of Kubernetes. It enforces the Pod Security Standard ``restricted``: its pods run foreign data and code."""
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": settings.kubernetes_namespace, "labels": labels}}
+
+
 def _of_airflow(settings: Settings, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What tasks read. The database, Airflow's own keys and the admin's password are no task's."""
-    hidden = set(secret_fields()) - {*NEEDED["airflow"], "studies_url"} | set(OF_THE_CHART.values()) | NOT_TOLD
+    """Return the variables that tasks read: not Airflow's database, not its keys, not the admin's password."""
+    hidden = set(secret_fields()) - {*NEEDED["tasks"], "studies_url"} | set(OF_THE_CHART.values()) | NOT_TOLD
     told = set(type(settings).model_fields) - hidden
     yield from ((name, value) for name, value in settings.environment().items() if name.removeprefix("AIRLOOP_").lower() in told)
     yield "MLFLOW_TRACKING_URI", settings.mlflow_url
@@ -99,13 +109,16 @@ def _store(part: str, environment: Mapping[str, str]) -> dict[str, str]:
     return found if all(found.values()) else {}
 
 
-def _keys(settings: Settings, file: Path | None) -> str:
-    """Serving's file of keys: hashes only."""
-    key = _plain(settings, "serving_api_key")
-    house = {"name": HOUSE_KEY, "sha256": hashlib.sha256(key.encode()).hexdigest(), "roles": ["predict", "feedback"]}
+def _keys(settings: Settings, file: Path | None, environment: Mapping[str, str]) -> str:
+    """Return serving's file of keys: hashes only."""
+    metrics = environment.get("SERVING_METRICS_KEY", "")
+    if metrics and len(metrics) < 12:
+        raise SettingsError("SERVING_METRICS_KEY is shorter than 12 characters. `airloop secrets` makes one")
+    given = [(HOUSE_KEY, _plain(settings, "serving_api_key"), ["predict", "feedback"]), *([(METRICS_KEY, metrics, ["metrics"])] if metrics else [])]
+    own = [{"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), "roles": roles} for name, key, roles in given]
     try:
         others = json.loads(file.read_text())["keys"] if file else []
-        return json.dumps({"keys": [house, *(other for other in others if other["name"] != HOUSE_KEY)]}, indent=1)
+        return json.dumps({"keys": [*own, *(other for other in others if other["name"] not in {key["name"] for key in own})]}, indent=1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{file} is no file of keys (python -m serving.keys makes one): {type(error).__name__}") from None
 

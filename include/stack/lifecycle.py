@@ -21,7 +21,7 @@ from include.stack.pod_settings import pods_cannot
 from include.stack.pools import PoolsError, pools_of_settings, set_pools
 from include.stack.ports import PortTaken, require_free
 from include.stack.processes import ProcessBook, Record, last_lines
-from include.stack.services import Service, migration, services, whole_migration
+from include.stack.services import KEEPER, Service, migration, services, whole_migration
 
 State = Literal["answering", "not answering", "died", "stopped"]
 Progress = Callable[[str, str], None]
@@ -37,7 +37,7 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One line of `airloop status`. ``uptime`` in seconds."""
+    """One line of `airloop status`. ``uptime`` in seconds; ``restarts`` after it died, since `airloop up`."""
 
     name: str
     state: State
@@ -45,6 +45,7 @@ class ServiceStatus:
     uptime: float | None = None
     address: str = ""
     log: str = ""
+    restarts: int = 0
 
 
 def up(settings: Settings, progress: Progress = lambda name, state: None, timeout: float = 900.0) -> list[str]:
@@ -99,8 +100,9 @@ def down(settings: Settings) -> list[str]:
     """Ends everything that `up` started in this home, and what those processes started; gives the names."""
     with _one_at_a_time(settings):
         book = ProcessBook(settings.home, REPOSITORY)
-        records = list(book.records().values())
-        book.stop(records)
+        records = sorted(book.records().values(), key=lambda record: record.name != KEEPER)  # the keeper first: it would restart the others
+        for some in (records[:1], records[1:]):
+            book.stop(some)
         return [record.name for record in records]
 
 
@@ -153,9 +155,9 @@ def _status(service: Service, record: Record | None) -> ServiceStatus:
     if record is None:
         return ServiceStatus(service.name, "stopped", address=service.address)
     if record.process() is None:
-        return ServiceStatus(service.name, "died", record.pid, address=service.address, log=record.log)
+        return ServiceStatus(service.name, "died", record.pid, address=service.address, log=record.log, restarts=record.restarts)
     state: State = "answering" if _answers(service, record) else "not answering"
-    return ServiceStatus(service.name, state, record.pid, time.time() - record.started, service.address, record.log)
+    return ServiceStatus(service.name, state, record.pid, time.time() - record.started, service.address, record.log, record.restarts)
 
 
 def _answers(service: Service, record: Record) -> bool:
@@ -185,6 +187,19 @@ def _migrated(settings: Settings) -> bool:
             raise StackError(str(error)) from None
     mark = settings.home / "airflow" / "migrated"
     return mark.exists() and mark.read_text() == version("apache-airflow")
+
+
+@contextmanager
+def at_once(settings: Settings) -> Iterator[bool]:
+    """Give whether no `up` or `down` works in this home; none begins meanwhile."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / ".stack.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextmanager

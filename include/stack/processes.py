@@ -29,12 +29,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Record:
-    """A process that we started, as written to ``<home>/run/<name>.json``; ``started`` is the kernel's start time, in seconds since 1970."""
+    """A process that we started, as written to ``<home>/run/<name>.json``.
+
+    Attributes:
+        started: the kernel's start time, in seconds since 1970.
+        restarts: how often the service died and was restarted since `airloop up`.
+    """
 
     name: str
     pid: int
     started: float
     log: str
+    restarts: int = 0
 
     def process(self) -> psutil.Process | None:
         """The recorded process if it lives; a zombie, or another one that got its id, does not count."""
@@ -64,7 +70,7 @@ class ProcessBook:
         self._run, self._logs = home / "run", home / "logs"
         self._children: dict[int, subprocess.Popen] = {}
 
-    def start(self, command: Command) -> Record:
+    def start(self, command: Command, restarts: int = 0) -> Record:
         """Starts the command in a session of its own, its output appended to ``<home>/logs/<name>.log``, and writes down who it is."""
         for folder in (self._run, self._logs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # logs and command lines are nobody else's business
@@ -80,13 +86,18 @@ class ProcessBook:
                 start_new_session=True,
             )
         self._children[child.pid] = child
-        record = Record(command.name, child.pid, psutil.Process(child.pid).create_time(), str(log))
+        record = Record(command.name, child.pid, psutil.Process(child.pid).create_time(), str(log), restarts)
         self._write(record)
         return record
 
     def exit_status(self, record: Record) -> int | None:
         """Exit status of a process that this very object started, once it has ended."""
         return self._children[record.pid].poll()
+
+    def reap(self) -> None:
+        """Let go of processes that this very object started and that have ended: else each stays as a zombie."""
+        for pid in [pid for pid, child in self._children.items() if child.poll() is not None]:
+            del self._children[pid]
 
     def records(self) -> dict[str, Record]:
         """What was started and not yet ended by us, by name; whether it still lives is another question."""
@@ -104,8 +115,11 @@ class ProcessBook:
                 found.add(process)
         return [process for process in found if _alive(process)]
 
-    def stop(self, records: list[Record], patience: float = 5.0) -> list[psutil.Process]:
+    def stop(self, records: list[Record], patience: float = 5.0, *, forget: bool = True) -> list[psutil.Process]:
         """Ends the records' processes, asking first (SIGTERM) and insisting after ``patience`` seconds (SIGKILL).
+
+        Args:
+            forget: remove the records too. Without it they stay, as those of processes that died.
 
         Returns:
             the processes that had to be killed.
@@ -124,7 +138,7 @@ class ProcessBook:
             if late and time.monotonic() > deadline + 20:
                 raise RuntimeError(f"processes that do not end: {sorted(p.pid for p in living)}")
             psutil.wait_procs(living, timeout=0.3)
-        for record in records:
+        for record in records if forget else ():
             (self._run / f"{record.name}.json").unlink(missing_ok=True)
         return sorted(killed, key=lambda process: process.pid)
 

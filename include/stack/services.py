@@ -14,6 +14,8 @@ from include.stack import mlflow_users
 from include.stack.environment import airflow_environment, base_environment, mlflow_environment, serving_environment
 from include.stack.processes import Command, Record
 
+KEEPER = "keeper"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -63,6 +65,9 @@ def services(settings: Settings) -> list[Service]:
         every.insert(0, _mlflow(settings))
     if settings.serving_uri is None:
         every.append(_serving(settings))
+    if settings.restart:
+        command = Command(KEEPER, [sys.executable, "-m", "include.stack.keeper"], base_environment(settings))
+        every.append(Service(KEEPER, command, lambda record: record.process() is not None))
     return every
 
 
@@ -81,16 +86,18 @@ def _mlflow(settings: Settings) -> Service:
 def _serving(settings: Settings) -> Service:
     return Service(
         "serving",
-        Command(
-            "serving",
-            [sys.executable, "-m", "serving", "--host", settings.host, "--port", str(settings.serving_port)],
-            serving_environment(settings),
-        ),
+        serving_command(settings),
         lambda record: _get(f"{settings.serving_url}/live").is_success,
         address=settings.serving_url,
         port=settings.serving_port,
         port_setting="AIRLOOP_SERVING_PORT",
     )
+
+
+def serving_command(settings: Settings) -> Command:
+    """Return the command of the embedded stack's serving."""
+    arguments = [sys.executable, "-m", "serving", "--host", settings.host, "--port", str(settings.serving_port)]
+    return Command("serving", arguments, serving_environment(settings))
 
 
 def migration(settings: Settings) -> Command:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 
 from threadpoolctl import threadpool_limits
 
-from include.outages import STORE_AWAY, away
+from include.outages import STORE_AWAY, WILL_FAIL_AGAIN, away, will_fail_again
 from include.settings import get_settings, git_sha
 
 # Before numpy is imported, for libraries that are loaded later; threads that spin while they wait for contended cores crawl.
@@ -100,10 +100,11 @@ def _run() -> None:
     try:
         main()
     except Exception as error:
-        if not away(error):
+        code = STORE_AWAY if away(error) else WILL_FAIL_AGAIN if will_fail_again(error) else None
+        if code is None:
             raise
         traceback.print_exc()
-        sys.exit(STORE_AWAY)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from include.data import storage
 from include.projects.base import Project
 from include.training.inference import predict, session
 from include.training.inputs import matrices
+from include.training.scale import scale_of
 
 FILES = ("model.onnx", "contract.json", "golden.json", "reference.parquet")
 RULE = "baseline.onnx"
@@ -112,7 +113,7 @@ class Bundle:
         """
         answers = self.predict(_instances(self.golden["instances"], self.contract))
         off = np.abs(answers - np.asarray(self.golden["predictions"], dtype="float64"))
-        allowed = self.golden["tolerance"] * np.maximum(1.0, np.abs(answers))
+        allowed = self.golden["tolerance"] * np.maximum(self.golden.get("scale", 1.0), np.abs(answers))
         if not (off <= allowed).all():  # also true of NaN
             worst = int(np.nanargmax(off)) if not np.isnan(off).all() else 0
             raise GoldenMismatch(f"golden request {worst}: expected {self.golden['predictions'][worst]}, got {answers[worst]}")
@@ -146,10 +147,12 @@ def make_bundle(project: Project, graph: bytes, rows: pd.DataFrame, reference: p
     if reference is None:
         reference = sample[[*bare.input_columns, "label", "event_timestamp"]].assign(prediction=bare.predict(sample))
     instances = _golden_instances(sample, bare.input_columns)
+    predictions = bare.predict(_instances(instances, contract)) if instances else np.empty(0)
     golden = {
         "instances": instances,
-        "predictions": [float(p) for p in bare.predict(_instances(instances, contract))] if instances else [],
+        "predictions": [float(p) for p in predictions],
         "tolerance": GOLDEN_TOLERANCE,
+        "scale": scale_of(project.kind, predictions),
     }
     buffer = io.BytesIO()
     reference.to_parquet(buffer, index=False, coerce_timestamps="us", allow_truncated_timestamps=True)

@@ -1,6 +1,8 @@
 """From rows to what a model is given: one float matrix, one string matrix, in the order that the contract names."""
 
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +13,52 @@ def matrices(frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[
 
     Raises:
         KeyError: a column is missing; the message names all that are.
+        ValueError: a numeric column has a value that is no number; the message names the column.
     """
     missing = [c for c in (*numeric, *categorical) if c not in frame.columns]
     if missing:
         raise KeyError(f"input columns are missing: {', '.join(missing)}")
     numbers = np.empty((len(frame), len(numeric)), dtype="float32")
     for i, column in enumerate(numeric):
-        numbers[:, i] = frame[column].to_numpy(dtype="float64", na_value=np.nan)
+        numbers[:, i] = as_numbers(frame[column])
     strings = np.empty((len(frame), len(categorical)), dtype=object)
     for i, column in enumerate(categorical):
-        values = frame[column].astype(object)
-        strings[:, i] = values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
+        strings[:, i] = as_categories(frame[column])
     return numbers, strings
+
+
+def as_numbers(column: pd.Series) -> np.ndarray:
+    """Return a column of any dtype as float64 [n]; missing: NaN.
+
+    Raises:
+        ValueError: a value is no number.
+    """
+    try:
+        return column.to_numpy(dtype="float64", na_value=np.nan)
+    except (TypeError, ValueError):
+        pass
+    try:  # a dictionary of numbers, or objects with other missing values beside them
+        return np.array([np.nan if missing else float(value) for value, missing in zip(column.astype(object), column.isna(), strict=True)], dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column '{column.name}' ({column.dtype}) is a numeric input and has a value that is no number: {error}") from None
+
+
+def as_categories(column: pd.Series) -> np.ndarray:
+    """Return a column of any dtype as text, object [n]; missing: "".
+
+    The text is the one that serving makes of the same value in JSON: an integer has no decimal point, whatever dtype it came in. A column of integers with a
+    missing value is a column of floats in pandas.
+    """
+    values, missing = column.astype(object), column.isna()
+    texts = [("" if nothing else _text(value)) for value, nothing in zip(values, missing, strict=True)]
+    return np.array(texts, dtype=object)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float | np.floating | Decimal) and value == value // 1:
+        return str(int(value))
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value)

@@ -69,14 +69,24 @@ class Graph:
         return model
 
 
-def check_equal(graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray) -> float:
-    """Largest relative difference between the graph's predictions and the model's own on the same rows.
+def check_equal(graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray, *, scale: float = 1.0) -> float:
+    """Return the largest relative difference between the graph's predictions and the model's own on the same rows.
+
+    Args:
+        native: the model's own predictions, float [n].
+        numeric, categorical: the graph's inputs, [n, k] and [n, m].
+        scale: what a difference is relative to, where a prediction is smaller (``scale_of``).
 
     Raises:
-        ExportError: it is above 1e-4 (of the value, or absolute for values below 1).
+        ExportError: it is above 1e-4.
     """
     exported = predict(session(graph), numeric, categorical)
-    difference = float(np.max(np.abs(exported - native) / np.maximum(1.0, np.abs(native)), initial=0.0))
+    relative = np.abs(exported - native) / np.maximum(scale, np.abs(native))
+    difference = float(np.max(relative, initial=0.0))
     if not difference <= TOLERANCE:  # also true of NaN
-        raise ExportError(f"the exported graph differs from the model by {difference:.2g} on {len(native)} rows; at most {TOLERANCE:g} is allowed")
+        row = int(np.argmax(np.where(np.isnan(relative), np.inf, relative)))
+        raise ExportError(
+            f"the exported graph predicts {exported[row]:.7g} where the model predicts {native[row]:.7g} (row {row} of {len(native)}): "
+            f"the difference is {difference:.2g} of the prediction or of the predictions' scale ({scale:.3g}); at most {TOLERANCE:g} is allowed"
+        )
     return difference

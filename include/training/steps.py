@@ -18,6 +18,7 @@ from include.training.bundle import Bundle, make_bundle
 from include.training.checkpoint import Checkpoints
 from include.training.inputs import matrices
 from include.training.onnx import check_equal
+from include.training.scale import scale_of
 from include.training.workers import FitRun
 
 
@@ -183,7 +184,8 @@ def _fitted_graph(
     numeric, categorical = matrices(compared_with.tail(20_000), project.inputs.numeric, project.inputs.categorical)
     if categorical.size:
         categorical[:: max(2, len(categorical) // 10), :] = "a category that no fit has seen"
-    difference = check_equal(graph, np.asarray(model.predict(numeric, categorical)), numeric, categorical)
+    native = np.asarray(model.predict(numeric, categorical))
+    difference = check_equal(graph, native, numeric, categorical, scale=scale_of(project.kind, native))
     seconds = {"fit_s": round(fitted - began, 2), "export_s": round(time.monotonic() - fitted, 2)}
     print(f"{name}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference {difference:.1e}", flush=True)
     return graph, {"history": model.history, "onnx_difference": difference, "workers": run.workers.size, **seconds}

@@ -12,7 +12,7 @@ from include.projects.base import Project
 from include.settings import Settings
 from include.trial.blame import blame
 from include.trial.plan import FEED, NoSuchStage
-from include.trial.run import Outcome, try_stage
+from include.trial.run import FaultyProjectError, Outcome, try_stage
 from include.trial.scratch import Busy
 
 MARKS = {"success": "[green]ok[/green]", "skipped": "[yellow]skipped[/yellow]", "failed": "[red]failed[/red]"}
@@ -26,6 +26,9 @@ def try_it(settings: Settings, terminal: Console, name: str, stage: str, rows: i
             outcome = try_stage(settings, project, stage, rows, _Printer(terminal, status, project))
         except (UnknownProject, NoSuchStage, Busy) as error:
             terminal.print(f"[red]{escape(str(error))}[/red]")
+            return False
+        except FaultyProjectError as error:
+            terminal.print(f"[red]{escape(str(error))}[/red]\nNothing was run: {stage} would fail. `airloop check {name}` looks again.", soft_wrap=True)
             return False
         except Exception as error:  # the project's own files may hold any mistake
             terminal.print(f"[red]{escape(blame(error))}[/red]")

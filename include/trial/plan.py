@@ -1,5 +1,6 @@
 """What a try runs: the sample, the stages before the tried one, and what each of them is made of."""
 
+import ast
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ FALLBACK = timedelta(days=28)  # of data, where a project's feed does not say wh
 
 # What a step's result depends on, beside what the steps before it depend on. {p} is the project.
 MADE_OF = {
-    FEED: ("include/settings.py", "include/projects/base.py", "include/projects/{p}/*.py", "include/data/layout.py"),
+    FEED: ("include/settings.py", "include/projects/base.py", "include/projects/{p}/*.py", "include/data/layout.py"),  # of __init__.py without TRAINING
     "ingest": (
         "include/assets.py",
         "include/times.py",
@@ -34,11 +35,13 @@ MADE_OF = {
         "feature_repo/{p}.py",
         "include/projects/{p}/features.py",
     ),
-    "train": ("include/training/*.py", "include/registry/*.py"),
+    "train": ("include/training/*.py", "include/registry/*.py", "include/projects/{p}/__init__.py"),
     "deploy": ("include/rollout/*.py", "serving/*"),
     "score": ("include/scoring/*.py",),
     "monitor": ("include/monitoring/*.py",),
 }
+# Arguments of Project(...) that no stage before train reads.
+TRAINING = frozenset({"candidates", "gate", "metric", "retrain", "rollout", "compute", "refit"})
 LATER = ("expectations.py", "features.py")  # files of a project's folder that its feed does not use
 
 
@@ -110,6 +113,11 @@ def steps_to(stage: str, project: Project, sample: Sample) -> list[Step]:
     return _with_keys(steps, project, sample)
 
 
+def chain_of(stage: str) -> str:
+    """Return the name of the steps that a stage shares with others: up to a champion on the whole sample, or on its first part and then beyond."""
+    return "whole" if stage in TO_CHAMPION else "parts"
+
+
 def dag_file(stage: str, folder: Path) -> Path:
     return folder / f"{stage}.py"
 
@@ -140,5 +148,18 @@ def _made_of(stage: str, project: Project) -> str:
     found = hashlib.sha256()
     for name, path in sorted(files.items()):
         found.update(f"{name}\0".encode())
-        found.update(path.read_bytes() if path.exists() else b"")
+        content = path.read_bytes() if path.exists() else b""
+        found.update(_before_training(content) if stage == FEED and path.name == "__init__.py" else content)
     return found.hexdigest()
+
+
+def _before_training(content: bytes) -> bytes:
+    """Return what the stages before train read of a project's ``__init__.py``: its syntax tree without the arguments that only training reads."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return content
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Project":
+            call.keywords = [one for one in call.keywords if one.arg not in TRAINING]
+    return ast.dump(tree).encode()

@@ -13,7 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from include.projects.base import Project
+from include.checks import declaration
+from include.checks.check import on_data
+from include.checks.finding import Finding
+from include.projects.base import STAGES, Project
 from include.settings import Settings
 from include.stack.environment import serving_environment
 from include.trial.plan import FEED, Made, Sample, Step, dag_file, sample_of, steps_to
@@ -46,12 +49,16 @@ def try_stage(settings: Settings, project: Project, stage: str, rows: int, watch
     """Run a stage on a sample in its scratch store; the stages before it too, unless an earlier try's results still hold.
 
     Raises:
-        NoSuchStage, Busy: nothing was run.
+        NoSuchStage, Busy, FaultyProjectError: nothing was run.
     """
+    if stage in STAGES:
+        refuse_faulty(declaration.findings(project), stage)
     sample = sample_of(project, rows)
     steps, scratch = steps_to(stage, project, sample), Scratch(settings, project, stage, sample)
     with scratch.alone(), ExitStack() as children:
         reused = scratch.prepare(steps[:-1], watcher.said)
+        if any(step.stage == "ingest" for step in steps[:reused]):  # the rows are those that the project's sources would give now
+            refuse_faulty(on_data(project, [str(scratch.work / "store" / project.name)]).findings, stage)
         outcome = Outcome(sample, scratch, steps, reused)
         port = free_port(settings.host) if any(step.stage == "deploy" for step in steps[reused:]) else None
         if port:
@@ -62,6 +69,20 @@ def try_stage(settings: Settings, project: Project, stage: str, rows: int, watch
             watcher.event(event)
         outcome.seconds["all"] = time.monotonic() - began
     return outcome
+
+
+class FaultyProjectError(ValueError):
+    """The stage would fail by what the check of the project found."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(map(str, findings)))
+
+
+def refuse_faulty(findings: list[Finding], stage: str) -> None:
+    """Raise FaultyProjectError if the stage, or one before it, would fail by a finding."""
+    stages = declaration.stages_until(stage)
+    if any(one.stage in stages and not one.warning for one in findings):
+        raise FaultyProjectError(findings)
 
 
 def _take_down(outcome: Outcome, event: dict[str, Any]) -> None:
@@ -77,9 +98,8 @@ def run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int,
     """All steps that are not ``reused``, in one process: importing Feast, MLflow and Great Expectations takes longer than most stages on a sample."""
     plan = []
     for number, step in list(enumerate(steps))[reused:]:
-        last = number == len(steps) - 1
         file = None if step.stage == FEED else str(dag_file(step.stage, scratch.settings.dags_folder))
-        plan.append(asdict(step) | {"file": file, "keep": None if last else str(scratch.keep_folder(number, step))})
+        plan.append(asdict(step) | {"file": file, "keep": str(scratch.keep_folder(number, step))})  # the tried one's too: the next stage begins there
     plan_file = scratch.root / "plan.json"
     plan_file.write_text(json.dumps({"project": project.name, "steps": plan}, indent=1))
     readable, writable = os.pipe()
@@ -87,12 +107,16 @@ def run_dags(scratch: Scratch, project: Project, steps: list[Step], reused: int,
     with scratch.log.open("wb") as log, _child(command, scratch.environment(port), scratch, log, pass_fds=(writable,)) as process:
         os.close(writable)
         with os.fdopen(readable) as events:
-            ended = False
+            ended, trace = False, ""
             for line in events:
                 event = json.loads(line)
+                trace = event.pop("traceback", "") or trace
                 ended = ended or event["event"] in ("failed", "error")
                 yield event
-        if process.wait() != 0 and not ended:
+        code = process.wait()
+        if trace:  # once more, after all that the process says as it ends
+            log.write(f"\n{trace}".encode(errors="replace"))
+        if code != 0 and not ended:
             yield {"event": "error", "error": f"the process that ran the DAGs ended with exit status {process.returncode}; see {scratch.log}"}
 
 

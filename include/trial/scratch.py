@@ -1,9 +1,9 @@
 """The scratch store of a try: an AIRLOOP_HOME of its own, with its own Airflow database, MLflow, Feast, ledger and tables.
 
-<home>/try/<project>-<stage>/work/          the AIRLOOP_HOME of the run; always the same path, since registries hold paths
-                             kept/<n>-<stage>/   a copy of it after each step before the tried one, for the next try
-                             try.log             what the DAGs said
-<home>/try/template/                        migrated, empty databases of Airflow and MLflow: making them takes ten seconds
+<home>/try/<project>/work/                  the AIRLOOP_HOME of the run; always the same path, since registries hold paths
+                     kept/<chain>/<n>-<stage>/   a copy of it after each step, for the next try, of whatever stage
+                     try.log                what the DAGs said; of one that failed, the traceback comes last
+<home>/try/.template/                       migrated, empty databases of Airflow and MLflow: making them takes ten seconds
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from pathlib import Path
 from include.projects.base import Project
 from include.settings import Settings, secret_fields
 from include.stack.environment import airflow_environment
-from include.trial.plan import Sample, Step
+from include.trial.plan import Sample, Step, chain_of
 
 KEY = "key"
 NOT_KEPT = ("airflow", "logs")  # runs begin with an empty Airflow
@@ -28,19 +28,20 @@ ELSEWHERE = ("data_root", "remote_logs", "secrets_dir", "airflow_uri", "mlflow_u
 
 
 class Busy(RuntimeError):
-    """Somebody else tries this stage right now."""
+    """Another try of this project is running."""
 
 
 class Scratch:
-    """The scratch store of one project's stage.
+    """The scratch store of a project, which all its stages share.
 
     Args:
         settings: of the real home, below which it lies.
     """
 
     def __init__(self, settings: Settings, project: Project, stage: str, sample: Sample):
-        self.root = settings.home / "try" / f"{project.name}-{stage}"
-        self.template = settings.home / "try" / "template"
+        self.root = settings.home / "try" / project.name
+        self._chain = chain_of(stage)
+        self.template = settings.home / "try" / ".template"  # no project's name begins with a dot
         self.work, self.log = self.root / "work", self.root / "try.log"
         # Everything that says where data lies or whom to talk to is its own; the rest (host, threads, DAG files) is as it is there.
         own = {"home": self.work, "profile": "embedded", "projects": project.name, "sample_days": sample.days}
@@ -62,7 +63,7 @@ class Scratch:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps a second try of the same stage away.
+        """Keep a second try of the same project away.
 
         Raises:
             Busy.
@@ -100,14 +101,13 @@ class Scratch:
         return count
 
     def keep_folder(self, number: int, step: Step) -> Path:
-        """Where the home after this step is to be kept. What was kept of this and later steps is stale, and goes."""
-        for folder in self.root.glob("kept/*"):
-            if int(folder.name.partition("-")[0]) >= number:
-                shutil.rmtree(folder, ignore_errors=True)
-        return self._folder(number, step)
+        """Return where the home after this step is to be kept, and remove what was kept there. Of later steps the key says whether they still hold."""
+        folder = self._folder(number, step)
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def _folder(self, number: int, step: Step) -> Path:
-        return self.root / "kept" / f"{number}-{step.stage}"
+        return self.root / "kept" / self._chain / f"{number}-{step.stage}"
 
     def _make_template(self, said: Callable[[str], None]) -> None:
         versions = " ".join(f"{package} {version(package)}" for package in ("apache-airflow", "mlflow"))

@@ -1,7 +1,7 @@
 """One cluster, one namespace and one real stack for the tests of this folder.
 
 The cluster is the one that ``KUBECONFIG`` names, any one whose nodes are this machine (pods read this checkout and its Python, and write into a folder
-of the test, by hostPath). Airflow itself gets there as an account that may do exactly what the runbook of train says it must.
+of the test, by persistent volumes). Airflow itself gets there as an account that may do exactly what the runbook of train says it must.
 ``AIRLOOP_TEST_IMAGE`` is an image of empty folders there; ``AIRLOOP_TEST_K8S_PART`` a program that pauses and resumes parts of the cluster
 (``PROGRAM pause kubelet``), without which the tests that need it are skipped. ``AIRLOOP_TEST_REPEATS``: how often each failure is made.
 """

@@ -8,11 +8,12 @@ from typing import Any
 import psutil
 
 from include.settings import REPOSITORY
+from tests.cluster.claims import on_claims
 from tests.cluster.namespace import Cluster
 
 
-def pod_template(shared: Path | None = None, code: Path = REPOSITORY) -> dict[str, Any]:
-    """Pods that run this very checkout: the machine's /usr, Python and code, read-only, and the test's folder if there is one."""
+def pod_template(cluster: Cluster, shared: Path | None = None, code: Path = REPOSITORY) -> dict[str, Any]:
+    """Return a pod that runs this checkout: the machine's /usr, Python and code, read-only, and the test's folder if there is one."""
     python = Path(sys.executable)
     folders = {"usr": Path("/usr"), "venv": Path(sys.prefix), "python": Path(sys.base_prefix), "code": code}
     folders |= {f"links{n}": folder for n, folder in enumerate({link.parent for link in links(python)} - set(folders.values()))}
@@ -26,7 +27,7 @@ def pod_template(shared: Path | None = None, code: Path = REPOSITORY) -> dict[st
         "name": "base", "image": "replaced", "workingDir": str(code), "env": [{"name": k, "value": v} for k, v in environment.items()],
         "volumeMounts": mounts,
     }  # fmt: skip
-    spec = {"containers": [container], "volumes": volumes}
+    spec = {"containers": [container], "volumes": on_claims(cluster.api, cluster.namespace, volumes)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "template"}, "spec": spec}
 
 

@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 from include.settings import REPOSITORY
+from tests.cluster.claims import CONTAINER_SECURITY, POD_SECURITY, RESTRICTED, forget
 
 
 def until(condition: Callable[[], Any], seconds: float = 400.0, what: str = "that") -> Any:
@@ -58,8 +59,9 @@ class Cluster:
 
     def give_a_place(self) -> None:
         """Wait until Kubernetes gives a pod a node: its scheduler may look at none for minutes after the API server was away."""
-        base = {"name": "base", "image": self.image, "command": ["sleep", "1"]}
-        body = {"metadata": {"generateName": "a-place-"}, "spec": {"containers": [base], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}}
+        base = {"name": "base", "image": self.image, "command": ["sleep", "1"], "securityContext": CONTAINER_SECURITY}
+        spec = {"containers": [base], "securityContext": POD_SECURITY, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}
+        body = {"metadata": {"generateName": "a-place-"}, "spec": spec}
         name = self.api.create_namespaced_pod(self.namespace, body).metadata.name
         try:
             until(lambda: self.api.read_namespaced_pod(name, self.namespace).spec.node_name, 300, "the scheduler to give a pod a node")
@@ -73,7 +75,7 @@ class NoCluster(Exception):
 
 @contextmanager
 def a_cluster() -> Iterator[Cluster]:
-    """A namespace of its own in the cluster that KUBECONFIG names."""
+    """A namespace in the cluster that KUBECONFIG names. It enforces the Pod Security Standard ``restricted``, as the training namespace does."""
     if not os.environ.get("KUBECONFIG"):
         raise NoCluster("no cluster: KUBECONFIG names none")
     image = os.environ.get("AIRLOOP_TEST_IMAGE")
@@ -83,12 +85,13 @@ def a_cluster() -> Iterator[Cluster]:
 
     config.load_kube_config()
     api, name = client.CoreV1Api(), f"airloop-test-{token_hex(3)}"
-    api.create_namespace({"metadata": {"name": name}})
+    api.create_namespace({"metadata": {"name": name, "labels": RESTRICTED}})
     try:
         with an_account(name) as kubeconfig:
             yield Cluster(api, name, image, kubeconfig)
     finally:
         api.delete_namespace(name)
+        forget(api, name)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from include.settings import REPOSITORY, Settings
 from include.stack.databases import make_databases
 from include.stack.kubernetes import secrets
 from include.stack.secrets_file import make_secrets, values
+from tests.cluster.claims import forget
 from tests.cluster.machine import address_for_pods, pod_template
 from tests.cluster.namespace import Cluster, until
 from tests.helm import CHART, helm, values_file
@@ -122,9 +123,12 @@ class Features(FeatureRepository):
 def training_only(cluster: Cluster) -> Iterator[Release]:
     """The chart's training namespace, and nothing else of it."""
     release = Release(cluster, Settings(), {}, "", {"mlflow.enabled": False, "serving.enabled": False, **training_values(cluster)})
-    with installed(release):
-        release.upgrade()
-        yield release
+    try:
+        with installed(release):
+            release.upgrade()
+            yield release
+    finally:
+        forget(cluster.api, release.training)
 
 
 @contextmanager
@@ -199,11 +203,11 @@ def add_model(release: Release, folder: Path) -> None:
 
 def test_values(cluster: Cluster, data_root: str, s3: S3) -> dict[str, Any]:
     """The release's values: pods that run this checkout with this machine's Python, small enough for a small machine."""
-    template = pod_template()["spec"]
+    template = pod_template(cluster)["spec"]
     container = template["containers"][0]
     repository, tag = cluster.image.rsplit(":", 1)
     part = {
-        "image": {"repository": repository, "tag": tag},
+        "image": {"repository": repository, "tag": tag, "local": True},
         "extraEnv": container["env"],
         "extraVolumes": template["volumes"],
         "extraVolumeMounts": container["volumeMounts"],
@@ -229,6 +233,7 @@ def training_values(cluster: Cluster) -> dict[str, Any]:
     namespace = cluster.namespace
     classes = {"serving": 0, "gpu": -50, "preemptible": -100}  # on a cluster that others use too nothing but these tests' own pods gives way
     return {
+        "airflow.namespace": namespace,
         "training.namespace.name": f"{namespace}-training",
         "training.airflowAccounts": [{"name": "airflow-worker", "namespace": namespace}],
         "training.quota.hard": {"pods": "3", "requests.cpu": "2", "requests.memory": "2Gi", "limits.memory": "2Gi", "requests.nvidia.com/gpu": "6"},

@@ -149,9 +149,10 @@ def settings_of(cluster: Cluster, root: Path) -> Settings:
     for file in ("train.py", "sweep_pods.py"):
         shutil.copy(REPOSITORY / "dags" / file, dags)
     template = root / "pod.yaml"
-    template.write_text(json.dumps(pod_template(root, root / "code")))
+    template.write_text(json.dumps(pod_template(cluster, root, root / "code")))
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
     return Settings(
+        restart=False,  # tests kill and start by themselves
         home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
         training_image=cluster.image, pod_template=template, host=address_for_pods(cluster), **mlflow_accounts(cluster),
         pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,

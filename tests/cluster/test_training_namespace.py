@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.claims import CONTAINER_SECURITY, POD_SECURITY, on_claims
 from tests.cluster.namespace import until
 from tests.cluster.release import Release, training_only
-from tests.helm import MISSING, PROGRAM
+from tests.helm import CHART, MISSING, PROGRAM, helm, values_file
 
 pytestmark = [pytest.mark.stack, pytest.mark.cluster]
 
@@ -43,10 +44,11 @@ def airflow(release):
 
 def training_pod(release: Release, name: str, **spec: Any) -> dict[str, Any]:
     resources = spec.pop("resources", None)
-    container = {"name": "base", "image": release.cluster.image, "command": ["sleep", "3600"], **({"resources": resources} if resources else {})}
-    container["volumeMounts"] = [{"name": "usr", "mountPath": "/usr", "readOnly": True}]
-    volumes = [{"name": "usr", "hostPath": {"path": "/usr"}}]
-    return {"metadata": {"name": name}, "spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 0, **spec}}
+    container = {"name": "base", "image": release.cluster.image, "command": ["sleep", "3600"], "securityContext": CONTAINER_SECURITY}
+    container |= {"volumeMounts": [{"name": "usr", "mountPath": "/usr", "readOnly": True}], **({"resources": resources} if resources else {})}
+    volumes = on_claims(release.cluster.api, release.training, [{"name": "usr", "hostPath": {"path": "/usr"}}])
+    base = {"containers": [container], "volumes": volumes, "securityContext": POD_SECURITY, "terminationGracePeriodSeconds": 0}
+    return {"metadata": {"name": name}, "spec": {**base, **spec}}
 
 
 @pytest.fixture
@@ -82,6 +84,88 @@ def test_airflows_account_may_train_and_no_more(release, training, airflow):
     assert "cannot list resource" in refused(airflow.list_namespaced_secret, training)
     assert "cannot delete resource" in refused(airflow.delete_namespaced_resource_quota, "loop-training", training)
     assert "cannot create resource" in refused(airflow.create_namespaced_pod, release.namespace, training_pod(release, "fit"))
+
+
+@pytest.mark.parametrize(
+    ("container", "pod", "said"),
+    [
+        ({"securityContext": {"privileged": True}}, {}, "privileged"),
+        ({"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}, "allowPrivilegeEscalation": False}}, {}, "unrestricted capabilities"),
+        ({"securityContext": {"capabilities": {"drop": ["ALL"]}}}, {}, "allowPrivilegeEscalation != false"),
+        ({}, {"hostNetwork": True}, "host namespaces"),
+        ({}, {"hostPID": True}, "host namespaces"),
+        ({}, {"volumes": [{"name": "usr", "hostPath": {"path": "/"}}]}, "hostPath"),
+        ({}, {"securityContext": {"runAsNonRoot": True, "runAsUser": 0, "seccompProfile": {"type": "RuntimeDefault"}}}, "runAsUser=0"),
+        ({}, {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}, "runAsNonRoot != true"),
+        ({}, {"securityContext": {"runAsNonRoot": True, "runAsUser": 10001}}, "seccompProfile"),
+    ],
+)
+def test_a_pod_with_power_over_the_node_is_refused(release, training, airflow, container, pod, said):
+    """By the Pod Security Standard that the namespace enforces, whoever makes the pod: Airflow's account, or the cluster's administrator."""
+    body = training_pod(release, "fit")
+    body["spec"]["containers"][0] |= container
+    body["spec"] |= pod
+    for client in (airflow, release.cluster.api):
+        message = refused(client.create_namespaced_pod, training, body)
+        assert "violates PodSecurity" in message and said in message
+
+
+@pytest.fixture
+def made(release, monkeypatch):
+    """A step's pod and a Job of two workers, made by the operators' own code, with every option that adds a volume to them."""
+    from include.dag_kit.pod_group import StepPodGroup
+    from include.dag_kit.pod_names import Step
+    from include.dag_kit.pods import StepPod
+    from include.projects.compute import ComputeClass
+    from include.settings import Settings
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(release.cluster.kubeconfig)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
+    step = Step("flights", "r1", "fit-mlp", "s3://bucket/fit-mlp.json", "cpu", "0123abc", None)
+    settings = Settings(
+        compute="kubernetes", kubernetes_namespace=release.training, data_root="s3://bucket/prefix", training_image=release.cluster.image,
+        storage_service_account="airloop-training", storage_role="arn:aws:iam::000000000000:role/x",
+    )  # fmt: skip
+    resources = ComputeClass(cpu=0.05, memory="64Mi", memory_max="64Mi", ephemeral_storage="64Mi")
+    given: dict[str, Any] = {"task_id": "fit", "step": step, "resources": resources, "command": ["true"], "settings": settings}
+    clean = release.cluster.api.api_client.sanitize_for_serialization
+    pod = StepPod(**given).build_for({}, [], {})
+    return clean(pod), clean(StepPodGroup(**given, workers=2).build_job({}, [], [], {}))
+
+
+def test_pods_and_jobs_as_airflow_makes_them_are_admitted(release, training, airflow, made):
+    """The API server checks them and makes nothing. They have neither a sidecar nor an init container, which could lack what `restricted` asks for."""
+    from kubernetes import client
+
+    pod, job = made
+    template = job["spec"]["template"]["spec"]
+    assert all(len(spec["containers"]) == 1 and not spec.get("initContainers") for spec in (pod["spec"], template))
+    airflow.create_namespaced_pod(training, pod, dry_run="All")
+    airflow.create_namespaced_pod(training, {"metadata": {"name": "worker"}, "spec": template}, dry_run="All")
+
+    def warned() -> str:
+        """A Job is taken whatever its pods are. The namespace's label `warn` says which of them would be refused."""
+        api = client.BatchV1Api(release.cluster.api.api_client)
+        _, _, headers = api.create_namespaced_job_with_http_info(training, job, dry_run="All")
+        return headers.get("Warning", "")
+
+    assert warned() == ""
+    template["hostNetwork"] = True
+    assert "would violate PodSecurity" in warned()
+
+
+def test_a_namespace_that_enforces_nothing_is_refused(release):
+    """Where the namespace is there already, the chart looks at it."""
+    from tests.helm import HelmError
+
+    release.cluster.api.create_namespace({"metadata": {"name": f"{release.namespace}-open"}})
+    try:
+        with pytest.raises(HelmError, match="does not enforce the Pod Security Standard 'restricted'"):
+            values = {**release.values, "training.namespace.name": f"{release.namespace}-open", "training.namespace.create": False}
+            helm("upgrade", "other", CHART, "--install", *values_file(values), "--namespace", release.namespace)
+    finally:
+        release.cluster.api.delete_namespace(f"{release.namespace}-open")
 
 
 def test_the_quota_acts(release, training, airflow):

@@ -13,6 +13,7 @@ from secrets import token_hex
 
 import pytest
 
+from tests.cluster.claims import RESTRICTED, forget, on_claims
 from tests.serving.stand import wait_for
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images, pytest.mark.cluster]
@@ -43,10 +44,11 @@ def namespace():
 
     config.load_kube_config(os.environ["KUBECONFIG"])
     api, name = client.CoreV1Api(), f"airloop-images-{token_hex(4)}"
-    api.create_namespace({"metadata": {"name": name}})
+    api.create_namespace({"metadata": {"name": name, "labels": RESTRICTED}})
     wait_for(lambda: [a for a in api.list_namespaced_service_account(name).items if a.metadata.name == "default"], 30)
     yield api, name
     api.delete_namespace(name, grace_period_seconds=0)
+    forget(api, name)
 
 
 def run_pod(api, namespace: str, image: str, command: list[str], arguments: list[str], store: Path | None = None) -> tuple[str, str]:
@@ -61,7 +63,7 @@ def run_pod(api, namespace: str, image: str, command: list[str], arguments: list
     name = f"pod-{token_hex(4)}"
     container = {"name": "base", "image": image, "command": command, "args": arguments, "env": environment, "volumeMounts": mounts, "securityContext": hardened}
     spec = {
-        "restartPolicy": "Never", "automountServiceAccountToken": False, "volumes": volumes, "containers": [container],
+        "restartPolicy": "Never", "automountServiceAccountToken": False, "volumes": on_claims(api, namespace, volumes), "containers": [container],
         "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
     }  # fmt: skip
     api.create_namespaced_pod(namespace, {"metadata": {"name": name}, "spec": spec})

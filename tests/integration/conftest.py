@@ -12,6 +12,10 @@ from datetime import datetime
 import pytest
 
 from include.settings import REPOSITORY, get_settings
+from tests.homes import forget_home
+from tests.integration.children import StepProcess
+
+DAGS = REPOSITORY / "dags"
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,19 @@ class Run:
 
 @pytest.fixture(scope="session")
 def airflow_home(tmp_path_factory):
-    """AIRFLOW_HOME with a migrated SQLite database and the repository's DAG folder, configured as the stack configures it; made once."""
+    """AIRFLOW_HOME with a migrated SQLite database, configured as the stack configures it; made once.
+
+    Its DAG folder is empty: ``dag.test()`` parses the whole folder at each call. ``run_dag`` gives Airflow the one file that it runs.
+    """
     from include.stack.environment import airflow_environment
 
     home = tmp_path_factory.mktemp("airflow")
     kept = dict(os.environ)
     os.environ["AIRLOOP_HOME"] = str(home)
     get_settings.cache_clear()
-    environment = airflow_environment(get_settings()) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"}
+    (home / "dags").mkdir()
+    given = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO", "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags")}
+    environment = airflow_environment(get_settings()) | given
     subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True)
     os.environ.update(environment)
     from airflow import settings  # reads the environment; if another test imported it before, it is configured again
@@ -66,27 +75,33 @@ def fresh_store(tmp_path, monkeypatch, stores):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"AIRLOOP_HOME": str(home), **stores.variables}.items():
         monkeypatch.setenv(name, value)
-    _forget()
+    forget_home()
     yield home
     monkeypatch.undo()
-    _forget()
+    forget_home()
 
 
 @pytest.fixture
-def run_dag(airflow_home, fresh_store, capfd, caplog):
+def run_dag(airflow_home, fresh_store, capfd, caplog, monkeypatch):
     """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run.
 
-    Twice with the same time ``at`` is the same run, with all of its tasks cleared.
+    Twice with the same time ``at`` is the same run, with all of its tasks cleared. A training step is a fork of a process that has the heavy libraries.
     """
+    from include.dag_kit import compute
+
+    monkeypatch.setattr(compute, "start", StepProcess)
 
     def run(dag_id: str, conf: dict | None = None, at: datetime | None = None) -> Run:
-        from airflow.dag_processing.dagbag import DagBag
+        from airflow.dag_processing.bundles.manager import DagBundlesManager
+        from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
         from airflow.models.asset import AssetEvent
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
 
-        bag = DagBag(REPOSITORY / "dags" / f"{dag_id.partition('__')[2]}.py")
+        bag = BundleDagBag(DAGS / f"{dag_id.partition('__')[2]}.py", bundle_path=DAGS, bundle_name="dags-folder")
         assert not bag.import_errors, bag.import_errors
+        DagBundlesManager().sync_bundles_to_db()
+        sync_bag_to_db(bag, "dags-folder", None)
         dag = bag.dags[dag_id]
         for one in dag.tasks:
             one.retries = 0  # a failure is a failure at once
@@ -102,11 +117,3 @@ def run_dag(airflow_home, fresh_store, capfd, caplog):
         return Run(ended.run_id, str(ended.state), tasks, results, events, log)
 
     return run
-
-
-def _forget() -> None:
-    """What this process remembers of the settings, and what hangs on them."""
-    get_settings.cache_clear()
-    store = sys.modules.get("include.features.store")
-    if store is not None:
-        store.feature_store.cache_clear()

@@ -24,6 +24,7 @@ from include.operations.moving import MovingError
 from include.operations.restore import RestoreError, restore
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings, get_settings
+from tests.homes import forget_home
 from tests.integration.published import publish
 from tests.serving.conftest import migrated  # noqa: F401
 from tests.serving.stand import Registry
@@ -48,12 +49,7 @@ class House:
         self.monkeypatch.setenv("AIRLOOP_PROJECTS", "flights")
         for name, value in self.more.items():
             self.monkeypatch.setenv(name, value)
-        get_settings.cache_clear()
-        for name in ("feature_repo.flights", "feature_repo.shared"):  # they name their tables as they are imported
-            sys.modules.pop(name, None)
-        from include.features import store
-
-        store.feature_store.cache_clear()
+        forget_home()
         return get_settings()
 
     def mlflow(self):
@@ -90,10 +86,7 @@ def old(tmp_path, monkeypatch, migrated) -> House:  # noqa: F811
     ledger.record_stage("flights", "ingest", NOON, dag_run="r", summary={"rows": 1, "share": 0.1 + 0.2})
     ledger.decide("flights", "gate", at_work.id, verdict="passed", reasons=["wörds"], cutoff=NOON)
     yield house
-    from include.features import store
-
-    store.feature_store.cache_clear()
-    get_settings.cache_clear()
+    forget_home()
 
 
 def fill_features(house: House, cutoff: str, value: float, *, online: bool = True) -> None:
@@ -255,7 +248,7 @@ def test_other_versions_are_refused_by_name(old, tmp_path, monkeypatch):
         manifest["databases"]["ledger"]["version"] = "9999"
 
     (problem,) = refused(other, change_manifest(target, newer_ledger))
-    assert "the archive's ledger is at version 9999, this code knows 0003" in problem
+    assert "the archive's ledger is at version 9999, this code knows 0004" in problem
 
     def older_mlflow(manifest):
         manifest["databases"]["mlflow"]["version"] = "abc"

@@ -13,7 +13,7 @@ import pytest
 
 from include import ledger
 from include.data import layout, tables
-from include.data.ingest import QUARANTINE
+from include.data.quarantine import QUARANTINE
 from include.ledger import moment
 from include.projects import get_project
 

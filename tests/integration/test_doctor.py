@@ -20,9 +20,10 @@ from sqlalchemy import create_engine, make_url, text
 from include import ledger
 from include.operations.doctor import machine, servers, stores, wiring
 from include.projects import get_project
-from include.settings import REPOSITORY, Settings, get_settings
+from include.settings import REPOSITORY, Settings
 from include.stack.databases import make_databases
 from include.stack.environment import airflow_environment
+from tests.homes import forget_home
 from tests.integration.published import publish
 from tests.integration.s3.conftest import ACCESS_KEY, PROGRAM, SECRET_KEY, clean_variables, forget  # noqa: F401
 from tests.serving.conftest import features, migrated  # noqa: F401
@@ -61,20 +62,12 @@ def use(monkeypatch):
             monkeypatch.delenv(name)
         for name, value in settings.environment().items():
             monkeypatch.setenv(name, value)
-        _forget()
+        forget_home()
         return settings
 
     yield enter
     monkeypatch.undo()
-    _forget()
-
-
-def _forget():
-    get_settings.cache_clear()
-    for name in ("feature_repo.flights", "feature_repo.shared"):  # they name their tables as they are imported
-        sys.modules.pop(name, None)
-    if (store := sys.modules.get("include.features.store")) is not None:
-        store.feature_store.cache_clear()
+    forget_home()
 
 
 # --- databases -----------------------------------------------------------------------------------------------------------------------------------
@@ -93,7 +86,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     settings, server = on_postgres
     behind = {f.name: f for f in stores.databases(settings)}
     assert {f.state for f in behind.values()} == {"fault"}
-    assert "it has no tables, this code wants 0003" in behind["ledger"].what and "`airloop migrate`" in behind["ledger"].fix
+    assert "it has no tables, this code wants 0004" in behind["ledger"].what and "`airloop migrate`" in behind["ledger"].fix
     ledger.migrate(settings.ledger)
     well = {f.name: f for f in stores.databases(settings)}
     assert well["ledger"].state == "ok" and well["airflow"].state == "fault"
@@ -101,7 +94,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     with owner.begin() as connection:
         connection.execute(text("UPDATE ledger_version SET version_num = '0001'"))
     what, fix = only(stores.databases(settings), "ledger")
-    assert "its tables are at 0001, this code wants 0003" in what and "`airloop migrate`" in fix
+    assert "its tables are at 0001, this code wants 0004" in what and "`airloop migrate`" in fix
     owner.dispose()
 
     user = make_url(settings.ledger).username
@@ -262,7 +255,7 @@ def test_an_online_store_that_is_stale_or_empty_and_is_filled_again(online):
     assert faults(stores.online_features(settings)) == []
 
     empty()
-    _forget()
+    forget_home()
     wrong = faults(stores.online_features(settings))
     assert len(wrong) == len(FLIGHTS.feature_views) and all("the online store has nothing" in what for what, _ in wrong)
     assert wrong[0][1].endswith("fill it again: `airloop materialize flights`")

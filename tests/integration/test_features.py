@@ -19,6 +19,7 @@ from include.scoring.policy import complete
 from include.settings import REPOSITORY, get_settings
 from include.training.bundle import contract_of
 from serving.lookup import FeatureLookup
+from tests.homes import forget_home
 from tests.serving.stand import wait_for
 from tests.serving.test_lookup import look_up
 from tests.stores import on_both_stores
@@ -33,8 +34,7 @@ def ingested(tmp_path, stores, frames):  # noqa: F811
     variables = pytest.MonkeyPatch()
     for name, value in {"AIRLOOP_HOME": str(tmp_path), **stores.variables}.items():
         variables.setenv(name, value)
-    get_settings.cache_clear()
-    store.feature_store.cache_clear()
+    forget_home()
     for name, rows in frames.items():
         source = project.source(name)
         tables.append(
@@ -42,8 +42,7 @@ def ingested(tmp_path, stores, frames):  # noqa: F811
         )
     yield frames
     variables.undo()
-    get_settings.cache_clear()
-    store.feature_store.cache_clear()
+    forget_home()
 
 
 def run(cutoff):
@@ -55,6 +54,16 @@ def run(cutoff):
 
 def rows_of(view):
     return tables.open_table(layout.feature_table(project, view)).to_pandas()
+
+
+def test_integers_beside_a_missing_one_pass_through_feast_exactly(ingested):
+    run(FIRST)
+    now = moment(FIRST)
+    due = flight_features.examples(KnownTables(project, now), since=None, until=now, cutoff=now).head(3)
+    due = due.assign(order=pd.array([1582218195625938945, None, 2**63 - 1], dtype="Int64"), paid=pd.array([True, None, False], dtype="boolean"))
+    history = store.historical_features(project, due)
+    assert history["order"].tolist() == [1582218195625938945, pd.NA, 2**63 - 1]
+    assert history["paid"].tolist() == [True, pd.NA, False]
 
 
 @on_both_stores

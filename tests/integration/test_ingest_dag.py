@@ -40,7 +40,7 @@ def test_good_files_arrive_whole_and_a_second_run_changes_nothing(run_dag):
     # One click away from the task: what became of the files, and the Data Docs.
     report = layout.report(FLIGHTS, "flights__ingest", run.run_id, "ingest_schedule")
     assert "2012-12-31.csv" in (report / "index.html").read_text()
-    assert 'src="data_docs.html"' in (report / "index.html").read_text()
+    assert 'title="Data Docs of this run" srcdoc=' in (report / "index.html").read_text()
     assert "expect" in (report / "data_docs.html").read_text().lower()
 
     again = run_dag("flights__ingest", {"cutoff": CUTOFF})

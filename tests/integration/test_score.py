@@ -21,6 +21,7 @@ from include.registry import versions
 from include.scoring import batch
 from include.settings import REPOSITORY, get_settings
 from include.stack.environment import serving_environment
+from tests.homes import forget_home
 from tests.serving.stand import Process, wait_for
 from tests.unit.features.test_flights_features import frames  # noqa: F401  (seven weeks of made-up flights)
 from tests.unit.training import made_up
@@ -61,8 +62,7 @@ def ready(tmp_path_factory, frames):  # noqa: F811
     for name, value in given.items():
         variables.setenv(name, str(value))
     variables.chdir(home)  # MLflow without a server puts artifacts below the working directory
-    get_settings.cache_clear()
-    store.feature_store.cache_clear()
+    forget_home()
     for name, rows in frames.items():
         append(name, rows, 1)
     for cutoff in (TRAINED, CUTOFF):
@@ -73,8 +73,7 @@ def ready(tmp_path_factory, frames):  # noqa: F811
     versions.move_alias(PROJECT, versions.CHAMPION, "1")
     yield home
     variables.undo()
-    get_settings.cache_clear()
-    store.feature_store.cache_clear()
+    forget_home()
 
 
 def append(name: str, rows: pd.DataFrame, sequence: int) -> None:

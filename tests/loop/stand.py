@@ -34,6 +34,7 @@ from include.training.tracking import tracking_client
 from tests.cluster.machine import address_for_pods, pod_template
 from tests.cluster.namespace import Cluster, until
 from tests.conftest import PARSED_ONCE
+from tests.homes import forget_home
 from tests.integration.s3.conftest import forget
 from tests.loop.leaks import accounts
 from tests.loop.probe import PROBE, PROBES
@@ -73,7 +74,9 @@ def a_house(
     shutil.copytree(REPOSITORY / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "dags" / "probe.py").write_text(PROBE)
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
-    settings = Settings(home=folder / "home", dags_folder=folder / "dags", projects="flights", parallelism=3, **ports)
+    settings = Settings(
+        home=folder / "home", dags_folder=folder / "dags", projects="flights", parallelism=3, restart=False, **ports
+    )  # tests kill and start by themselves
     given = {}
     if s3:
         bucket, given = s3.make_bucket(), s3.variables
@@ -168,7 +171,7 @@ def on_pods(cluster: Cluster, credentials: dict[str, str], folder: Path) -> dict
     secret = {"metadata": {"name": "airloop-storage"}, "stringData": credentials}
     cluster.api.create_namespaced_secret(cluster.namespace, secret)
     template = folder / "pod.json"
-    template.write_text(json.dumps(pod_template()))
+    template.write_text(json.dumps(pod_template(cluster)))
     return {
         "compute": "kubernetes", "kubernetes_namespace": cluster.namespace, "training_image": cluster.image, "pod_template": template,
         "storage_secret": "airloop-storage", "host": address_for_pods(cluster),
@@ -185,8 +188,7 @@ def forget_all():
     forget()
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):  # the house's client put them there, for this stack's server
         os.environ.pop(name, None)
-    if (store := sys.modules.get("include.features.store")) is not None:
-        store.feature_store.cache_clear()
+    forget_home()
 
 
 def ended(records) -> dict:

@@ -18,8 +18,9 @@ import pytest
 from include import ledger
 from include.data import layout, tables
 from include.demo.replay import Replay, Step
-from include.settings import REPOSITORY, Settings, get_settings
+from include.settings import REPOSITORY, Settings
 from include.stack.api import AirflowApi
+from tests.homes import forget_home
 from tests.loop.stand import BEGIN, FIRST, FLIGHTS, SECOND, STAGES, Silent
 from tests.stores import free_port
 
@@ -38,11 +39,7 @@ def enter(settings: Settings, monkeypatch) -> None:
         monkeypatch.delenv(name)
     for name, value in {**settings.environment(), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
         monkeypatch.setenv(name, value)
-    get_settings.cache_clear()
-    for name in ("feature_repo.flights", "feature_repo.shared"):  # they name their tables as they are imported
-        sys.modules.pop(name, None)
-    if (store := sys.modules.get("include.features.store")) is not None:
-        store.feature_store.cache_clear()
+    forget_home()
 
 
 def airloop(*arguments: str, well: bool = True) -> str:
@@ -128,7 +125,7 @@ def test_a_lost_house_is_restored_elsewhere_and_the_loop_goes_on(tmp_path, monke
 
         # The training that was lost is taken up by the thaw; then three more days.
         airloop("thaw", "--all")
-        taken_up = until(lambda: (r := ledger.get_request(at_work.id)).state not in {"open", "claimed", "passed"} and r)
+        taken_up = until(lambda: not (r := ledger.get_request(at_work.id)).live and r)
         assert taken_up.state in {"refused", "deployed"} and taken_up.dag_run.startswith("thawed__")
         (new.home / "demo").mkdir(exist_ok=True)
         more = Replay(FLIGHTS, api, Silent()).run([Step("three days", FIRST, SECOND)])

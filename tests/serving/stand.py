@@ -203,9 +203,10 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.started = time.monotonic()
+        options = [] if arguments[0].startswith("-") else ["-m"]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *arguments, "--host", "127.0.0.1", "--port", str(self.port)],
+                [sys.executable, *options, *arguments, "--host", "127.0.0.1", "--port", str(self.port)],
                 cwd=REPOSITORY, env={**os.environ, **environment}, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
@@ -247,7 +248,7 @@ class Process:
             self._process.wait(30)
 
 
-def serving_process(folder: Path, registry_uri: str, features: FeatureRepository, **settings: Any) -> Process:
+def serving_process(folder: Path, registry_uri: str, features: FeatureRepository, *, arguments: tuple[str, ...] = ("serving",), **settings: Any) -> Process:
     """The service itself, with its state under ``folder``."""
     wanted = {
         "mlflow_uri": registry_uri,
@@ -258,7 +259,7 @@ def serving_process(folder: Path, registry_uri: str, features: FeatureRepository
         **settings,
     }
     environment = {f"SERVING_{key.upper()}": str(value) for key, value in wanted.items()}
-    return Process(["serving"], environment, folder / "serving.log")
+    return Process(list(arguments), environment, folder / "serving.log")
 
 
 def logged(root: Path, project: str = NAME) -> list[dict[str, Any]]:

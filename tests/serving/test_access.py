@@ -10,6 +10,7 @@ from serving import access as access_module
 from serving import keys
 from serving.app import create_app
 from serving.keys import KeysError
+from serving.problems import media_type
 from serving.settings import Settings
 from tests.serving.stand import LOCAL, NAME, wait_for
 
@@ -48,7 +49,7 @@ def ask(settings, made, monkeypatch):
 @pytest.mark.parametrize("key", [None, "", "airloop_guess", "ü"], ids=["no key", "an empty key", "an unknown key", "an odd key"])
 def test_a_stranger_gets_nothing(ask, path, key):
     answer = ask(path, key)
-    assert (answer.status_code, answer.headers["content-type"], answer.headers["www-authenticate"]) == (401, "application/problem+json", "Bearer")
+    assert (answer.status_code, answer.headers["content-type"], answer.headers["www-authenticate"]) == (401, media_type(path), "Bearer")
     assert (answer.json()["status"], answer.json()["type"]) == (401, "urn:airloop:no-key")
     assert "guess" not in answer.text
 
@@ -105,7 +106,7 @@ def test_an_expired_key_opens_nothing(ask, made):
 def test_without_keys_only_this_machine_is_answered(settings):
     application = create_app(settings)
     for client, status in ((LOCAL, 200), (("::1", 1), 200), (("127.9.9.9", 1), 200), (ELSEWHERE, 401), (("::ffff:192.0.2.7", 1), 401), (("odd", 1), 401)):
-        assert TestClient(application, client=client).get("/models").status_code == status, client
+        assert TestClient(application, base_url="http://localhost", client=client).get("/models").status_code == status, client
     assert TestClient(application, client=ELSEWHERE).get("/live").status_code == 200
 
 

@@ -26,7 +26,7 @@ def settings(registry, features, tmp_path):
 @pytest.fixture
 def client(registry, settings):
     registry.add(bias=1)
-    with TestClient(create_app(settings), raise_server_exceptions=False, client=LOCAL) as started:
+    with TestClient(create_app(settings), base_url="http://localhost", raise_server_exceptions=False, client=LOCAL) as started:
         wait_for(lambda: started.get("/ready").status_code == 200, 90, lambda: started.get("/ready").text)
         yield started
 
@@ -116,10 +116,22 @@ def test_errors_are_problem_documents_that_name_the_field(client, path, body, st
         (b'{"instances": [{"shop": "\\ud800", "customer": 7, "hour": 1}]}', 422),
         (b'{"instances": [{"\\ud800": 1}]}', 422),
         (b'{"instances": [{"shop": "a", "customer": ' + b"9" * 5000 + b', "hour": 1}]}', 400),
-        (b"[" * 100_000, 400),
+        (b"[" * 40_000, 400),
+        (b"[" * 100_000, 413),
         (b"\xff\xfe", 400),
     ],
-    ids=["cut off", "empty", "NaN", "infinite", "half a character", "half a character as a name", "a number of 5000 digits", "deep", "no text"],
+    ids=[
+        "cut off",
+        "empty",
+        "NaN",
+        "infinite",
+        "half a character",
+        "half a character as a name",
+        "a number of 5000 digits",
+        "deep",
+        "too many parts",
+        "no text",
+    ],
 )
 def test_bodies_that_are_hardly_json(client, content, status):
     answer = client.post(f"/models/{NAME}/predict", content=content, headers={"Content-Type": "application/json"})
@@ -157,7 +169,7 @@ def test_ready_tells_of_each_part(client):
 
 def test_it_is_not_ready_while_a_named_model_is_not_loaded(registry, settings):
     registry.add()
-    with TestClient(create_app(settings.model_copy(update={"models": f"{NAME}, others"})), client=LOCAL) as client:
+    with TestClient(create_app(settings.model_copy(update={"models": f"{NAME}, others"})), base_url="http://localhost", client=LOCAL) as client:
         wait_for(lambda: client.get(f"/models/{NAME}").json()["version"] == "1")
         answer = client.get("/ready")
         assert (answer.status_code, answer.headers["content-type"], answer.headers["retry-after"]) == (503, "application/problem+json", "1")
@@ -168,7 +180,7 @@ def test_it_is_not_ready_while_a_named_model_is_not_loaded(registry, settings):
 
 def test_nothing_to_serve_is_ready(settings):
     """A fresh stack has no champion; it is not ill for that."""
-    with TestClient(create_app(settings), client=LOCAL) as client:
+    with TestClient(create_app(settings), base_url="http://localhost", client=LOCAL) as client:
         wait_for(lambda: client.get("/ready").status_code == 200)
         assert client.get("/models").json() == []
 

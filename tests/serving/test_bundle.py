@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from serving.bundle import Bundle, BundleError, check_hashes
+from serving.bundle import Bundle, BundleError
 from tests.serving.stand import INSTANCES, expected, graph, write_bundle
 
 
@@ -90,6 +90,26 @@ def test_a_change_within_the_tolerance_is_taken(tmp_path):
     assert json.loads((tmp_path / "golden.json").read_text())["tolerance"] == 1e-5
 
 
+@pytest.mark.parametrize(("scale", "off", "well"), [(1e4, 0.09, True), (1e4, 0.2, False), (1e-3, 1e-9, True), (1, 0.09, False)])
+def test_a_difference_is_measured_against_the_scale_of_the_predictions(tmp_path, scale, off, well):
+    nothing = {**INSTANCES[2], "sales_7d": 0, "late_rate": 0, "temp": 0, "shop": "b"}
+    folder = write_bundle(tmp_path, golden={"instances": [nothing], "predictions": [expected(nothing) + off], "scale": scale})
+    if well:
+        Bundle.load(folder)
+        return
+    with pytest.raises(BundleError, match="golden request 0"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("scale", [0, -1, "1e999"])
+def test_a_scale_that_would_take_any_answer_is_refused(tmp_path, scale):
+    folder = write_bundle(tmp_path)
+    content = json.loads((folder / "golden.json").read_text())
+    (folder / "golden.json").write_text(json.dumps({**content, "scale": 1}).replace('"scale": 1', f'"scale": {scale}'))
+    with pytest.raises(BundleError, match="golden.json"):
+        Bundle.load(folder)
+
+
 def test_a_baseline_rule_is_held_to_its_golden_answers_and_must_be_there_where_the_policy_needs_it(tmp_path):
     policy = {"lookup": {"unknown_entity": "baseline"}}
     with pytest.raises(BundleError, match="answers by its baseline rule, and the version has no baseline.onnx"):
@@ -105,9 +125,9 @@ def test_a_baseline_rule_is_held_to_its_golden_answers_and_must_be_there_where_t
 def test_a_baseline_rule_without_its_hash_is_not_loaded(tmp_path):
     write_bundle(tmp_path, rule=7)
     hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("model.onnx", "contract.json", "golden.json", "baseline.onnx")}
-    check_hashes(tmp_path, json.dumps(hashes))
+    Bundle.load(tmp_path, hashes=json.dumps(hashes))
     with pytest.raises(BundleError, match="no hash of baseline.onnx"):
-        check_hashes(tmp_path, json.dumps({name: value for name, value in hashes.items() if name != "baseline.onnx"}))
+        Bundle.load(tmp_path, hashes=json.dumps({name: value for name, value in hashes.items() if name != "baseline.onnx"}))
     (tmp_path / "baseline.onnx").write_bytes(graph(8))
     with pytest.raises(BundleError, match="baseline.onnx is not the file that was registered"):
-        check_hashes(tmp_path, json.dumps(hashes))
+        Bundle.load(tmp_path, hashes=json.dumps(hashes))

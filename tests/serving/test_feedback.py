@@ -22,7 +22,7 @@ def client(tmp_path):
     settings = Settings(
         profile="compose", keys_file=file, models=NAME, feature_repo=tmp_path, log_root=tmp_path / "store", cache=tmp_path / "cache", max_bytes=50_000
     )
-    client = TestClient(create_app(settings), raise_server_exceptions=False)
+    client = TestClient(create_app(settings), base_url="http://localhost", raise_server_exceptions=False)
     client.headers["X-API-Key"] = made["shop-app"]
     client.folder, client.other = tmp_path / "store" / NAME / "landing" / "feedback", made["other-app"]
     return client

@@ -18,7 +18,7 @@ from tests.serving.stand import NAME, REPOSITORY, wait_for
 ROW = {
     "prediction_id": "x", "project": NAME, "model_version": "3", "arm": "champion", "failed_arm": "",
     "predicted_at": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC), "key": '{"shop": "a"}',
-    "features": "{}", "feature_times": "{}", "prediction": 0.5, "latency_ms": 1.5,
+    "features": "{}", "feature_times": "{}", "prediction": 0.5, "caller": "checkout", "latency_ms": 1.5,
 }  # fmt: skip
 
 
@@ -28,6 +28,10 @@ class Rows(list):
     @property
     def project(self) -> str:
         return self[0]["project"]
+
+    @property
+    def size(self) -> int:
+        return sum(len(row["features"]) for row in self) + 100
 
     @staticmethod
     def columns(entries) -> dict[str, list]:
@@ -55,7 +59,7 @@ def test_the_arrow_schema_is_that_of_the_schema_file():
     document = json.loads(SCHEMA_FILE.read_text())
     schema = arrow_schema()
     assert schema.names == [column["name"] for column in document["columns"]] == list(ROW)
-    assert schema.metadata == {b"prediction_log_version": b"2"}
+    assert schema.metadata == {b"prediction_log_version": b"3"}
     assert schema.field("predicted_at").type == pa.timestamp("us", tz="UTC")
     assert all(column["description"] for column in document["columns"])
 

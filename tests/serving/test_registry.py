@@ -241,7 +241,7 @@ def test_the_cache_keeps_the_current_version_and_the_one_before(registry, follow
     assert json.loads((models.cache.root / NAME / "current.json").read_text())["version"] == "4"
 
 
-def test_a_poll_that_fails_half_way_forgets_no_move(registry, follow):
+def test_a_version_that_cannot_be_looked_up_holds_up_no_other_model(registry, follow):
     registry.add(bias=1)
     registry.add(name="others")
     models = follow()
@@ -251,7 +251,7 @@ def test_a_poll_that_fails_half_way_forgets_no_move(registry, follow):
 
     class Failing:
         def get_model_version(self, name, version):
-            if name == NAME:  # the second one
+            if name == NAME:
                 raise ConnectionError("gone again")
             return registry.client.get_model_version(name, version)
 
@@ -260,8 +260,12 @@ def test_a_poll_that_fails_half_way_forgets_no_move(registry, follow):
 
     there, models._client = models._client, Failing()
     models.poll()
-    assert models.document("others")["version"] == "1"
+    assert models.document("others")["version"] == "2"
+    said = models.document(NAME)
+    assert (said["version"], said["state"]) == ("1", "error")
+    assert said["error"] == f"version {second} cannot be looked up: ConnectionError: gone again"
     models._client = there
+    models.models = {name: _now(model) for name, model in models.models.items()}
     models.poll()
     assert (models.document(NAME)["version"], models.document("others")["version"]) == (second, "2")
 

@@ -131,7 +131,7 @@ def answered_and_shadowed(route: Route) -> tuple[list[data_plane.Prediction], li
 
     async def story() -> list[data_plane.Prediction]:
         answered = await data_plane.answer(route, FeatureLookup(None), customers(3))
-        data_plane.shadow(route, customers(3), answered, FeatureLookup(None), keep)
+        data_plane.shadow(route, customers(3), data_plane.Answered(answered, 0, 0.0), FeatureLookup(None), keep)
         while len(kept) < 3:
             await asyncio.sleep(0.01)
         return answered
@@ -164,8 +164,8 @@ def test_a_shadow_that_gives_no_answer_is_logged_as_asked_in_vain(versions, does
     [
         (None, None),
         ('{"version": "3", "state": "serving"}', None),
-        ("{", "rollout document: no JSON object"),
-        ("[]", "rollout document: no JSON object"),
+        ("{", "rollout document: not JSON"),
+        ("[]", "rollout document: must be a JSON object, is an array"),
         ('{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 1.5}]}}', "traffic.arms.0.weight"),
         ('{"traffic": {"arms": [{"name": "champion", "version": "2", "weight": 0.1}]}}', "names of their own"),
         ('{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 0.6}, {"name": "b", "version": "3", "weight": 0.6}]}}', "add up to 1.2"),

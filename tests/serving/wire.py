@@ -85,7 +85,7 @@ class Client:
 def request(*instances: dict[str, Any], path: str = PATH, **headers: str) -> bytes:
     content = json.dumps({"instances": instances}).encode()
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"POST {path} HTTP/1.1\r\nHost: a\r\n{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def same(answered: tuple[int, dict[str, str], Any]) -> tuple[int, list[str], Any]:

@@ -34,7 +34,7 @@ class Model:
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             self._session = onnxruntime.InferenceSession(files.read("model.onnx"), options, providers=["CPUExecutionProvider"])
         off = np.abs(np.array(self.predict(golden["instances"])) - golden["predictions"])
-        if not (off <= golden["tolerance"] * np.maximum(1.0, np.abs(golden["predictions"]))).all():
+        if not (off <= golden["tolerance"] * np.maximum(golden.get("scale", 1.0), np.abs(golden["predictions"]))).all():
             raise BundleRefused(f"{bundle} answers its golden requests otherwise here (onnxruntime {onnxruntime.__version__})")
 
     def predict(self, instances):

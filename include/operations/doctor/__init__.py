@@ -6,7 +6,7 @@ with the fix. A check that cannot be made because of another one's fault says so
 
 from collections.abc import Callable, Iterable
 
-from include.operations.doctor import machine, servers, stores, wiring
+from include.operations.doctor import loop, machine, projects, servers, stores, wiring
 from include.operations.doctor.finding import Finding, fault
 from include.settings import Settings
 
@@ -14,15 +14,19 @@ Check = Callable[[Settings], Iterable[Finding]]
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("settings", machine.secrets_given),
+    ("projects", projects.projects),
     ("disk", machine.disk),
     ("permissions", machine.permissions),
     ("databases", stores.databases),
     ("object store", stores.object_store),
+    ("projects", projects.checked),
     ("online store", stores.online_store),
     ("mlflow", servers.mlflow),
     ("airflow", servers.airflow),
     ("wiring", wiring.wiring),
     ("serving", servers.serving),
+    ("cutoffs", loop.future_cutoffs),
+    ("data", loop.data_age),
     ("features", stores.online_features),
 )
 

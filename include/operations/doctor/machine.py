@@ -21,7 +21,7 @@ def secrets_given(settings: Settings) -> Iterator[Finding]:
     """The settings could be read, or nobody would come here; whether all that each part needs is there is another matter."""
     try:
         # Where doctor is asked may know nothing of MLflow's own server, as Airflow's containers do.
-        settings.require("airflow", "serving", *(("mlflow",) if settings.mlflow_database_url else ()))
+        settings.require("tasks", "airflow", "accounts", "serving", *(("mlflow",) if settings.mlflow_database_url else ()))
     except SettingsError as error:
         yield fault("settings", str(error).splitlines()[0], "set them in the settings file; `make secrets` makes those that are to be made up")
     else:

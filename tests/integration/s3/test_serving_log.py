@@ -36,7 +36,7 @@ def test_predictions_lie_where_the_loop_looks_for_them(log):
     log.append(rows("a", "b", project="flights"))
     (file,) = wait_for(files, 5)
     assert storage.read_parquet(file).to_pylist() == rows("a", "b", project="flights")
-    assert storage.read_parquet(file).schema.metadata[b"prediction_log_version"] == b"2"
+    assert storage.read_parquet(file).schema.metadata[b"prediction_log_version"] == b"3"
     assert wait_for(lambda: log.stats()["written"] == 2, 5) and log.stats()["last_error"] is None
 
 

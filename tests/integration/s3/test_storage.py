@@ -129,3 +129,18 @@ def test_it_is_asked_again_after_a_failure(s3_store, monkeypatch):
         layout.project_root(FLIGHTS)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", right)
     assert not layout.project_root(FLIGHTS).exists()
+
+
+def test_a_landing_zone_is_listed_read_and_copied(s3_store):
+    folder = storage.path(s3_store) / "zone"
+    assert storage.entries(folder) == []
+    storage.write(folder / "a.csv", "one")
+    storage.write(folder / "below" / "b.csv", "two")
+    folder.fs.call_s3("put_object", Bucket=folder.path.partition("/")[0], Key=f"{folder.path.partition('/')[2]}/", Body=b"")  # the folder's own mark
+    assert [(entry.path.name, entry.kind, entry.size) for entry in storage.entries(folder)] == [("a.csv", "file", 3), ("below", "folder", 0)]
+    ((_, content), (_, gone)) = storage.read_each([folder / "a.csv", folder / "gone.csv"])
+    assert content == b"one"
+    assert isinstance(gone, FileNotFoundError)
+    assert storage.copy(folder / "a.csv", folder / "kept" / "a.csv")
+    assert (folder / "kept" / "a.csv").read_bytes() == b"one"
+    assert not storage.copy(folder / "gone.csv", folder / "kept" / "gone.csv")

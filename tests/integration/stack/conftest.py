@@ -23,7 +23,7 @@ def stack_settings(tmp_path_factory) -> Settings:
     root = tmp_path_factory.mktemp("stack")
     (root / "dags").mkdir()
     ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
-    return Settings(home=root / "home", dags_folder=root / "dags", parallelism=2, **ports)
+    return Settings(home=root / "home", dags_folder=root / "dags", parallelism=2, restart=False, **ports)  # a test kills the scheduler
 
 
 @pytest.fixture(scope="session")

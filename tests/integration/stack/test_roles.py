@@ -164,7 +164,7 @@ NEW_POOL = {"name": "of_a_test", "slots": 1, "description": "test", "include_def
 def test_every_role_reads_reports_of_dags_that_it_sees(airflow, role):
     for carried in ({"headers": {"Authorization": f"Bearer {airflow.as_(role).token}"}}, {"cookies": {"_token": airflow.as_(role).token}}):
         answer = airflow.report(MONITOR, **carried)
-        assert (answer.status_code, answer.text) == (200, f"a report of {MONITOR}")
+        assert answer.status_code == 200 and f"a report of {MONITOR}" in answer.text
 
 
 @pytest.mark.parametrize("role", ROLES)

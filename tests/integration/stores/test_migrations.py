@@ -50,12 +50,14 @@ def test_each_migration_runs_once_however_many_start_together_and_again_after_a_
     until(lambda: execute(url_of(empty, "airflow_database_url"), "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")[0][0] > 0, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert "airflow" in migrations.pending(empty)
+    # On a busy machine the kill may come when Airflow's is just done.
+    left = migrations.pending(empty)
+    assert left and "ledger" not in left
 
     together = [start(empty) for _ in range(TOGETHER)]
     said = [lines_of(process) for process in together]
     ran = sorted(line.partition(":")[0] for lines in said for line in lines if line.endswith(", done"))
-    assert ran == sorted(set(NAMES) - {"ledger"})  # that one was done before the kill
+    assert ran == sorted(left)
     assert all({line.partition(":")[0] for line in lines} >= set(NAMES) for lines in said)  # the products have words of their own
     assert migrations.pending(empty) == []
     assert migrations.migrate(empty) == []

@@ -6,7 +6,7 @@ import pytest
 
 from include.dag_kit.pod_ends import Kind, Verdict, cannot_start, end_of, sort_out, too_little
 from include.dag_kit.pod_trigger import judge, lines_after, moment
-from include.outages import STORE_AWAY
+from include.outages import STORE_AWAY, WILL_FAIL_AGAIN
 
 MADE = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = {"schedule": 60.0, "start": 30.0, "run": 100.0}
@@ -52,6 +52,7 @@ RUNNING = {"running": {"startedAt": stamp(5)}}
         ),
         pytest.param(pod(ended(137), phase="Failed"), Verdict.ENDED, Kind.CRASHED, False, id="a signal is not memory"),
         pytest.param(pod(ended(STORE_AWAY), phase="Failed"), Verdict.ENDED, Kind.STORE_AWAY, False, id="a store that is away is no fault of its own"),
+        pytest.param(pod(ended(WILL_FAIL_AGAIN), phase="Failed"), Verdict.ENDED, Kind.FAILS_AGAIN, True, id="bad data fails again"),
         pytest.param(pod(ended(143), conditions=disrupted("EvictionByEvictionAPI")), Verdict.GONE, Kind.EVICTED, False, id="evicted"),
         pytest.param(pod(RUNNING, conditions=disrupted("DeletionByTaintManager")), Verdict.GONE, Kind.NODE_LOST, False, id="its node did not answer"),
         pytest.param(pod(RUNNING, conditions=disrupted("DeletionByPodGC")), Verdict.GONE, Kind.NODE_LOST, False, id="its node was taken away"),

@@ -7,7 +7,7 @@ import pytest
 from include.dag_kit.pod_ends import Kind, Verdict, end_of
 from include.dag_kit.pod_group_ends import ENDED, GAVE_UP, INDEX, OTHERS_LOST, group_is_at, judge_group, sort_out_groups
 from include.dag_kit.pod_names import Step, pod_name
-from include.outages import STORE_AWAY
+from include.outages import STORE_AWAY, WILL_FAIL_AGAIN
 from include.training import launch, workers
 from tests.unit.dag_kit.test_pod_ends import LIMITS, MADE, RUNNING, disrupted, ended, pod, stamp, waiting
 
@@ -157,4 +157,4 @@ def test_names_leave_room_for_the_place_of_a_worker():
 
 def test_the_exit_codes_are_those_of_the_launcher():
     assert (GAVE_UP, OTHERS_LOST) == (launch.WorkersFailed.exit_code, launch.WorkersLost.exit_code) == (launch.GAVE_UP, workers.OTHERS_LOST)
-    assert len({GAVE_UP, OTHERS_LOST, STORE_AWAY}) == 3, "one exit code says two things"
+    assert len({GAVE_UP, OTHERS_LOST, STORE_AWAY, WILL_FAIL_AGAIN}) == 4, "one exit code says two things"

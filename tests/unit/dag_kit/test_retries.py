@@ -1,14 +1,20 @@
 """A task's tries: few for an error of its own, more while a store is away, and counted anew after it was cleared."""
 
+import json
+
+import pyarrow
 import pytest
 from airflow.sdk import RetryAction
 
 from include.dag_kit.compute import StoreAway, training_step
 from include.dag_kit.retries import OUTAGES, PAUSES, RETRIES, PatientWithStores
-from include.projects import get_project
+from include.dag_kit.storage import NoSuchConnection
+from include.projects import UnknownProject, get_project
+from include.rollout.served import NotServed
+from include.secrets_manager import SecretsManagerError
 
 ALL = RETRIES + OUTAGES
-OWN, AWAY = ValueError("bad data"), ConnectionRefusedError("Connection refused")
+OWN, AWAY = RuntimeError("CUDA error: unknown error"), ConnectionRefusedError("Connection refused")
 
 
 def decide(error, try_number, max_tries=ALL, policy=None):
@@ -17,6 +23,37 @@ def decide(error, try_number, max_tries=ALL, policy=None):
 
 def test_an_error_of_its_own_has_its_retries_and_then_none():
     assert [decide(OWN, n).action for n in range(1, RETRIES + 2)] == [RetryAction.DEFAULT] * RETRIES + [RetryAction.FAIL]
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ValueError("bad data"), False),
+        (KeyError("no such column"), False),
+        (TypeError("unsupported operand"), False),
+        (ModuleNotFoundError("No module named 'returns'"), False),
+        (ZeroDivisionError("division by zero"), False),
+        (UnknownProject("no project 'x'"), False),
+        (pyarrow.lib.ArrowInvalid("not a Parquet file"), False),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), True),  # of a proxy, say
+        (SecretsManagerError("AWS Secrets Manager cannot be asked for 'airloop'"), True),
+        (NoSuchConnection("the Airflow connection 'store' is not to be had: AWS Secrets Manager cannot be asked"), True),
+        (chained(ValueError("cannot read the table"), AWAY), True),
+        (FileNotFoundError("a mount that is not there yet"), True),
+        (MemoryError(), True),
+        (NotServed("serving still serves version 1"), True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_an_error_that_must_come_again_is_not_waited_for(error, again):
+    assert (decide(error, 1).action != RetryAction.FAIL) is again
+    step = training_step(get_project("flights"), "fit", arguments={})
+    assert (step.retry_policy.evaluate(error, 1, step.retries).action != RetryAction.FAIL) is again
 
 
 def test_a_store_that_is_away_is_waited_for_longer_and_longer():
@@ -38,7 +75,7 @@ def test_a_training_step_counts_its_own_tries_by_itself():
     assert step.retry_policy.evaluate(StoreAway("fit had no answer of a store"), 1, step.retries).action == RetryAction.RETRY
 
 
-@pytest.mark.parametrize("error, told", [(StoreAway("away"), StoreAway), (OWN, ValueError)])
+@pytest.mark.parametrize("error, told", [(StoreAway("away"), StoreAway), (OWN, RuntimeError)])
 def test_a_step_that_had_no_answer_of_a_store_is_never_given_up_for_that(error, told):
     from include.dag_kit.compute import TrainingStep
 

@@ -1,5 +1,7 @@
 """What gives a pod access to the object store: references to a secret or a token, never a value of either."""
 
+from secrets import token_hex
+
 import pytest
 
 from include.dag_kit.storage import pod_storage
@@ -13,6 +15,19 @@ def parts(**settings):
     given = pod_storage(Settings(**settings))
     assert given.keys() == {"env_from", "env", "volumes", "volume_mounts", "service_account_name"}
     return {name: value for name, value in given.items() if value}
+
+
+def test_before_its_work_each_task_hides_the_secrets_that_its_process_knows(monkeypatch, own_ledger):
+    from airflow.sdk._shared.secrets_masker import redact
+
+    from include.dag_kit.defaults import default_args
+    from include.projects.flights import project as flights
+
+    secret = f"of-serving-{token_hex(8)}"
+    assert redact(secret) == secret  # Airflow is loaded: what it hides as it starts, it has hidden
+    monkeypatch.setenv("AIRLOOP_SERVING_API_KEY", secret)
+    default_args(flights)["pre_execute"]({})
+    assert redact(secret) == "***"
 
 
 def test_data_on_files_needs_nothing():

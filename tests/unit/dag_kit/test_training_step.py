@@ -48,6 +48,20 @@ def test_a_class_that_the_project_has_not_is_named_with_those_it_has():
         training_step(FLIGHTS, "fit", compute="gpu_x", arguments={})
 
 
+@pytest.mark.parametrize("warm", ["", "yes"])
+def test_a_step_whose_error_must_come_again_has_one_try(monkeypatch, tmp_path, warm):
+    monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", warm)
+    monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    arguments = {"request": "r", "candidate": "no_such_candidate", "training_set": str(tmp_path / "x.parquet")}
+    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments=arguments, retries=6)
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="fit", try_number=1, max_tries=6)
+    with pytest.raises(AirflowFailException, match="another try would fail in the same way") as caught:
+        step.execute({"ti": ti})
+    assert "no_such_candidate" in str(caught.value)
+    get_settings.cache_clear()
+
+
 @pytest.mark.parametrize(("tries", "error"), [(2, AirflowException), (3, AirflowFailException)])
 def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tmp_path, tries, error):
     monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", "")

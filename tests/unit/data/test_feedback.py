@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from include.data import feedback, landing, layout, tables
+from include.data import feedback, landing, layout, prediction_log, tables
 from include.data.ingest import ingest_source
 from include.data.prediction_log import SETTLED
 from include.ledger import iso, moment
@@ -40,12 +40,13 @@ def home(tmp_path, monkeypatch):
     get_settings.cache_clear()
 
 
-def served(*rows: tuple[str, dict, float]) -> None:
+def served(*rows: tuple[str, dict, float], caller: str = "-") -> None:
     """Predictions into one file of the log: their number, key, and how many seconds after noon they were answered."""
     times = [NOON + timedelta(seconds=seconds) for _, _, seconds in rows]
     columns = {
         "prediction_id": [name(one) for one, _, _ in rows], "predicted_at": times, "key": [json.dumps(key) for _, key, _ in rows],
         **{column: ["x"] * len(rows) for column in ("model_version", "arm", "failed_arm")}, **dict.fromkeys(("prediction", "latency_ms"), [0.5] * len(rows)),
+        "caller": [caller] * len(rows),
     }  # fmt: skip
     folder = layout.prediction_log(PROJECT)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def by_entity(entity: dict, seconds: float = 0, label: float = 1, **more) -> dic
     return {"entity": json.dumps(entity), "event_timestamp": iso(NOON + timedelta(seconds=seconds)), "label": label, **more}
 
 
-def landed(*labels: dict, file: str | None = None, received=LATER) -> str:
+def landed(*labels: dict, file: str | None = None, received=LATER, **rights) -> str:
     """One request's file in the landing zone, as serving writes it."""
     rows = []
     for label in labels:
@@ -74,7 +75,8 @@ def landed(*labels: dict, file: str | None = None, received=LATER) -> str:
     file = file or f"feedback-{next(stand.NUMBERS):032x}.parquet"
     folder = layout.landing(PROJECT, SOURCE)
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([row | {"label": float(row["label"])} for row in rows], schema=SCHEMA), str(folder / file))
+    schema = SCHEMA.with_metadata({**SCHEMA.metadata, **{name: json.dumps(value) for name, value in rights.items()}})
+    pq.write_table(pa.Table.from_pylist([row | {"label": float(row["label"])} for row in rows], schema=schema), str(folder / file))
     return file
 
 
@@ -127,6 +129,13 @@ def test_which_prediction_it_is(label, wanted):
     served(("1", ASKED, 0), ("2", ASKED | {"hour": 13}, 30), ("3", {"shop": "a", "customer": True}, 1000))
     landed(label)
     assert ingest() == (({}, [wanted]) if "_" in wanted else ({wanted: 1.0}, []))
+
+
+def test_a_label_other_than_0_and_1_is_none_of_a_binary_project_whatever_its_expectations_say(monkeypatch):
+    monkeypatch.setitem(expectations._SOURCES, "feedback", list)
+    served(("1", ASKED, 0), ("2", ASKED, 30))
+    landed(by_id("1", 2), by_id("2", 0))
+    assert ingest() == ({"2": 0.0}, ["wrong_label"])
 
 
 def test_a_request_that_was_asked_twice_at_once_is_told_by_id_only():
@@ -220,8 +229,8 @@ def test_the_log_is_read_no_further_back_than_is_needed(monkeypatch):
     for day in range(40):
         served((str(day + 1), ASKED | {"customer": day}, -day * 86_400))
     read = []
-    real = feedback.pq.read_table
-    monkeypatch.setattr(feedback.pq, "read_table", lambda *args, **options: read.append(1) or real(*args, **options))
+    real = prediction_log.table
+    monkeypatch.setattr(prediction_log, "table", lambda *args: read.append(1) or real(*args))
 
     def files_read(*labels) -> int:
         read.clear()
@@ -261,3 +270,62 @@ def test_a_rollout_is_not_judged_by_labels_of_which_a_prediction_may_have_two(so
     assert flights.model_validate(flights.model_dump() | {"sources": [*flights.sources, SOURCE], **judged}).source("feedback") == SOURCE
     with pytest.raises(ValidationError, match="no source with the column label and the key prediction_id"):
         flights.model_validate(flights.model_dump() | {"sources": [*flights.sources, source.model_copy(update={"predictions": None})], **judged})
+
+
+def test_an_authorized_caller_corrects_a_label_and_its_time():
+    served(("1", ASKED, 0), ("2", ASKED | {"customer": 8}, 0), ("3", ASKED | {"customer": 9}, 0))
+    landed(by_id("1", 0), by_id("2", 1))
+    assert ingest() == ({"1": 0.0, "2": 1.0}, [])
+    landed(by_id("1", 1))
+    assert ingest() == ({"1": 0.0, "2": 1.0}, ["contradicts_earlier"])
+    earlier = LATER - timedelta(minutes=10)
+    landed(by_id("1", 1), by_id("2", 1, known_at=earlier), by_id("3", 0), corrects=True)
+    before = tables.table_version(layout.table(PROJECT, "feedback"))
+    assert ingest() == ({"1": 1.0, "2": 1.0, "3": 0.0}, ["contradicts_earlier"])
+    table = tables.open_table(layout.table(PROJECT, "feedback"))
+    known = {row["prediction_id"]: row["known_at"] for row in table.to_pyarrow_table().to_pylist()}
+    assert known[name("2")] == earlier
+    # What was trained on is still there, under its version.
+    table.load_as_version(before)
+    assert {row["prediction_id"].lstrip("0"): row["label"] for row in table.to_pyarrow_table().to_pylist()} == {"1": 0.0, "2": 1.0}
+
+
+def test_corrections_of_one_run_count_in_their_order():
+    served(("1", ASKED, 0), ("2", ASKED | {"customer": 8}, 0))
+    landed(by_id("1", 0), by_id("2", 0), received=LATER)
+    landed(by_id("1", 1), by_id("2", 0), received=LATER + timedelta(seconds=1), corrects=True)
+    landed(by_id("1", 0), by_id("2", 1), received=LATER + timedelta(seconds=2), corrects=True)
+    landed(by_id("2", 0), received=LATER + timedelta(seconds=3))
+    assert ingest() == ({"1": 0.0, "2": 1.0}, ["corrected_again", "corrected_again", "repeats_earlier"])
+
+
+@pytest.mark.parametrize("corrects", ["yes", 1, [True], None])
+def test_only_true_corrects(corrects):
+    served(("1", ASKED, 0))
+    landed(by_id("1", 0))
+    landed(by_id("1", 1), received=LATER + timedelta(seconds=1), corrects=corrects)
+    assert ingest() == ({"1": 0.0}, ["contradicts_earlier"])
+
+
+def test_a_sender_labels_the_predictions_of_its_callers_only():
+    served(("1", ASKED, 0), caller="checkout")
+    served(("2", ASKED | {"customer": 8}, 0), caller="website")
+    served(("3", ASKED | {"customer": 9}, 0))
+    labels = [by_id("1"), by_id("2"), by_id("3"), by_entity({"shop": "a", "customer": 8})]
+    landed(*labels, labels_of=["checkout", "app"])
+    assert ingest() == ({"1": 1.0}, ["others_prediction"] * 3)
+    landed(*labels, labels_of=None)
+    assert ingest()[0] == {"1": 1.0, "2": 1.0, "3": 1.0}
+    landed(by_id("2"), labels_of="website")
+    assert ingest()[1].count("others_prediction") == 4
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1])
+def test_a_file_of_the_log_that_lost_its_end_is_left_out(left, caplog):
+    served(("1", ASKED, 0))
+    served(("2", ASKED | {"customer": 8}, 5))
+    *_, last = sorted(layout.prediction_log(PROJECT).iterdir())
+    last.write_bytes(last.read_bytes()[:left])
+    landed(by_id("1"), by_id("2"))
+    assert ingest() == ({"1": 1.0}, ["unknown_prediction"])
+    assert "cannot be read and is left out" in caplog.text

@@ -75,6 +75,7 @@ SCHEMA = closed(
     logs=closed(persistence=SWITCH),
     migrateDatabaseJob=JOB,
     pgbouncer=SWITCH,
+    podTemplate=NOTHING_OR_TEXT,  # a template of a pod, so a text
     postgresql=SWITCH,
     redis=SWITCH,
     scheduler=closed(**PART, startupProbe=PROBE, livenessProbe=PROBE, logGroomerSidecar=GROOMER),

@@ -15,7 +15,7 @@ from tests.helm import CHART, MISSING, PROGRAM, SITE, HelmError, helm, one, rend
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason=MISSING)
 
-ALONE = {"mlflow.enabled": False, "serving.enabled": False}
+ALONE = {"mlflow.enabled": False, "serving.enabled": False, "airflow.networkPolicy.enabled": False}
 
 
 @pytest.fixture(scope="module")

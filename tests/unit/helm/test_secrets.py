@@ -121,6 +121,23 @@ def test_the_houses_key_stands_beside_peoples(tmp_path):
         secrets(settings(), STORE, keys_file=file)
 
 
+def test_prometheus_has_a_key_of_its_own_that_opens_metrics_only(tmp_path):
+    from serving.keys import digest, read
+
+    key = f"{WORD}-for-metrics-of-some-length"
+    made = {s["metadata"]["name"]: s for s in secrets(settings(), STORE | {"SERVING_METRICS_KEY": key})}
+    assert made["airloop-serving-metrics"]["stringData"] == {"key": key} and made["airloop-serving-metrics"]["metadata"]["namespace"] == "airloop"
+    assert not [name for name, one in made.items() if key in json.dumps(one) and name != "airloop-serving-metrics"]
+    (tmp_path / "keys.json").write_text(made["airloop-serving-keys"]["stringData"]["keys.json"])
+    keys = {one.name: one for one in read(tmp_path / "keys.json").keys}
+    assert keys["prometheus"].sha256 == digest(key.encode())
+    assert keys["prometheus"].may("metrics") and not keys["prometheus"].may("predict") and not keys["airloop"].may("metrics")
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["serving"]["metrics"]["keySecretName"] == "airloop-serving-metrics"
+    with pytest.raises(SettingsError, match="SERVING_METRICS_KEY is shorter than 12"):
+        secrets(settings(), {"SERVING_METRICS_KEY": "short"})
+
+
 def test_what_is_missing_is_named():
     with pytest.raises(SettingsError, match="AIRLOOP_PROFILE is 'embedded'"):
         secrets(Settings(), STORE)
@@ -142,7 +159,10 @@ def test_the_command_prints_a_list_for_kubectl(monkeypatch):
         get_settings.cache_clear()
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    names = {secret["metadata"]["name"] for secret in said["items"] if secret["metadata"]["namespace"] == "ml"}
+    names = {secret["metadata"]["name"] for secret in said["items"] if secret["metadata"].get("namespace") == "ml"}
+    # The namespace comes first, so that `kubectl apply` has it when it makes the secrets, and enforces what the chart's enforces.
+    assert said["items"][0]["kind"] == "Namespace" and said["items"][0]["metadata"]["name"] == given.kubernetes_namespace
+    assert said["items"][0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert said["kind"] == "List" and names == {"airloop-mlflow", "airloop-serving", "airloop-serving-keys"}
 
 

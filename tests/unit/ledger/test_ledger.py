@@ -56,13 +56,24 @@ def test_a_run_can_claim_one_request_only():
     assert ledger.claim_request("flights", "run", only=wanted.id).id == wanted.id
 
 
+@pytest.mark.parametrize("state", ["claimed", "passed", "refused", "deploying", "deployed", "rolled_back", "superseded", "failed"])
+def test_only_an_open_request_is_claimed_also_by_its_id(state):
+    request = ask()
+    ledger.claim_request("flights", "run")
+    path = {"refused": ["refused"], "failed": ["failed"], "rolled_back": ["rolled_back"], "deployed": ["deployed"], "claimed": []}
+    for step in path.get(state, ["passed", state]):
+        ledger.settle_request(request.id, step)
+    assert ledger.claim_request("flights", "other", only=request.id) is None and ledger.claim_request("flights", "other") is None
+    assert (ledger.get_request(request.id).state, ledger.get_request(request.id).dag_run) == (state, "run")
+
+
 def test_a_request_that_is_given_back_is_open_for_another_run():
     request = ask()
     ledger.claim_request("flights", "first")
-    assert not ledger.lost_request(request.id, "first")
+    assert ledger.keep_request(request.id, "first")
     assert not ledger.release_request(request.id, "second")
     assert ledger.release_request(request.id, "first") and not ledger.release_request(request.id, "first")
-    assert ledger.lost_request(request.id, "first") and not ledger.lost_request("of nobody", "first")
+    assert not ledger.keep_request(request.id, "first") and ledger.keep_request("of nobody", "first")
     assert ledger.claim_request("flights", "second").id == request.id
 
 
@@ -75,6 +86,7 @@ def test_an_ended_request_is_not_given_back():
 
 def test_what_train_and_deploy_write_at_once_is_all_there():
     request = ask()
+    ledger.claim_request("flights", "run")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: ledger.settle_request(request.id, "passed", **{f"fact{n}": n}), range(8)))
     assert ledger.get_request(request.id).outcome == {f"fact{n}": n for n in range(8)}
@@ -87,6 +99,7 @@ def test_people_write_as_much_as_they_like():
 
 def test_a_figure_that_is_no_number_is_none():
     request = ask()
+    ledger.claim_request("flights", "run")
     ledger.settle_request(request.id, "refused", metric=float("nan"), reasons=[{"value": float("inf")}, 1.5])
     assert ledger.get_request(request.id).outcome == {"metric": None, "reasons": [{"value": None}, 1.5]}
 
@@ -98,6 +111,7 @@ def test_one_project_does_not_claim_the_request_of_another():
 
 def test_settling_adds_to_what_is_known():
     request = ask()
+    ledger.claim_request("flights", "run")
     ledger.settle_request(request.id, "passed", version="2")
     ledger.settle_request(request.id, "deployed", served_at="x")
     assert ledger.get_request(request.id).outcome == {"version": "2", "served_at": "x"}

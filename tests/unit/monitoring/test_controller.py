@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from include.monitoring.controller import ASKS, NAN, Episode, Evidence, decide
+from include.ledger import lifecycle
+from include.ledger.lifecycle import ASKS
+from include.monitoring.controller import NAN, Episode, Evidence, decide
 from include.projects.base import Metric, RetrainPolicy
 
 AT = datetime(2013, 7, 1, 10, tzinfo=UTC)
@@ -102,14 +104,14 @@ def test_an_episode_that_opened_in_a_cooldown_asks_when_it_is_over():
     assert (found.ask, found.opens, found.closes) == (True, False, None)
 
 
-@pytest.mark.parametrize("request_state", ["open", "claimed", "passed", "deployed"])
+@pytest.mark.parametrize("request_state", ["open", "claimed", "passed", "deploying"])
 def test_an_episode_asks_once(request_state):
     found = verdict(BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), request_state))
     assert (found.ask, found.opens, found.closes) == (False, False, None)
     assert f"the request is {request_state}" in found.reasons[-1]
 
 
-@pytest.mark.parametrize("request_state", ["refused", "rolled_back"])
+@pytest.mark.parametrize("request_state", sorted({s.name for s in lifecycle.STATES if s.kind == "request"} - {*lifecycle.live("request")}))
 def test_a_drift_whose_request_came_to_nothing_asks_again_after_the_cooldown(request_state):
     found = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=20), request_state))
     assert (found.ask, found.opens, found.continues) == (True, True, True)
@@ -121,10 +123,24 @@ def test_a_drift_whose_request_was_refused_does_not_ask_again_within_the_cooldow
     assert (found.ask, found.opens, found.closes) == (False, False, None)
 
 
-def test_after_the_last_refusal_a_person_must_look():
-    found = verdict(BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), "refused", ask=ASKS))
-    assert (found.ask, found.closes) == (False, None)
-    assert "a person must look" in found.reasons[-1]
+@pytest.mark.parametrize(("ask", "days"), [(1, 20), (2, 40), (3, 80), (4, 160), (5, 160), (50, 160)])
+def test_a_drift_that_asks_in_vain_asks_ever_more_seldom_and_never_stops(ask, days):
+    """It used to stop after the third request, for ever."""
+
+    def after(days):
+        old = replace(BAD, champion_cutoff=AT - timedelta(days=400))
+        return verdict(old, last_request=AT - timedelta(days=days), episode=Episode(AT - timedelta(days=days), "failed", ask=ask))
+
+    assert (after(days - 1).ask, after(days).ask) == (False, True)
+    assert after(days).tell == (ask >= ASKS)  # a person
+
+
+def test_an_episode_that_nobody_can_judge_ends_after_its_window_and_cooldown():
+    def after(days, request):
+        return verdict(replace(BAD, labels=0), last_request=AT - timedelta(days=days), episode=Episode(AT - timedelta(days=days), request)).closes
+
+    assert after(47, "refused") is None and "neither healthy nor drifting for 48 days" in after(48, "refused")
+    assert after(48, None) and after(48, "claimed") is None  # a request that is worked on has deadlines of its own
 
 
 def test_a_healthy_verdict_closes_the_episode():
@@ -172,12 +188,19 @@ AGEING = POLICY.model_copy(update={"max_age": timedelta(days=60)})
         pytest.param(replace(GOOD, champion_cutoff=AT - timedelta(days=59)), AGEING, None, False, id="one of 59 days is not"),
         pytest.param(GOOD, AGEING, AT - timedelta(days=59), False, id="not when somebody asked within that time, whatever came of it"),
         pytest.param(GOOD, AGEING, AT - timedelta(days=60), True, id="again when the last request is as old"),
+        pytest.param(GOOD, AGEING, AT - timedelta(days=61), True, id="again when it is older"),
         pytest.param(replace(GOOD, labels=10), AGEING, None, False, id="not on too few labels: the gate would refuse it"),
     ],
 )
 def test_age(evidence, policy, last_request, asks):
-    found = verdict(evidence, policy=policy, last_request=last_request)
+    found = verdict(evidence, policy=policy, last_request=last_request, last_answer=last_request)
     assert found.ask == asks and not found.opens
+
+
+@pytest.mark.parametrize(("days", "asks"), [(19, False), (20, True)])
+def test_a_request_about_age_that_failed_is_asked_again_after_the_cooldown(days, asks):
+    found = verdict(GOOD, policy=AGEING, last_request=AT - timedelta(days=days), last_answer=AT - timedelta(days=80))
+    assert found.ask == asks
     assert (found.cause == "age" and "90 days old" in found.reasons[-1]) == asks
 
 

@@ -126,23 +126,30 @@ def test_what_cannot_be_judged_leaves_the_episode_open():
     assert ledger.current_episode("flights")
 
 
-def test_a_refused_drift_asks_three_times_in_all():
+def refuse(request):
+    ledger.claim_request("flights", f"train for {request}", only=request)
+    assert ledger.conclude_training(request, f"train for {request}", "refused", reasons=["not enough new labels"])
+
+
+def test_a_refused_drift_asks_again_ever_more_seldom_and_tells_people():
+    months = [f"{year}-{month:02d}-01T10:00:00Z" for year in (2013, 2014) for month in range(1, 13)][4:]
     asked = []
-    for cutoff in (MAY, JUNE, JULY, AUGUST, SEPTEMBER):
+    for cutoff in months:
         summary = run(cutoff)
-        asked.append(summary["asked"])
         if summary["asked"]:
-            ledger.settle_request(summary["request"], "refused", reasons=["not enough new labels"])
-    assert asked == [True, True, True, False, False]
+            asked.append(cutoff[:7])
+            refuse(summary["request"])
+    # 20 days, 40, 80, 160, and no longer than that
+    assert asked == ["2013-05", "2013-06", "2013-08", "2013-11", "2014-05", "2014-11"]
     found = ledger.episodes("flights")
-    assert [e["evidence"]["ask"] for e in found] == [1, 2, 3]
+    assert [e["evidence"]["ask"] for e in found] == [1, 2, 3, 4, 5, 6]
     assert [e["evidence"].get("continues") for e in found[1:]] == [e["id"] for e in found[:-1]]
-    assert "a person must look" in summary["reasons"][-1]
+    assert [n["text"].startswith("drift lasts") and "times in vain" in n["text"] for n in ledger.notices("flights")] == [True] * 3
 
 
 @pytest.mark.parametrize("killed_in", ["close_episode", "open_episode", "request_retraining"])
 def test_a_second_asking_that_is_killed_and_tried_again_asks_once(killed_in, monkeypatch):
-    ledger.settle_request(run(MAY)["request"], "refused")
+    refuse(run(MAY)["request"])
 
     def killed(*_, **__):
         raise KeyboardInterrupt

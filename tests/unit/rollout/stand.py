@@ -18,7 +18,8 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NUMBERS = itertools.count()
 SCHEMA = pa.schema([
     ("prediction_id", pa.string()), ("model_version", pa.string()), ("arm", pa.string()), ("failed_arm", pa.string()),
-    ("predicted_at", pa.timestamp("us", tz="UTC")), ("key", pa.string()), ("prediction", pa.float64()), ("latency_ms", pa.float64()),
+    ("predicted_at", pa.timestamp("us", tz="UTC")), ("key", pa.string()), ("prediction", pa.float64()),
+    ("caller", pa.string()), ("latency_ms", pa.float64()),
 ])  # fmt: skip
 
 
@@ -80,7 +81,8 @@ def answered(
     times = [at - timedelta(milliseconds=number + 1, microseconds=own) for number in range(len(ids))]
     columns = {
         "prediction_id": ids, "model_version": [version] * len(ids), "arm": [arm] * len(ids), "failed_arm": [failed_arm] * len(ids), "predicted_at": times,
-        "key": key, "prediction": generator.beta(2, 5, len(ids)) + shift, "latency_ms": generator.gamma(4, latency / 4, len(ids)),
+        "key": key, "prediction": generator.beta(2, 5, len(ids)) + shift, "caller": ["-"] * len(ids),
+        "latency_ms": generator.gamma(4, latency / 4, len(ids)),
     }  # fmt: skip
     folder = (layout.shadow_log if shadow else layout.prediction_log)(project)
     folder.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,7 @@ def test_outside_embedded_no_store_falls_back_to_a_file(given):
         ("AIRLOOP_AIRFLOW_ADMIN_PASSWORD", "airflow", "AIRLOOP_AIRFLOW_ADMIN_PASSWORD is a word that everybody"),
         ("AIRLOOP_MLFLOW_PASSWORD", "abc123", "AIRLOOP_MLFLOW_PASSWORD is shorter than 12"),
         ("AIRLOOP_AIRFLOW_FERNET_KEY", PASSWORD, "AIRLOOP_AIRFLOW_FERNET_KEY is not 32 bytes"),
+        ("AIRLOOP_AIRFLOW_FERNET_KEY", f"{'A' * 43}=,{PASSWORD}", "AIRLOOP_AIRFLOW_FERNET_KEY is not 32 bytes"),
         ("AIRLOOP_EDGE_SIGNING_KEY", PASSWORD, "AIRLOOP_EDGE_SIGNING_KEY is not 32 bytes"),
         ("AIRLOOP_AUTH_MANAGER", "simple", "AIRLOOP_AUTH_MANAGER is 'simple'"),
     ],

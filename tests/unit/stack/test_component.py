@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from include.settings import Settings, SettingsError
+from include.settings import CONTROL, NEEDED, Settings, SettingsError
 from include.stack import component
 from include.stack.services import services
 
@@ -47,8 +47,57 @@ def test_a_part_of_airflow_runs_as_on_one_machine_and_the_container_s_options_wi
     assert not any(SECRET in argument for argument in found.arguments)
 
 
-def test_a_celery_worker_takes_as_many_tasks_as_the_settings_say(settings):
-    assert component.command(settings, "celery-worker", {}).arguments[-2:] == ["--concurrency", str(settings.parallelism)]
+def test_a_fernet_key_is_changed_with_both_keys_set(settings):
+    both = f"{'B' * 43}=,{'A' * 43}="
+    changing = Settings(**settings.model_dump(exclude={"airflow_fernet_key"}, exclude_computed_fields=True), airflow_fernet_key=both)
+    found = component.command(changing, "rotate-fernet-key", {})
+    assert found.arguments[-1] == "rotate-fernet-key" and found.environment["AIRFLOW__CORE__FERNET_KEY"] == both
+
+
+@pytest.fixture
+def of_a_worker(settings) -> Settings:
+    """What docker-compose.yaml gives a worker."""
+    return settings.model_copy(update=dict.fromkeys((*NEEDED["airflow"], *NEEDED["accounts"])))
+
+
+def test_a_celery_worker_takes_as_many_tasks_as_the_settings_say(of_a_worker):
+    assert component.command(of_a_worker, "celery-worker", {}).arguments[-2:] == ["--concurrency", str(of_a_worker.parallelism)]
+
+
+def test_a_celery_worker_has_what_tasks_need_and_no_secret_of_airflow(of_a_worker, settings):
+    found = component.command(of_a_worker, "celery-worker", {"AIRFLOW__CELERY__RESULT_BACKEND": "redis://broker:6379/1"}).environment
+    of_others = component.command(settings, "scheduler", {}).environment
+    assert of_others.keys() - found.keys() == set(CONTROL)
+    assert {"AIRLOOP_LEDGER_URL", "AIRLOOP_MLFLOW_PASSWORD", "AIRLOOP_SERVING_API_KEY"} <= found.keys()
+    # Its server of logs would need the key of Airflow's sessions.
+    assert "--skip-serve-logs" in component.command(of_a_worker, "celery-worker", {}).arguments
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"AIRFLOW__CORE__FERNET_KEY": "x"},
+        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://a:b@c/d"},
+        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD": "cat /run/secrets/url"},
+        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": "postgresql://a:b@c/d"},
+        {"AIRFLOW__CORE__SQL_ALCHEMY_CONN_SECRET": "x"},
+        {"AIRFLOW__API_AUTH__JWT_SECRET_CMD": "x"},
+        {"AIRFLOW__API__SECRET_KEY": "x"},
+        {"AIRFLOW_CONN_AIRFLOW_DB": "x"},
+        {"AIRFLOW__CELERY__RESULT_BACKEND": "db+postgresql://a:b@c/d"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_worker_that_was_given_a_secret_of_airflow_does_not_start(of_a_worker, given):
+    """In whatever form Airflow reads it: the worker's tasks could read it too."""
+    with pytest.raises(SettingsError, match=f"{next(iter(given))}: set for celery-worker, .*Remove it"):
+        component.command(of_a_worker, "celery-worker", given)
+
+
+@pytest.mark.parametrize("name", [*NEEDED["airflow"], *NEEDED["accounts"]])
+def test_a_worker_whose_settings_have_a_secret_of_airflow_does_not_start(of_a_worker, settings, name):
+    with pytest.raises(SettingsError, match=f"AIRLOOP_{name.upper()}: set for celery-worker"):
+        component.command(of_a_worker.model_copy(update={name: getattr(settings, name)}), "celery-worker", {})
 
 
 def test_a_missing_secret_is_named(settings):

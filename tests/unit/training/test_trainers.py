@@ -10,6 +10,7 @@ from include.training.bundle import Bundle, GoldenMismatch, make_bundle
 from include.training.inference import predict, session
 from include.training.inputs import matrices
 from include.training.onnx import ExportError, Graph, check_equal
+from include.training.scale import scale_of
 
 INPUTS = Inputs(numeric=("plain", "gaps", "empty", "big"), categorical=("place", "carrier"))
 CANDIDATES = {
@@ -71,6 +72,44 @@ def test_the_graph_predicts_what_the_model_predicts(trainer, kind):
     assert np.corrcoef(learned, frame["label"])[0, 1] > 0.4
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 2000.0, 1e7])
+@pytest.mark.parametrize("trainer", CANDIDATES)
+def test_a_graph_is_compared_at_the_scale_of_the_labels(trainer, scale):
+    """Labels from 0 to the scale: where a prediction is near 0, numbers of 32 bits differ by what the others' size gives."""
+    chosen, frame = project(TaskKind.REGRESSION), rows(TaskKind.REGRESSION)
+    label = frame["label"].to_numpy()
+    label = scale * ((label - label.min()) / (label.max() - label.min())) ** 3
+    numeric, categorical = matrices(frame, INPUTS.numeric, INPUTS.categorical)
+    model = trainers.train(chosen, CANDIDATES[trainer], numeric, categorical, label)
+    native, graph = np.asarray(model.predict(numeric, categorical)), model.to_onnx().SerializeToString()
+    scale_of_all = scale_of(TaskKind.REGRESSION, native)
+    assert check_equal(graph, native, numeric, categorical, scale=scale_of_all) < 1e-5
+    for wrong in (native + 0.01 * scale_of_all, native * np.where(np.arange(len(native)) == 7, 0, 1) + 0.001 * scale_of_all):
+        with pytest.raises(ExportError, match="at most 0.0001 is allowed"):
+            check_equal(graph, wrong, numeric, categorical, scale=scale_of_all)
+    bundle = make_bundle(chosen, graph, frame.assign(label=label))
+    assert bundle.check_golden() == 0
+    bundle.golden["predictions"][0] += 1e-4 * bundle.golden["scale"] + 1e-4 * abs(bundle.golden["predictions"][0])
+    with pytest.raises(GoldenMismatch):
+        bundle.check_golden()
+
+
+@pytest.mark.parametrize(
+    ("kind", "predictions", "scale"),
+    [
+        (TaskKind.BINARY, [0.1, 0.9], 1.0),
+        (TaskKind.REGRESSION, [], 1.0),
+        (TaskKind.REGRESSION, [0.0, 0.0], 1.0),
+        (TaskKind.REGRESSION, [3.0, -4.0], 12.5**0.5),
+        (TaskKind.REGRESSION, [np.nan, np.inf, 2.0], 2.0),
+        (TaskKind.REGRESSION, [1e300, 1e300], 1e300),
+        (TaskKind.REGRESSION, [1e-300, -1e-300], 1e-300),
+    ],
+)
+def test_the_scale_of_predictions(kind, predictions, scale):
+    assert scale_of(kind, np.array(predictions)) == pytest.approx(scale)
+
+
 def test_rows_next_to_a_threshold_go_the_same_way_in_the_graph():
     """Rolling means differ in their last bit: then there is no float32 between two values, and a threshold rounded up lets the upper one through."""
     place = np.random.default_rng(0).integers(0, 40, 2000)
@@ -101,7 +140,7 @@ def test_a_difference_between_graph_and_model_is_an_error():
     halves = graph.model(graph.add("Mul", graph.add("ReduceSum", "numeric", graph.constant([1], "int64")), graph.constant(0.5))).SerializeToString()
     assert check_equal(halves, np.ones(5), numeric, categorical) == 0
     for wrong in (np.full(5, 1.001), np.full(5, np.nan)):
-        with pytest.raises(ExportError, match="differs from the model"):
+        with pytest.raises(ExportError, match="where the model predicts"):
             check_equal(halves, wrong, numeric, categorical)
 
 

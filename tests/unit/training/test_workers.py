@@ -16,6 +16,7 @@ import onnx
 import psutil
 import pytest
 
+from include.outages import WILL_FAIL_AGAIN
 from include.projects.flights import project as flights
 from include.settings import REPOSITORY, get_settings
 from include.training.checkpoint import Checkpoints
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_other_inputs_is_not_used(step):
 def test_a_trainer_that_knows_no_workers_is_refused_by_name(step):
     fit = step("trees")
     fit.log += fit.process.stdout
-    assert fit.process.wait() == 1
+    assert fit.process.wait() == WILL_FAIL_AGAIN
     assert "candidate 'trees' asks for 2 workers, but its trainer 'hist_gradient_boosting' has one only; several have torch_mlp" in fit.log[-1]
 
 

@@ -121,3 +121,28 @@ def test_policies_are_cut_to_a_sample_and_never_grow():
         FLIGHTS.retrain.max_bias,
     )
     assert long.gate.holdout == FLIGHTS.gate.holdout and long.retrain.window == FLIGHTS.retrain.window
+
+
+DECLARED = "LEARN = 0.1\nproject = Project(name='flights', sources=(1,), candidates=(Candidate(learning_rate=0.1),), gate=GatePolicy(min_rows=1))\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "still_holds"),
+    [
+        pytest.param("learning_rate=0.1", "learning_rate=0.2", ["feed", "ingest", "build_features"], id="a candidate's parameter: the features hold"),
+        pytest.param("min_rows=1", "min_rows=2", ["feed", "ingest", "build_features"], id="the gate: the features hold"),
+        pytest.param("sources=(1,)", "sources=(2,)", [], id="a source: nothing holds"),
+        pytest.param("LEARN = 0.1", "LEARN = 0.2", [], id="a constant, which features may read: nothing holds"),
+    ],
+)
+def test_a_change_for_training_alone_leaves_the_stages_before_it(repository, old, new, still_holds):
+    file = repository / "include/projects/flights/__init__.py"
+    file.write_text(DECLARED)
+    before = steps_to("train", FLIGHTS, SAMPLE)
+    file.write_text(DECLARED.replace(old, new))
+    after = steps_to("train", FLIGHTS, SAMPLE)
+    assert [step.stage for step, other in zip(before, after, strict=True) if step.key == other.key] == still_holds
+
+
+def test_what_training_alone_reads_is_an_argument_of_a_project():
+    assert not plan.TRAINING - type(FLIGHTS).model_fields.keys()

@@ -24,15 +24,6 @@ http://{{ include "airloop.name" (dict "root" . "part" "mlflow") }}:{{ .Values.m
 {{- end -}}
 {{- end -}}
 
-{{/* The namespaces of Airflow's accounts, each once. */}}
-{{- define "airloop.airflowNamespaces" -}}
-{{- $found := list -}}
-{{- if .Values.training.enabled -}}
-{{- range .Values.training.airflowAccounts }}{{ $found = append $found .namespace }}{{ end -}}
-{{- end -}}
-{{- $found | uniq | sortAlpha | toJson -}}
-{{- end -}}
-
 {{/* Variables of the object store. The keys may be missing in the secret: then the service account gives access. */}}
 {{- define "airloop.storageEnv" -}}
 - { name: AWS_REGION, value: {{ .root.Values.storage.region | quote }} }
@@ -55,6 +46,7 @@ runAsNonRoot: true
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch # a big volume is not walked at every start
 seccompProfile: { type: RuntimeDefault }
 {{- end -}}
 
@@ -64,18 +56,21 @@ readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
-{{/* Egress of a part: names' servers, and ports anywhere. */}}
-{{- define "airloop.egress" -}}
-- ports: [{ port: 53, protocol: UDP }, { port: 53, protocol: TCP }]
-{{- with .ports }}
-- ports: [{{ range $i, $port := . }}{{ if $i }}, {{ end }}{ port: {{ $port }}, protocol: TCP }{{ end }}]
-{{- end }}
-{{- end -}}
-
-{{/* An image, by a tag that does not move. */}}
+{{/* An image by its digest; by its tag only where no registry has it, and the node may not ask one. */}}
 {{- define "airloop.image" -}}
 {{- if eq .image.tag "latest" }}
 {{- fail (printf "%s.image.tag is 'latest', which moves: nobody could say what runs, nor roll back. Name a version" .part) }}
 {{- end -}}
+{{- if .image.digest -}}
+{{ printf "%s%s@%s" .image.repository (empty .image.tag | ternary "" (printf ":%s" .image.tag)) .image.digest | quote }}
+{{- else if not .image.local -}}
+{{- fail (printf "%s.image.digest is not set: a tag can move to another image. Set the digest that `docker push` printed (sha256:...), or %s.image.local: true for an image that was loaded onto the nodes and is in no registry" .part .part) }}
+{{- else -}}
 {{ printf "%s:%s" .image.repository .image.tag | quote }}
+{{- end -}}
+{{- end -}}
+
+{{/* An image that no registry has is never pulled. */}}
+{{- define "airloop.pullPolicy" -}}
+{{ .image.local | ternary "Never" .image.pullPolicy }}
 {{- end -}}

@@ -1,0 +1,83 @@
+"""HTML pages for people. All values are escaped here, and each page carries a policy under which it loads nothing and runs no other script.
+
+``Markup`` is text that is HTML already; everything else is escaped when it is put into it. Code that makes pages fills templates with ``fill`` and
+never builds HTML from strings.
+"""
+
+import base64
+import hashlib
+import json
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from upath import UPath
+
+from include.data import storage
+from include.printable import one_line
+
+SCRIPTS_SUFFIX = ".scripts.json"
+
+
+def fill(template: str, *values: Any, **named: Any) -> Markup:
+    """Fill the template's ``{}``; a value that is not Markup is escaped, so it is text in elements and in quoted attributes."""
+    return Markup(template).format(*values, **named)
+
+
+def join(parts: Iterable[Any], separator: str = "") -> Markup:
+    """Join the parts; those that are not Markup are escaped."""
+    return Markup(separator).join(parts)
+
+
+def markdown(value: Any) -> str:
+    """A value as text within Markdown, also in a cell of a table: no formatting, link, image or HTML of its own, and in one line."""
+    return "".join(f"\\{c}" if c in string.punctuation else c for c in one_line(value))
+
+
+def script_hash(script: str) -> str:
+    """The hash by which a Content-Security-Policy allows an inline script, e.g. ``sha256-...``."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def policy(scripts: Sequence[str] = (), *, forms: bool = False) -> str:
+    """The Content-Security-Policy of a page: inline styles, images and fonts within the page, and the scripts with these hashes.
+
+    Nothing is loaded from anywhere, and inline handlers (``onerror=``) do not run. With ``forms``, forms go to the page's own server.
+    """
+    allowed = " ".join(f"'{one}'" for one in scripts) or "'none'"
+    targets = "'self'" if forms else "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; connect-src 'none'; "
+        f"form-action {targets}; base-uri 'none'"
+    )
+
+
+def document(title: str, *sections: Any, style: str = "", scripts: Sequence[str] = (), forms: bool = False) -> Markup:
+    """A whole page.
+
+    Args:
+        title: text.
+        sections: its body; what is not Markup is escaped.
+        style: CSS, of ours.
+        scripts: hashes of the inline scripts among the sections.
+        forms: whether it has forms, for its own server.
+    """
+    head = fill(
+        '<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>{}</title><style>{}</style>',
+        policy(scripts, forms=forms), title, Markup(style),
+    )  # fmt: skip
+    return fill('<!doctype html><html lang="en"><head>{}</head><body>{}</body></html>\n', head, join(sections))
+
+
+def embedded(page: str, title: str) -> Markup:
+    """A frame that holds a whole page, so that one report is one file: a sandboxed page cannot open another one with its reader's login."""
+    return fill('<iframe sandbox title="{}" srcdoc="{}"></iframe>', title, str(page))
+
+
+def write_report_page(folder: UPath, page: str, *, name: str = "index.html", scripts: Sequence[str] = ()) -> None:
+    """Write a page of a task's report, and beside it the hashes of its scripts: the Report tab runs no other."""
+    if scripts:
+        storage.write(folder / f"{name}{SCRIPTS_SUFFIX}", json.dumps(list(scripts)))
+    storage.write(folder / name, str(page))

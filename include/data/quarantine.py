@@ -1,0 +1,36 @@
+"""The quarantine: rows that did not get into their table, each as it came, with the reason against it."""
+
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from include.data import tables
+from include.data.printable import printable
+from include.data.reading import Rows
+from include.projects.base import DType
+
+QUARANTINE: dict[str, DType] = {
+    "source": "string",
+    "file": "string",
+    "row": "int64",
+    "rule": "string",
+    "message": "string",
+    "row_json": "string",
+    "cutoff": "timestamp",
+}
+
+
+def quarantined(source: str, file: str, rows: Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime) -> pa.Table:
+    """The faulty rows of a file.
+
+    Args:
+        rule_of, message_of: [rows of the file]; None for a good row.
+    """
+    faulty = np.flatnonzero(pd.notna(rule_of))
+    columns = {
+        "source": [source] * len(faulty), "file": [file] * len(faulty), "row": faulty + 1, "rule": [printable(rule) for rule in rule_of[faulty]],
+        "message": [printable(message) for message in message_of[faulty]], "row_json": rows.records(faulty), "cutoff": [cutoff] * len(faulty),
+    }  # fmt: skip
+    return pa.table(columns, schema=tables.arrow_schema(QUARANTINE))

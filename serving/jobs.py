@@ -1,0 +1,60 @@
+"""Background work, one job per key at a time, whose results are collected by one thread."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+Job = tuple[Hashable, Callable[[], Any]]
+
+
+class Jobs:
+    """Runs jobs in daemon threads.
+
+    Args:
+        lanes: how many jobs each lane runs at once. A lane that is full of slow jobs does not delay those of another one.
+    """
+
+    def __init__(self, lanes: dict[str, int]) -> None:
+        self._room = dict(lanes)
+        self._waiting: dict[str, deque[Job]] = {lane: deque() for lane in lanes}
+        self._lock = threading.Lock()
+        self._running: set[Hashable] = set()
+        self._results: queue.Queue[tuple[Hashable, Any]] = queue.Queue()
+
+    def busy(self, key: Hashable) -> bool:
+        """Whether a job of this key waits, runs, or has a result that was not collected."""
+        return key in self._running
+
+    def start(self, key: Hashable, lane: str, work: Callable[[], Any]) -> None:
+        """Run a job as soon as its lane has room. ``work`` gives its result and raises nothing."""
+        assert key not in self._running
+        self._running.add(key)
+        with self._lock:
+            self._waiting[lane].append((key, work))
+            if not self._room[lane]:
+                return
+            self._room[lane] -= 1
+        threading.Thread(target=self._run, args=(lane,), name=f"models-{lane}", daemon=True).start()
+
+    def results(self, seconds: float) -> Iterator[tuple[Hashable, Any]]:
+        """Yield finished jobs' keys and results, for at most ``seconds``, until all jobs are finished."""
+        end = time.monotonic() + seconds
+        while self._running:
+            try:
+                key, result = self._results.get(timeout=max(0.0, end - time.monotonic()) or 1e-6)
+            except queue.Empty:
+                return
+            self._running.discard(key)
+            yield key, result
+
+    def _run(self, lane: str) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting[lane]:
+                    self._room[lane] += 1
+                    return
+                key, work = self._waiting[lane].popleft()
+            self._results.put((key, work()))
