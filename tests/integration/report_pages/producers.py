@@ -59,7 +59,7 @@ def features(text: str, folder) -> None:
 
     rows = pd.DataFrame({f"cell{text}": [text, "ok"]})
     module = SimpleNamespace(feature_suite=lambda view: [gxe.ExpectColumnValuesToBeInSet(column=rows.columns[0], value_set=["ok"])])
-    project = SimpleNamespace(name=text, module=lambda part: module)
+    project = SimpleNamespace(name=text, sources=(), module=lambda part: module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(of.build, "staged_views", lambda *_: {text: rows})
         patch.setattr(of.layout, "report", lambda *_: folder)
