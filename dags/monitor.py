@@ -105,7 +105,7 @@ def skip_unless_champion(found: dict | None) -> dict:
     from airflow.sdk.exceptions import AirflowSkipException
 
     if found is None:
-        raise AirflowSkipException("no champion is deployed yet: nothing to measure")
+        raise AirflowSkipException("no version is champion: nothing to measure. decide_retraining says whether one is lost")
     return found
 
 

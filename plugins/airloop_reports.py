@@ -78,6 +78,13 @@ def _app():
         kept = {} if media_type in report_pages.SHOWN else {"Content-Disposition": "attachment"}
         return Response(content, media_type=media_type, headers=kept)
 
+    @app.get("/installation")
+    def installation() -> dict[str, str | None]:
+        """Which installation this Airflow works for; commands of another one see that they have reached the wrong one."""
+        from include import ledger
+
+        return {"installation": ledger.known_installation()}
+
     return report_pages.with_headers(app, report_pages.headers())
 
 

@@ -127,10 +127,15 @@ class ModelDocument(BaseModel):
     name: str = Field(examples=["flights"])
     version: str | None = Field(description="The version that answers.", examples=["3"])
     loaded_at: str | None = Field(examples=["2026-01-01T12:00:00+00:00"])
-    state: str = Field(description="loading, ready, refused (the champion is not fit to answer) or error (it cannot be fetched).", examples=["ready"])
+    state: str = Field(
+        description="loading, ready, refused (the champion is not fit to answer), error (it cannot be fetched) or lost (no version is champion any more; "
+        "the last one keeps answering).",
+        examples=["ready"],
+    )
     hash_checked: bool = Field(description="The files that answer are those that training wrote.", examples=[True])
     arms: list[ArmDocument] = Field(description="Arms and shadows of the rollout document.", examples=[[]])
     rollout_error: str | None = Field(description="Why the rollout document is not followed.", examples=[None])
+    installation: str | None = Field(None, description="The installation of Airloop that trains the model.", examples=[None])
     error: str | None = Field(description="Why the champion does not answer, or why nobody knows who it is.", examples=[None])
 
 

@@ -11,7 +11,7 @@ from serving.rollout import NO_TRAFFIC, Arm, Breaker, Traffic
 from serving.served import Route, Served
 
 __all__ = ["KnownModels", "Model", "State", "Wanted"]
-State = Literal["loading", "ready", "refused", "error"]
+State = Literal["loading", "ready", "refused", "error", "lost"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Model:
     """What is known of one registered model, or of one arm.
 
     ``state``: ``loading`` (nothing answers yet), ``ready`` (the wanted version answers), ``refused`` (the wanted version is not fit to answer: another
-    one, or none, does), ``error`` (it cannot be downloaded or tested; it is tried again).
+    one, or none, does), ``error`` (it cannot be downloaded or tested; it is tried again), ``lost`` (no version is champion any more: the last one answers).
 
     Attributes:
         wanted: what the alias points at.
@@ -62,6 +62,7 @@ class KnownModels:
         self.polled_at: datetime | None = None
         self.error: str | None = None
         self._last_polled = time.monotonic()  # or when this was made
+        self._owners: dict[str, str | None] = {}  # model -> the installation that trains it
         self._members: dict[tuple[str, str], Model] = {}  # arms and shadows, by model and name
         self._breakers: dict[tuple[str, Arm], Breaker] = {}
         self._traffic: dict[str, tuple[object, Traffic, str | None]] = {}  # model -> its rollout document, read
@@ -124,6 +125,7 @@ class KnownModels:
             "hash_checked": bool(served and model.hashed),
             "arms": self._arms(name),
             "rollout_error": self._traffic_of(name)[1],
+            "installation": self._owners.get(name),
         }
 
     def _arms(self, name: str) -> list[dict[str, Any]]:

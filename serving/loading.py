@@ -70,6 +70,17 @@ class Loader:
             return Outcome(model, found)
         return Outcome(self._try(client, model, found, arm), found)
 
+    def recover(self, client: Any, model: Model, kept: Kept) -> Outcome:
+        """Make the version of the cache answer, though no alias names it: compared with the registry if it is still there, else with its own hashes."""
+        try:
+            found = wanted(client, kept.name, kept.version)
+        except Exception as error:
+            log.warning("model %s: version %s is not in the registry any more: %s", kept.name, kept.version, line(error))
+            return self.restore(model, kept)
+        if found.source != kept.source:  # another registry's version of that number
+            return Outcome(model)
+        return self.follow(client, model, kept.version, found, CHAMPION)
+
     def restore(self, model: Model, kept: Kept) -> Outcome:
         """Make the version of the cache answer, while the registry is away."""
         try:

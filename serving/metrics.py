@@ -63,6 +63,9 @@ rollout_up = Gauge(
 )  # fmt: skip
 lookup_up = Gauge("serving_lookup_up", "1: features can be looked up.", registry=OURS, multiprocess_mode="livemin")
 model_up = Gauge("serving_model_up", "1: the wanted version answers; 0: another one, or none, does.", ("model",), registry=OURS, multiprocess_mode="livemin")
+lost = Gauge(
+    "serving_champion_lost", "1: the registry names no champion any more, so the last one answers.", ("model",), registry=OURS, multiprocess_mode="livemax",
+)  # fmt: skip
 answering = Gauge("serving_model_answers", "1: this version answers, as this arm.", ANSWERED, registry=OURS, multiprocess_mode="livemax")
 
 
@@ -135,6 +138,8 @@ class Pulse:
         lookup_up.set(parts["lookup"])
         for name, up in parts["models"].items():
             model_up.labels(name).set(up)
+        for name, gone in parts["lost"].items():
+            lost.labels(name).set(gone)
         log = parts["log"]
         log_waiting.set(log["waiting"])
         log_lag.set(time.monotonic() - log["oldest"] if log["oldest"] else 0)

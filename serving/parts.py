@@ -82,5 +82,6 @@ class Parts:
             "rollouts": {name: error is None for name, error in self.registry.rollout_errors().items()},
             "lookup": self.lookup.state == "ready",
             "models": {name: model.state == "ready" for name, model in self.registry.models.items()},
+            "lost": {name: model.state == "lost" for name, model in self.registry.models.items()},
             "log": self.prediction_log.stats() | {"oldest": self.prediction_log.oldest},
         }

@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving.checker import Checkers
 from serving.jobs import Jobs
-from serving.known_models import KnownModels, Model, Wanted
+from serving.known_models import KnownModels, Model, State, Wanted
 from serving.loading import Loader, Outcome
 from serving.mlflow_registry import client_of, entries
 from serving.model_cache import ModelCache
 from serving.registry_entries import Entry
-from serving.rollout import CHAMPION, Arm, Breaker, Shadow, traffic_of
+from serving.rollout import CHAMPION, Arm, Breaker, Shadow, traffic_of, withdrawn
 from serving.served import Member, Route, Served
 from serving.untrusted import line
 from serving.version_files import Limits
@@ -139,6 +140,7 @@ class ModelRegistry(KnownModels):
         unreadable = [entry.error or "" for entry in found if entry.name is None]
         if new := [error for error in unreadable if error not in self.unreadable]:
             log.warning("the registry has %d entries that are not followed, among them: %s", len(unreadable), new[0])
+        self._owners = {entry.name: entry.owner for entry in found if entry.name is not None}
         self.unreadable = unreadable[:MOST_UNREADABLE]
         before, self._entries = self._entries, {entry.name: entry for entry in found if entry.name is not None}
         for name, entry in self._entries.items():
@@ -146,6 +148,8 @@ class ModelRegistry(KnownModels):
                 self._known = {key: wanted for key, wanted in self._known.items() if key[0] != name}
             if name not in self.models and (entry.version is not None or entry.error):
                 self._put(Model(name))  # known before the registry counts as asked: what is being fetched is not unknown
+        if self.polled_at is None:
+            self._recover()
         now = time.monotonic()
         self._first_polled = self._first_polled or now
         self.error, self.polled_at, self._last_polled, self._away = None, datetime.now(UTC), now, False
@@ -187,10 +191,10 @@ class ModelRegistry(KnownModels):
         if version is None:
             if model.served is None:
                 return replace(model, state="loading", wanted=None, trying=None, error=f"no version has the alias '{CHAMPION}'"), False
-            if model.trying is not None:  # taken away: an answer is better than none, so the last champion keeps answering
-                error = f"no version has the alias '{CHAMPION}' any more; the last champion keeps answering"
-                return replace(model, wanted=None, trying=None, error=error), False
-            return model, False
+            # Deleted, or its alias was: an answer is better than none.
+            state: State = "ready" if withdrawn(self._entry_document(model.name)) else "lost"
+            error = f"no version has the alias '{CHAMPION}' any more; the last champion keeps answering"
+            return replace(model, state=state, wanted=None, trying=None, error=error), False
         if version != model.trying:
             model = replace(model, state="ready" if model.served else "loading", error=None, trying=version, tries=0, next_try=0.0)
         known = self._known.get((model.name, version))
@@ -277,6 +281,20 @@ class ModelRegistry(KnownModels):
             new.begin()
         if old is not None and (new is None or new.meters.labels != old.meters.labels):
             old.end()
+
+    def _entry_document(self, name: str) -> object:
+        entry = self._entries.get(name)
+        return entry.document if entry is not None else None
+
+    def _recover(self) -> None:
+        """Start with the last champions of models that have lost theirs. One that was rolled back on purpose stays away."""
+        for kept in self.cache.kept():
+            entry, model = self._entries.get(kept.name), self.models.get(kept.name) or Model(kept.name)
+            if entry is None or entry.error or entry.version is not None or withdrawn(entry.document) or model.served or self._jobs.busy(kept.name):
+                continue
+            self._put(model)
+            recover = partial(self._loader.recover, self._client, model, kept)
+            self._jobs.start(kept.name, QUICK, lambda version=kept.version, recover=recover: (RESTORED, version, recover()))  # type: ignore[misc]
 
     def _restore(self) -> None:
         """Start from the cache, when the registry cannot be reached."""

@@ -12,7 +12,9 @@ from serving.version_files import BundleError
 NAME = re.compile(r"[a-z][a-z0-9_]{1,39}")  # as serving/contract.py has it: no bundle loads under another name
 VERSION = re.compile(r"[0-9]{1,18}")
 MOST_SOURCE = 4096
+INSTALLATION = re.compile(r"[0-9a-f-]{1,36}")
 HASHES = "bundle_sha256"  # tag of a version
+OWNER = "airloop.installation"  # tag of a registered model
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Entry:
         document: the rollout document, unread; None: not set.
         created: changes when the model was deleted and made again.
         error: why the entry cannot be read.
+        owner: id of the installation that trains the model; None: not known.
     """
 
     name: str | None
@@ -41,6 +44,7 @@ class Entry:
     document: object = None
     created: object = None
     error: str | None = None
+    owner: str | None = None
 
 
 def unreadable(name: object, error: str) -> Entry:
@@ -61,7 +65,10 @@ def entry_of(raw: Any) -> Entry:
         if version is not None and not VERSION.fullmatch(version := str(version)):
             return unreadable(name, f"the alias '{CHAMPION}' names the version {printable(repr(version), 80)}, which is no number")
         created = _get(raw, "creation_timestamp")
-        return Entry(name, version, _pairs(_get(raw, "tags"), "key", "value").get(TAG), created if isinstance(created, int | str) else None)
+        tags = _pairs(_get(raw, "tags"), "key", "value")
+        owner = tags.get(OWNER)
+        known = owner if isinstance(owner, str) and INSTALLATION.fullmatch(owner) else None
+        return Entry(name, version, tags.get(TAG), created if isinstance(created, int | str) else None, owner=known)
     except Exception as error:  # any type may be in any place
         return unreadable(name, f"the registry's entry cannot be read: {line(error)}")
 

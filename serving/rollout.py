@@ -96,6 +96,15 @@ def traffic_of(tag: object) -> tuple[Traffic, str | None]:
         return NO_TRAFFIC, printable(f"rollout document: {where}: {first['msg']}")
 
 
+def withdrawn(tag: object) -> bool:
+    """Return whether the rollout document says that the champion was rolled back, and that there is none before it. Nobody has lost it then."""
+    try:
+        document = parse_object(tag, "rollout document") if isinstance(tag, str) else {}
+    except DocumentError:
+        return False
+    return document.get("state") in ("rolling_back", "rolled_back") and not document.get("previous")
+
+
 def place(salt: str, entity: object) -> float:
     """Map an entity to a number in [0, 1): the same in every process, uniformly distributed, and different for another salt."""
     key = salt.encode(errors="surrogatepass")[:64]

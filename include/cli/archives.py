@@ -22,6 +22,7 @@ def backup(
 
     from include.operations.archive import ArchiveError
     from include.operations.backup import backup as save
+    from include.operations.backup import note_backup
     from include.operations.rows import RowsError
     from include.settings import SettingsError
 
@@ -29,6 +30,7 @@ def backup(
         saved = save(settings_or_exit(), archive)
     except (ArchiveError, RowsError, SettingsError, SQLAlchemyError) as error:
         fail(f"no backup was made: {error}")
+    note_backup(archive)
     for name, held in saved.held.items():
         say(f"{name}: {held}")
     for line in saved.in_progress:

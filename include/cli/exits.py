@@ -69,12 +69,15 @@ def say_json(content: Any) -> None:
 
 
 def airflow_or_exit() -> "AirflowApi":
-    """Return the API of the running Airflow, or end with exit status 2 because it does not answer in time."""
-    from include.stack.api import AirflowApi
+    """Return the API of this installation's Airflow, or end with exit status 2: it does not answer in time, or another installation's does."""
+    from include import ledger
+    from include.stack.api import AirflowApi, WrongAirflow
 
     settings = settings_or_exit()
     _ask(f"{settings.airflow_url}/api/v2/version", "Airflow", settings.airflow_url)
-    return AirflowApi.of(settings)
+    airflow = AirflowApi.of(settings)
+    told(WrongAirflow, airflow.refuse_other, ledger.known_installation())
+    return airflow
 
 
 def mlflow_or_exit(note: str = "") -> None:

@@ -1,11 +1,14 @@
 """The loop: a project, its data, its stages."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, or_exit, say, say_json, settings_or_exit, terminal, told
+
+if TYPE_CHECKING:
+    from include.stack.api import AirflowApi
 
 app = typer.Typer()
 
@@ -119,6 +122,8 @@ def run(
     project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
     stage: Annotated[str, typer.Argument(help="ingest, build_features, train, deploy, score or monitor.")],
     cutoff: Annotated[datetime | None, typer.Option(help="Use only what was known by then (UTC). Default: the project's present.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and tell what came of it. Exit status 1 if it failed.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="With --wait: seconds after which to wait no longer. The run goes on.")] = 86_400,
 ) -> None:
     """Start a stage's DAG in the running Airflow. What it makes wakes the next stage, as always."""
     from datetime import UTC
@@ -133,8 +138,34 @@ def run(
     if stage in {"train", "deploy"}:
         _say_if_frozen(project)
     conf = {"cutoff": or_exit(lambda name: ledger.check_cutoff(name, cutoff.replace(tzinfo=cutoff.tzinfo or UTC)), project)} if cutoff else {}
-    run_id = airflow_or_exit().trigger(f"{project}__{stage}", conf)
-    say(f"{settings_or_exit().airflow_url}/dags/{project}__{stage}/runs/{run_id}")
+    airflow, dag_id = airflow_or_exit(), f"{project}__{stage}"
+    paused = airflow.call("GET", f"dags/{dag_id}")["is_paused"] if wait else False
+    run_id = airflow.trigger(dag_id, conf)
+    say(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
+    if paused:
+        fail(f"{dag_id} is paused: the run waits until somebody unpauses it")
+    if wait:
+        _wait(airflow, dag_id, run_id, timeout)
+
+
+def _wait(airflow: "AirflowApi", dag_id: str, run_id: str, timeout: float) -> None:
+    """Follow a run to its end, and tell what its stage has put on record."""
+    from include import ledger
+    from include.stack.runs import errors, follow
+
+    state = follow(airflow, dag_id, run_id, say, timeout=timeout)
+    if state is None:
+        fail(f"{run_id} goes on after {timeout:.0f} s; `airloop status {dag_id.partition('__')[0]}` tells what becomes of it")
+    project, _, stage = dag_id.partition("__")
+    record = ledger.last_cutoffs(project).get(stage)
+    if record and record["dag_run"] == run_id:
+        say(f"{stage} up to {record['cutoff']}:")
+        for name, value in record["summary"].items():
+            say(f"  {name}: {value}")
+    for line in errors(airflow, dag_id, run_id):
+        say(line, err=True)
+    say(f"{dag_id} {run_id}: {state}")
+    exit_unless(state == "success")
 
 
 @app.command()

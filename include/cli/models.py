@@ -77,6 +77,66 @@ def rollback(
     exit_unless(follows)
 
 
+@app.command("restore-champion")
+def restore_champion(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    reason: Annotated[str, typer.Option("--reason", "--why", help="Why; whoever looks at the version reads it.")],
+    version: Annotated[str | None, typer.Option(help="The version that is to be champion. Default: the lost one, registered again if it was deleted.")] = None,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Go on without: the next model is judged against the baseline alone.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who does it. Default: the name of your login.")] = None,
+) -> None:
+    """Bring back a champion that somebody deleted in MLflow, or whose alias was taken away. `airloop doctor` says if one is lost.
+
+    A deleted version is registered again, under a new number, from the files that training wrote. Its golden requests are tested first.
+    """
+    from include.ledger import Busy
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.registry import lost
+    from include.rollout.by_hand import what_serving_serves
+    from include.rollout.restoring import restore_champion as restore
+
+    found = or_exit(get_project, project)
+    mlflow_or_exit(note=AWAY)
+    if give_up:
+        gone = lost.lost_champion(found)
+        if gone is None:
+            fail(f"{project} has lost no champion")
+        lost.give_up(found, gone, by=by or who(), reason=reason)
+        say(f"{project} goes on without version {gone.version}: the next model that beats the baseline is deployed.")
+        return
+    try:
+        done = or_exit(lambda _: restore(found, reason=reason, by=by or who(), version=version), project)
+    except Busy as error:
+        fail(f"not restored: {error}")
+    again = f" (a new version of the files of version {done.was})" if done.version != done.was and version is None else ""
+    say(f"{project}: champion is version {done.version}{again}.")
+    follows, said = what_serving_serves(found, done.version)
+    say(f"{said[0].upper()}{said[1:]}.", err=not follows)
+    exit_unless(follows)
+
+
+@app.command()
+def adopt(
+    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    reason: Annotated[str, typer.Option("--reason", "--why", help="Why; it is kept in the ledger.")],
+    by: Annotated[str | None, typer.Option(help="Who does it. Default: the name of your login.")] = None,
+) -> None:
+    """Make a registered model this installation's own: after its ledger was lost, or when a model moves here. The other one cannot change it any more."""
+    from include import ledger
+    from include.operations.freezing import who
+    from include.projects import get_project
+    from include.registry import versions
+
+    found = or_exit(get_project, project)
+    mlflow_or_exit()
+    before = versions.own_model(found)
+    ledger.decide(
+        project, "adopt", f"from {before or 'nobody'}", verdict="adopted", reasons=[f"{by or who()}: {reason}"], cutoff=ledger.now(project)
+    )  # fmt: skip
+    say(f"Model {project} belongs to installation {ledger.installation()}; before, it was {f'that of {before}' if before else 'without an owner'}.")
+
+
 @app.command()
 def freeze(
     reason: Annotated[str, typer.Option("--reason", "--why", help="Why; whoever meets the freeze reads it.")],

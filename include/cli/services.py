@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, say, say_json, settings_or_exit, terminal
+from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, or_exit, say, say_json, settings_or_exit, terminal
 
 app = typer.Typer()
 
@@ -43,10 +43,19 @@ def down() -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
-    """Show each service: whether it answers, its process, its address. Exit status 1 unless all of them answer."""
+def status(
+    project: Annotated[str | None, typer.Argument(help="A folder of include/projects. Default: the services of this machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show each service: whether it answers, its process, its address. Exit status 1 unless all of them answer.
+
+    Of a project: its champion, the last cutoff of each stage, requests with their next step, paused DAGs, failed runs. Exit status 1 if a person is needed.
+    """
     from include.stack import console
 
+    if project is not None:
+        _project_status(project, as_json)
+        return
     if not as_json:
         exit_unless(console.status(settings_or_exit(), terminal()))
         return
@@ -60,6 +69,23 @@ def status(as_json: Json = False) -> None:
     broken = [str(one) for one in broken_projects()]
     say_json({"services": [asdict(line) for line in lines], "freezes": [str(one) for one in ledger.freezes()], "broken_projects": broken})
     exit_unless(all(line.state == "answering" for line in lines) and not broken)
+
+
+def _project_status(name: str, as_json: bool) -> None:
+    from include.operations.console import show_project
+    from include.operations.project_status import project_status
+    from include.projects import get_project
+    from include.registry.client import be_quick
+
+    found = or_exit(get_project, name)
+    settings = settings_or_exit()
+    be_quick()
+    said = project_status(settings, found)
+    if as_json:
+        say_json(said.document())
+    else:
+        show_project(said, say)
+    exit_unless(said.well)
 
 
 @app.command()

@@ -7,6 +7,7 @@ Every write is one transaction and safe to repeat, on SQLite as on Postgres.
 from include.ledger.database import LedgerError, migrate
 from include.ledger.episodes import close_episode, current_episode, episodes, open_episode
 from include.ledger.freezes import EVERYTHING, Freeze, Frozen, freeze, freeze_of, freezes, refuse_frozen, thaw
+from include.ledger.identity import installation, known_installation
 from include.ledger.locks import Busy, one_at_a_time
 from include.ledger.notices import note, notices, tell
 from include.ledger.overdue import Airflow, fail_request, sweep_requests
@@ -46,8 +47,9 @@ from include.times import iso, moment
 __all__ = [
     "Airflow", "Busy", "EVERYTHING", "Freeze", "Frozen", "FutureCutoff", "Later", "LedgerError", "Request", "asked_before", "check_cutoff",
     "claim_request", "close_episode", "conclude_training", "count_files", "current_episode", "decide", "decisions", "episodes", "fail_request",
-    "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "is_replay", "iso", "keep_deployment", "keep_request",
-    "last_cutoffs", "later_than", "migrate", "moment", "note", "notices", "now", "one_at_a_time", "open_episode", "record_file", "record_stage",
+    "file_record", "file_records", "freeze", "freeze_of", "freezes", "get_request", "installation", "is_replay", "iso", "keep_deployment", "keep_request",
+    "known_installation", "last_cutoffs",
+    "later_than", "migrate", "moment", "note", "notices", "now", "one_at_a_time", "open_episode", "record_file", "record_stage",
     "refuse_frozen", "release_request", "request_retraining", "requests", "rewind", "run_cutoff", "set_clock", "settle_request", "stage_record",
     "sweep_requests", "tell", "thaw",
 ]  # fmt: skip

@@ -90,6 +90,13 @@ RUN_CUTOFFS = Table(
     Column("dag_run", Text, primary_key=True),  # DAG id and run id
     Column("cutoff", String(20), nullable=False),
 )
+INSTALLATION = Table(
+    "installation",
+    METADATA,
+    Column("key", String(10), primary_key=True),  # always the same: there is one row
+    Column("id", String(36), nullable=False),
+    Column("recorded_at", String(20), nullable=False),
+)
 NOTICES = Table(
     "notices",
     METADATA,

@@ -12,10 +12,11 @@ from include import ledger
 from include.ledger import Request, moment
 from include.monitoring.controller import NAN, Episode, Evidence, Verdict, decide
 from include.projects.base import Project
+from include.registry.lost import lost_champion
 from include.times import stamp
 
 STAGE = "monitor"
-NO_CHAMPION = "no champion"
+NO_CHAMPION, LOST = "no champion", "champion lost"
 REASONS = ("drift", "age")  # of the requests that are written here
 
 
@@ -38,6 +39,10 @@ def decide_retraining(project: Project, cutoff: str, performance: dict[str, Any]
         return recorded["summary"]
 
     summary: dict[str, Any] = {"state": NO_CHAMPION, "asked": False, "reasons": ["no champion is deployed yet"], "request": None, "labels": 0}
+    if performance is None and (gone := lost_champion(project)):
+        # Nothing is asked for: a new model would be judged against the baseline alone. People are told, once a day.
+        summary |= {"state": LOST, "reasons": [str(gone)]}
+        ledger.note(project.name, f"champion lost: version {gone.version}, {cutoff[:10]}", str(gone))
     if performance is not None:
         share = (drift or {}).get("share")
         summary |= {k: performance[k] for k in ("labels", "predictions", "version", "metric", "ci", "reference", "bias", "bias_ci", "figures")}

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table, select
 
+from include import ledger
 from include.operations import archive, pointers, rows
 from include.operations.databases import Database, databases
 from include.operations.freezing import who
@@ -67,6 +68,12 @@ def backup(settings: Settings, target: Path) -> Saved:
         held["tables"] = f"versions of {len(manifest['tables'])} tables below {settings.store}"
         writer.finish(manifest)
     return Saved(held, in_progress)
+
+
+def note_backup(target: Path) -> None:
+    """Put it on record that an archive was made; `airloop doctor` tells its age."""
+    now = stamp()
+    ledger.decide("*", "backup", str(target.absolute()), verdict="saved", reasons=[f"{target.stat().st_size} bytes, by {who()}"], cutoff=now)
 
 
 def _save(writer: archive.Writer, database: Database, connection: Connection) -> dict[str, rows.Content]:

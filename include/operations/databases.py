@@ -67,7 +67,7 @@ def databases(settings: Settings) -> list[Database]:
     that every stage knows how to take up.
     """
     return [
-        Database("ledger", "AIRLOOP_LEDGER_URL", settings.ledger),
+        Database("ledger", "AIRLOOP_LEDGER_URL", settings.ledger, {"installation": 1}),
         Database("feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, dict.fromkeys(FEAST_BOOKS, 100)),
         Database("mlflow", "AIRLOOP_MLFLOW_DATABASE_URL", settings.mlflow_database, {"experiments": 1, "workspaces": 1}),
     ]

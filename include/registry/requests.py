@@ -9,6 +9,7 @@ from include import ledger
 from include.data import layout
 from include.projects.base import Candidate, Project
 from include.registry import versions
+from include.registry.lost import refuse_lost
 from include.training import manifest, page
 from include.training.candidates import BASELINE, candidate_of
 
@@ -18,13 +19,20 @@ def judging_basis(project: Project, request: dict[str, Any], training_set: str) 
 
     They are settled once a request and kept in a file: all steps are judged against the same champion, and a run that is cleared
     weeks later, when there are newer tables and another champion, finds everything as it was and makes nothing new.
+
+    Raises:
+        OtherInstallation: the registered model belongs to another installation.
+        ChampionLost: the champion is gone from the registry. A model that is judged against the baseline alone must not take its place.
     """
     target = layout.training(project, request["id"]) / "basis.json"
     try:
         return manifest.read(target)
     except FileNotFoundError:
         pass
+    versions.refuse_other_installation(project)  # before hours of fitting
     champion = versions.champion(project)
+    if champion is None:
+        refuse_lost(project)
     basis = {
         "request": request["id"],
         "training_set": training_set,

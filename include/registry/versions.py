@@ -12,14 +12,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from upath import UPath
 
+from include import ledger
 from include.data import layout
 from include.projects.base import Project
 from include.registry.client import registry_client
 from include.registry.gate import Verdict, judge
+from include.registry.owner import OWNER, refuse_other
 from include.training import manifest
 from include.training.tracking import download_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+ROLLOUT = "rollout"  # tag of the registered model: the rollout in progress, or the last one (include/rollout/document.py)
 
 
 class AliasNotMoved(RuntimeError):
@@ -35,13 +38,27 @@ def judge_evaluation(project: Project, evaluation: dict[str, Any]) -> Verdict:
 
 
 def register_judged(project: Project, model_uri: str) -> dict[str, Any]:
-    """Register the model of a retrain request, with its verdict; one version a request, whatever runs twice.
+    """Register the model of a retrain request, with its verdict; one version a request, whatever runs twice. One that passed becomes challenger.
 
     Args:
         model_uri: URI of the manifest of ``refit``, which names the evaluation and the verdict.
 
     Returns:
         ``name``, ``version``, ``gate`` (passed or refused), ``request``, ``cutoff``, ``candidate``: small enough for an XCom and an event.
+    """
+    found = register_version(project, model_uri)
+    if found.tags["gate"] == "passed":
+        current = aliases(project).get(CHALLENGER)
+        if current is None or int(current) < int(found.version):  # a rerun of an older request takes nothing back
+            move_alias(project, CHALLENGER, str(found.version))
+    return {"name": project.name, "version": str(found.version), **{key: found.tags[key] for key in ("gate", "request", "cutoff", "candidate")}}
+
+
+def register_version(project: Project, model_uri: str) -> ModelVersion:
+    """Register the model of a retrain request, or find its version.
+
+    Args:
+        model_uri: as in ``register_judged``.
     """
     client = registry_client()
     model = manifest.read(model_uri)
@@ -54,11 +71,7 @@ def register_judged(project: Project, model_uri: str) -> dict[str, Any]:
         page = describe_version(project, tags, evaluation)
         model_id = model["model_uri"].removeprefix("models:/")
         found = client.create_model_version(project.name, model["model_uri"], run_id=model["run_id"], tags=tags, description=page, model_id=model_id)
-    if verdict["passed"]:
-        current = aliases(project).get(CHALLENGER)
-        if current is None or int(current) < int(found.version):  # a rerun of an older request takes nothing back
-            move_alias(project, CHALLENGER, str(found.version))
-    return {"name": project.name, "version": str(found.version), **{key: found.tags[key] for key in ("gate", "request", "cutoff", "candidate")}}
+    return found
 
 
 def version_tags(project: Project, model: dict[str, Any], evaluation: dict[str, Any], verdict: dict[str, Any]) -> dict[str, str]:
@@ -131,9 +144,9 @@ def newest_versions(project: Project, count: int) -> list[ModelVersion]:
 
 
 def champion(project: Project) -> ModelVersion | None:
-    """The version that is deployed, or None before the first one."""
+    """The version that is deployed; None before the first one, or if it is lost (``include.registry.lost``)."""
     version = aliases(project).get(CHAMPION)
-    return get_version(project, version) if version else None
+    return find_version(project, version) if version else None
 
 
 def bundle(project: Project, version: str) -> Path:
@@ -151,7 +164,9 @@ def move_alias(project: Project, alias: str, version: str | None) -> None:
 
     Raises:
         AliasNotMoved: it points elsewhere right after.
+        OtherInstallation: the model belongs to another installation.
     """
+    refuse_other_installation(project)
     client = registry_client()
     if version is None:
         client.delete_registered_model_alias(project.name, alias)
@@ -163,6 +178,7 @@ def move_alias(project: Project, alias: str, version: str | None) -> None:
 
 
 def tag_version(project: Project, version: str, key: str, value: str) -> None:
+    refuse_other_installation(project)
     registry_client().set_model_version_tag(project.name, version, key, value)
 
 
@@ -176,12 +192,30 @@ def model_tag(project: Project, key: str) -> str | None:
 
 
 def tag_model(project: Project, key: str, value: str) -> None:
+    refuse_other_installation(project)
     registry_client().set_registered_model_tag(project.name, key, value)
 
 
+def refuse_other_installation(project: Project) -> None:
+    """Raises OtherInstallation if the registered model belongs to another installation."""
+    refuse_other(project, model_tag(project, OWNER))
+
+
+def own_model(project: Project) -> str | None:
+    """Write this installation's id on the registered model; gives whose it was before."""
+    before = model_tag(project, OWNER)
+    registry_client().set_registered_model_tag(project.name, OWNER, ledger.installation())
+    return before
+
+
 def _ensure_model(project: Project) -> None:
+    about = f"{project.goal}\n\nOwner: {project.owner}. Success: {project.success}"
     try:
-        registry_client().create_registered_model(project.name, description=f"{project.goal}\n\nOwner: {project.owner}. Success: {project.success}")
+        registry_client().create_registered_model(project.name, tags={OWNER: ledger.installation()}, description=about)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
+        owner = model_tag(project, OWNER)
+        refuse_other(project, owner)
+        if not owner:
+            own_model(project)

@@ -106,6 +106,8 @@ def what_serving_serves(project: Project, version: str | None, *, timeout_s: flo
     deadline = time.monotonic() + timeout_s
     while True:
         said = served.ask(get_settings().serving_url, project.name)
+        if stranger := served.other_installation(said):
+            return False, stranger
         beside = [arm["name"] for arm in said.get("arms", [])]
         if "unreachable" not in said and said.get("version") == version and not beside:
             return True, f"serving answers with version {version}"

@@ -16,7 +16,7 @@ from include.registry import versions
 from include.registry.versions import CHAMPION
 from include.times import iso
 
-DOCUMENT = "rollout"  # tag of the registered model: the rollout in progress, or the last one
+DOCUMENT = versions.ROLLOUT
 ENDED = "rollout"  # tag of a version: how its rollout ended, and in which run
 
 State = Literal["trying", "paused", "promoting", "promoted", "serving", "rolling_back", "rolled_back", "overtaken"]

@@ -14,6 +14,7 @@ from include import ledger
 from include.data.pages import Markup, fill, join
 from include.projects.base import Project
 from include.registry import versions
+from include.registry.lost import Lost, lost_champion
 from include.rollout import served
 from include.rollout.by_hand import Seen
 from include.rollout.document import IN_PROGRESS, Rollout, rollout_document
@@ -42,6 +43,7 @@ class Overview:
     looks: list[dict[str, Any]] = field(default_factory=list)
     lately: list[dict[str, Any]] = field(default_factory=list)
     gap: str = ""
+    lost: Lost | None = None
 
     @property
     def seen(self) -> Seen:
@@ -61,7 +63,8 @@ def overview(project: Project) -> Overview:
     try:
         decided = [d for d in ledger.decisions(project.name) if d["what"] in ("deploy", "freeze")]
         of_rollout = looks(project, rollout)[-SHOWN:] if rollout else []
-        return Overview(*first, ledger.freeze_of(project.name), of_rollout, sorted(decided, key=lambda d: d["recorded_at"])[: -SHOWN - 1 : -1])
+        lately = sorted(decided, key=lambda d: d["recorded_at"])[: -SHOWN - 1 : -1]
+        return Overview(*first, ledger.freeze_of(project.name), of_rollout, lately, lost=lost_champion(project))
     except (SQLAlchemyError, ledger.LedgerError):
         return Overview(*first, gap="The ledger does not answer: whether the project is frozen, and what was decided, cannot be shown. Rolling back works.")
 
@@ -77,6 +80,8 @@ def overview_page(project: Project, found: Overview, *, token: str, refusals: Ma
     sections = [page.paragraph(text, kind) for text, kind in told]
     if found.gap:
         sections.append(page.paragraph(found.gap, "no"))
+    if found.lost:
+        sections.append(page.paragraph(str(found.lost), "no"))
     sections.append(page.table(["", ""], _facts(project, found)))
     sections.append(fill('<p>As of {}. <a href="./">Look again</a></p>', stamp()))
     sections += _forms(project, found, token, refusals)

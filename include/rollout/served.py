@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from include import ledger
 from include.settings import get_settings
 
 POLL_S = 0.5
@@ -32,6 +33,8 @@ def wait_until_served(serving_url: str, name: str, version: str, *, timeout_s: f
     while True:
         check()
         said = ask(serving_url, name)
+        if stranger := other_installation(said):
+            raise NotServed(stranger)
         if str(said.get("version")) == version and said.get("state") == "ready":
             return said
         # "refused" is final for serving; "error" (e.g. the registry is away for a moment) is tried again there, and here.
@@ -40,6 +43,16 @@ def wait_until_served(serving_url: str, name: str, version: str, *, timeout_s: f
         if time.monotonic() > deadline:
             raise NotServed(f"serving did not serve version {version} within {timeout_s:g} s; it says: {json.dumps(said)[:500]}")
         time.sleep(POLL_S)
+
+
+def other_installation(said: dict[str, Any]) -> str | None:
+    """What to say if serving follows another installation's registry: its versions have the same numbers as ours. None: it does not, as far as is known."""
+    theirs = said.get("installation")
+    ours = ledger.known_installation() if theirs else None
+    if not theirs or not ours or theirs == ours:
+        return None
+    where = get_settings().serving_url
+    return f"serving at {where} follows the registry of installation {theirs}, this one is {ours}: mend AIRLOOP_SERVING_URI or AIRLOOP_SERVING_PORT"
 
 
 def credentials() -> dict[str, str]:

@@ -23,6 +23,7 @@ from include.features.times import stored
 from include.ledger import iso, moment
 from include.projects.base import Project
 from include.registry import versions
+from include.registry.lost import refuse_lost
 from include.scoring.policy import complete
 from include.training.bundle import Bundle
 
@@ -41,9 +42,14 @@ def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
     Returns:
         ``rows`` predicted in how many ``partitions``, the ``model_version`` that did it (None: there is no champion yet), the table's ``version``, and
         how many were ``refused`` by the project's look-up policy.
+
+    Raises:
+        ChampionLost: the champion is gone from the registry.
     """
     until, uri = moment(cutoff), layout.predictions(project)
     champion = versions.champion(project)
+    if champion is None:
+        refuse_lost(project)
     done: dict[str, Any] = {"rows": 0, "partitions": 0, "refused": 0, "model_version": None, "version": None}
     if champion is not None:
         done["model_version"] = str(champion.version)

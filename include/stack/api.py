@@ -19,6 +19,10 @@ class NotStarted(RuntimeError):
     """A run could not be started; the message says why."""
 
 
+class WrongAirflow(RuntimeError):
+    """The Airflow that answers belongs to another installation."""
+
+
 class AirflowApi:
     """Talks to one Airflow as one user; logs in by itself, again when the token has run out.
 
@@ -119,6 +123,26 @@ class AirflowApi:
         """Airflow's word on its components: ``scheduler``, ``dag_processor``, ``triggerer``, each with ``status`` and heartbeat. Needs no login."""
         return self._http.get("/api/v2/monitor/health").raise_for_status().json()
 
+    def refuse_other(self, ours: str | None) -> None:
+        """Refuse an Airflow that works for another installation.
+
+        Args:
+            ours: the id of this one; None: not known.
+
+        Raises:
+            WrongAirflow.
+        """
+        answer = self._http.get("/airloop/installation", headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            theirs = answer.json().get("installation") if answer.is_success else None
+        except ValueError:
+            theirs = None  # an older Airloop does not say
+        if theirs and ours and theirs != ours:
+            raise WrongAirflow(
+                f"Airflow at {self._http.base_url} works for installation {theirs}, this one is {ours}: nothing was started. Two installations on one machine "
+                "need their own AIRLOOP_HOME and their own ports (AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT, AIRLOOP_SERVING_PORT)"
+            )
+
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Any call of the API version 2, logged in; gives the decoded answer. Server errors are tried again for some seconds."""
         if not self._token:
@@ -139,6 +163,11 @@ class AirflowApi:
         if answer.is_error:
             raise httpx.HTTPStatusError(f"{method} {path}: {answer.status_code} {answer.text[:500]}", request=answer.request, response=answer)
         return answer.json() if answer.content else None
+
+    @staticmethod
+    def quoted(name: str) -> str:
+        """A run's or pool's name as part of a path."""
+        return _quoted(name)
 
     @property
     def token(self) -> str:

@@ -248,7 +248,7 @@ def test_other_versions_are_refused_by_name(old, tmp_path, monkeypatch):
         manifest["databases"]["ledger"]["version"] = "9999"
 
     (problem,) = refused(other, change_manifest(target, newer_ledger))
-    assert "the archive's ledger is at version 9999, this code knows 0004" in problem
+    assert "the archive's ledger is at version 9999, this code knows 0005" in problem
 
     def older_mlflow(manifest):
         manifest["databases"]["mlflow"]["version"] = "abc"

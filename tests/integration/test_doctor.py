@@ -86,7 +86,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     settings, server = on_postgres
     behind = {f.name: f for f in stores.databases(settings)}
     assert {f.state for f in behind.values()} == {"fault"}
-    assert "it has no tables, this code wants 0004" in behind["ledger"].what and "`airloop migrate`" in behind["ledger"].fix
+    assert "it has no tables, this code wants 0005" in behind["ledger"].what and "`airloop migrate`" in behind["ledger"].fix
     ledger.migrate(settings.ledger)
     well = {f.name: f for f in stores.databases(settings)}
     assert well["ledger"].state == "ok" and well["airflow"].state == "fault"
@@ -94,7 +94,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     with owner.begin() as connection:
         connection.execute(text("UPDATE ledger_version SET version_num = '0001'"))
     what, fix = only(stores.databases(settings), "ledger")
-    assert "its tables are at 0001, this code wants 0004" in what and "`airloop migrate`" in fix
+    assert "its tables are at 0001, this code wants 0005" in what and "`airloop migrate`" in fix
     owner.dispose()
 
     user = make_url(settings.ledger).username

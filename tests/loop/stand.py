@@ -152,7 +152,8 @@ def ends_alike(other: dict, files: dict) -> None:
     assert [(verdict, cutoff) for verdict, _, cutoff in other["gate"]] == [(verdict, cutoff) for verdict, _, cutoff in files["gate"]]
     for what in ("figures", "monitor"):
         ours, theirs = numbers(other[what]), numbers(files[what])
-        unlike = {name: (ours.get(name), theirs.get(name)) for name in ours | theirs if ours.get(name) != pytest.approx(theirs.get(name), abs=1e-6, nan_ok=True)}
+        pairs = {name: (ours.get(name), theirs.get(name)) for name in ours | theirs}
+        unlike = {name: pair for name, pair in pairs.items() if pair[0] != pytest.approx(pair[1], abs=1e-6, nan_ok=True)}
         assert unlike == {}, what
     assert other["predictions"] == pytest.approx(files["predictions"], abs=1e-6)
 

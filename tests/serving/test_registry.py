@@ -270,17 +270,88 @@ def test_a_version_that_cannot_be_looked_up_holds_up_no_other_model(registry, fo
     assert (models.document(NAME)["version"], models.document("others")["version"]) == (second, "2")
 
 
-def test_a_taken_away_alias_leaves_the_model_and_says_so(registry, follow):
+LOSSES = {
+    "alias": lambda client: client.delete_registered_model_alias(NAME, "champion"),
+    "version": lambda client: client.delete_model_version(NAME, "1"),
+    "model": lambda client: client.delete_registered_model(NAME),
+}
+
+
+@pytest.mark.parametrize("gone", LOSSES)
+def test_a_lost_champion_keeps_answering_and_is_called_lost(registry, follow, gone):
     registry.add()
     models = follow()
     models.poll()
-    registry.client.delete_registered_model_alias(NAME, "champion")
+    LOSSES[gone](registry.client)
+    for _ in range(2):
+        models.poll()
+        said = models.document(NAME)
+        assert (said["version"], said["state"]) == ("1", "lost") and answer(models) == expected(INSTANCES[0], 0)
+        assert "no version has the alias 'champion' any more" in said["error"]
+
+
+def test_a_champion_that_is_back_is_ready_again(registry, follow):
+    registry.add()
+    models = follow()
     models.poll()
-    assert models.document(NAME)["version"] == "1"
-    assert "no version has the alias 'champion' any more" in models.document(NAME)["error"]
+    LOSSES["alias"](registry.client)
+    models.poll()
     registry.point("1")
     models.poll()
     assert (models.document(NAME)["state"], models.document(NAME)["error"]) == ("ready", None)
+
+
+@pytest.mark.parametrize("gone", ["alias", "version"])
+@pytest.mark.parametrize("names", [(), (NAME,)], ids=["every model with a champion", "named models"])
+def test_a_lost_champion_answers_after_a_restart_from_the_cache(registry, follow, gone, names):
+    registry.add(bias=1)
+    follow(names=names).poll()
+    LOSSES[gone](registry.client)
+    models = follow(names=names)
+    for _ in range(2):
+        models.poll()
+    assert (models.document(NAME)["version"], models.document(NAME)["state"]) == ("1", "lost")
+    assert answer(models) == expected(INSTANCES[0], 1) and models.waiting() == []
+    registry.add(bias=2)
+    models.poll()
+    assert (models.document(NAME)["version"], models.document(NAME)["state"]) == ("2", "ready")
+
+
+def test_a_damaged_copy_of_a_deleted_champion_does_not_answer(registry, follow, tmp_path):
+    registry.add()
+    follow().poll()
+    LOSSES["version"](registry.client)
+    (graph,) = (tmp_path / "cache").glob("*/1-*/model.onnx")
+    graph.write_bytes(graph.read_bytes().replace(b"numeric", b"numerik"))
+    models = follow()
+    for _ in range(2):
+        models.poll()
+    assert models.document(NAME)["version"] is None and models.waiting() == [f"model '{NAME}' is not loaded"]
+
+
+def test_a_first_champion_that_was_rolled_back_does_not_come_back_with_a_restart(registry, follow):
+    registry.add()
+    models = follow()
+    models.poll()
+    registry.client.set_registered_model_tag(NAME, "rollout", json.dumps({"version": "1", "previous": None, "state": "rolled_back"}))
+    LOSSES["alias"](registry.client)
+    models.poll()
+    assert models.document(NAME)["state"] == "ready"  # it keeps answering as before, and nobody calls it lost
+    models = follow()
+    for _ in range(2):
+        models.poll()
+    assert NAME not in models.models
+
+
+def test_another_registrys_version_of_that_number_is_not_taken_for_the_lost_one(registry, follow):
+    registry.add(bias=1)
+    follow().poll()
+    registry.client.delete_registered_model(NAME)
+    registry.add(bias=2, champion=False)
+    models = follow()
+    for _ in range(2):
+        models.poll()
+    assert models.document(NAME)["version"] is None
 
 
 def test_a_model_without_a_champion_is_unknown_or_waited_for(registry, follow):

@@ -6,8 +6,9 @@ with the fix. A check that cannot be made because of another one's fault says so
 
 from collections.abc import Callable, Iterable
 
-from include.operations.doctor import loop, machine, projects, servers, stores, wiring
+from include.operations.doctor import loop, machine, projects, servers, stores, wiring, work
 from include.operations.doctor.finding import Finding, fault
+from include.registry.client import be_quick
 from include.settings import Settings
 
 Check = Callable[[Settings], Iterable[Finding]]
@@ -27,6 +28,10 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("serving", servers.serving),
     ("cutoffs", loop.future_cutoffs),
     ("data", loop.data_age),
+    ("champion", loop.champions),
+    ("requests", work.requests),
+    ("runs", work.runs),
+    ("backup", work.last_backup),
     ("features", stores.online_features),
 )
 
@@ -37,6 +42,7 @@ def examine(settings: Settings, tell: Callable[[Finding], None] = lambda finding
     Args:
         tell: called with each finding at once.
     """
+    be_quick()
     found = []
     for name, check in CHECKS:
         try:

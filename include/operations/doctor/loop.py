@@ -6,7 +6,9 @@ from include import ledger
 from include.data import age
 from include.operations import cutoffs
 from include.operations.doctor.finding import Finding, fault, note, ok
+from include.outages import away
 from include.projects import all_projects
+from include.registry.lost import lost_champion
 from include.settings import Settings
 
 
@@ -48,5 +50,19 @@ def data_age(_: Settings) -> Iterator[Finding]:
             yield ok("data", f"{project.name}: the newest row was known at {ledger.iso(newest)}")
 
 
+def champions(_: Settings) -> Iterator[Finding]:
+    """Find the projects whose champion was deleted in MLflow, or has lost its alias there."""
+    for project in all_projects():
+        try:
+            gone = lost_champion(project)
+        except Exception as error:  # MLflow's or the ledger's own; their checks report the fault
+            yield note("champion", f"{project.name}: not known, since {_line(error)}")
+            return
+        if gone:
+            yield fault("champion", str(gone), f"`airloop restore-champion {project.name} --reason ...`")
+
+
 def _line(error: Exception) -> str:
+    if away(error):
+        return "a server does not answer; see above"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"

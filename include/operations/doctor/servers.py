@@ -10,6 +10,7 @@ import httpx
 from include.operations.doctor.finding import Finding, clock, fault, note, ok
 from include.operations.versions import installed
 from include.projects import all_projects
+from include.rollout.served import other_installation
 from include.settings import Settings
 from include.stack.api import AirflowApi
 
@@ -165,6 +166,10 @@ def _champions(settings: Settings, key: dict[str, str]) -> Iterator[Finding]:
         if not wrong or time.monotonic() > deadline:
             break
         time.sleep(0.5)
+    for model in served.values():
+        if stranger := other_installation(model):
+            yield fault("serving", stranger, "let each installation on a machine have its own ports")
+            return
     for name, model in wrong.items():
         what = (
             f"champion of {name} is version {wanted[name]}, serving answers with {model.get('version') or 'nothing'}: {model.get('error') or 'no reason told'}"

@@ -21,6 +21,8 @@ from include.stack.migrations import Migration, migrations
 OLDEST_POSTGRES = 12
 OLDEST_REDIS = 5
 MADE_WHEN_NEEDED = {"ledger", "feast", "studies"}  # on SQLite, by whoever comes first
+LARGEST_CHECKED = 2 * 2**30  # bytes of a SQLite file that is read as a whole
+RESTORE = "stop the stack (`airloop down`), keep the file, and restore a backup: docs/runbooks/operations.md"
 SAMPLE = 3  # entities of each feature view that are looked up online
 
 
@@ -64,6 +66,10 @@ def _engine(url: str) -> Engine:
 def _server(name: str, connection, before: float) -> Iterator[Finding]:
     if connection.dialect.name == "sqlite":
         file = Path(make_url(str(connection.engine.url)).database or "")
+        if file.stat().st_size <= LARGEST_CHECKED:
+            damage = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(3)").all() if row[0] != "ok"]
+            if damage:
+                yield fault(name, f"{file} is damaged: {'; '.join(damage)[:300]}", RESTORE)
         if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
             yield fault(name, f"{file} is read-only for user {os.getuid()}", "chown it, and its folder, to the user that runs Airloop")
         return
@@ -92,6 +98,8 @@ def _tables(one: Migration, engine: Engine, where: str) -> Finding:
 
 def _why_not(one: Migration, error: DBAPIError, where: str, user: str) -> Finding:
     said = str(error.orig or error).strip().partition("\n")[0]
+    if "malformed" in said or "not a database" in said:
+        return fault(one.name, f"{where} is damaged: {said}", RESTORE)
     if "password authentication failed" in said or "no password supplied" in said:
         return fault(one.name, f"{where}: wrong password for user {user}", f"mend the password in {one.setting}, or set it in Postgres by `airloop databases`")
     if "does not exist" in said:

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
+from include import ledger
 from include.data.pages import SCRIPTS_SUFFIX, script_hash
 from tests.integration.report_pages.conftest import PATH
 
@@ -114,6 +115,14 @@ def test_every_answer_has_the_headers(site, token, folder):
             assert directive in said, (answer.status_code, directive)
         assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin" and answer.headers["cross-origin-opener-policy"] == "same-origin"
+
+
+def test_a_user_is_told_which_installation_this_is(site, token):
+    """`airloop run` of another one asks, and starts nothing."""
+    url = f"{site.url}/airloop/installation"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+    assert answer.json() == {"installation": ledger.installation()}
 
 
 @pytest.mark.parametrize("listed", ["not json", "{}", "[\"'unsafe-inline'\"]", '["sha256-x; script-src *"]', '[1, null, "*"]', '["sha256-AAAA\\r\\nX: y"]'])

@@ -23,6 +23,8 @@ COMMANDS = {
     "feed": (["flights", "--since", "2013-03-01", "--until", "2013-02-01"], 2, "is not before --until 2013-02-01"),
     "rollout": (["flights"], 2, "MLflow does not answer at http://127.0.0.1:"),
     "rollback": (["flights", "--reason", "x"], 2, "serving keeps answering as it does"),
+    "restore-champion": (["flights", "--reason", "x"], 2, "MLflow does not answer at http://127.0.0.1:"),
+    "adopt": (["flights", "--reason", "x"], 2, "MLflow does not answer at http://127.0.0.1:"),
     "export": (["flights"], 2, "MLflow does not answer at http://127.0.0.1:"),
     "freeze": (["flights", "--why", "an audit"], 0, "an audit"),
     "thaw": (["flights"], 0, "was not frozen"),

@@ -12,7 +12,7 @@ from include import ledger
 from include.ledger import database, schema
 from include.settings import REPOSITORY
 
-REVISIONS = ["0001", "0002", "0003", "0004"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005"]
 # Each process says what version it found, and then uses the ledger.
 STARTS = """
 import sys
@@ -48,7 +48,7 @@ def test_processes_that_start_together_migrate_once(ledger_url, tmp_path):
         process.stdin.flush()
     ends = [process.communicate(timeout=300) for process in together]
     assert [process.returncode for process in together] == [0] * 6, ends
-    assert sorted(out.strip() for out, _ in ends) == ["''", *["'0004'"] * 5]
+    assert sorted(out.strip() for out, _ in ends) == ["''", *["'0005'"] * 5]
 
 
 def test_the_migrations_end_at_the_tables_of_this_code(ledger_url):
@@ -80,7 +80,7 @@ def test_a_ledger_of_newer_code_is_refused(ledger_url):
     ledger.migrate(ledger_url)
     with database.connect(ledger_url).begin() as connection:
         connection.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(ledger.LedgerError, match="at version 9999, this code knows 0004: it was made by a newer Airloop"):
+    with pytest.raises(ledger.LedgerError, match="at version 9999, this code knows 0005: it was made by a newer Airloop"):
         ledger.migrate(ledger_url)
 
 

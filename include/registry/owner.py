@@ -1,0 +1,30 @@
+"""Whose registered model it is. An installation changes no model of another one."""
+
+from include import ledger
+from include.projects.base import Project
+from include.settings import get_settings
+
+# Tag of a registered model: the id of the installation that trains it.
+OWNER = "airloop.installation"
+
+
+class OtherInstallation(ValueError):
+    """The registry's model belongs to another installation; nothing was changed. The message says what to do."""
+
+
+def refuse_other(project: Project, owner: str | None) -> None:
+    """Refuse a model of another installation. One without an owner is of an older version, and is anybody's.
+
+    Args:
+        owner: the registered model's tag.
+
+    Raises:
+        OtherInstallation.
+    """
+    ours = ledger.known_installation() if owner else None
+    if owner and ours and owner != ours:
+        raise OtherInstallation(
+            f"model {project.name} in MLflow at {get_settings().mlflow_url} belongs to installation {owner}, this one is {ours}: nothing was changed. Two "
+            "installations on one machine need their own AIRLOOP_HOME and their own ports (AIRLOOP_MLFLOW_PORT, AIRLOOP_AIRFLOW_PORT, AIRLOOP_SERVING_PORT). "
+            f"Did this one lose its ledger? Then `airloop adopt {project.name} --reason ...` makes the model its own"
+        )
