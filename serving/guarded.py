@@ -29,6 +29,9 @@ FREE_CHUNKS, LEAST_CHUNK = 4096, 16
 # unread data resets the connection, and the client may lose the answer.
 LINGER_SECONDS, LINGER_BYTES = 1.0, 2**20
 IDLE, IN_HEAD, IN_BODY = range(3)
+# Seconds beyond the limit for a request, after which a connection is closed without an answer. Before, the front answers 408: the fast path passes a slow
+# body on within two looks, one a second, and the front's own limit begins then. A busy event loop looks later.
+GRACE = 6
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +207,7 @@ class GuardedConnection(HttpToolsProtocol):
         elif self._phase == IN_HEAD and not self._deaf and not self._answering and waited > self.limits.head_seconds:
             detail = f"the head of the request was not complete within {self.limits.head_seconds:g} s"
             self._refuse(Problem(408, "slow-head", "The request did not come", detail))
-        elif self._phase == IN_BODY and waited > self.limits.request_seconds + 2:
+        elif self._phase == IN_BODY and waited > self.limits.request_seconds + GRACE:
             self.drop()
         elif self._phase == IDLE and not self._answering and waited > (self.timeout_keep_alive if self._answered else self.limits.head_seconds):
             if self._answered:

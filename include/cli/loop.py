@@ -139,6 +139,8 @@ def run(
         _say_if_frozen(project)
     conf = {"cutoff": or_exit(lambda name: ledger.check_cutoff(name, cutoff.replace(tzinfo=cutoff.tzinfo or UTC)), project)} if cutoff else {}
     airflow, dag_id = airflow_or_exit(), f"{project}__{stage}"
+    if stage == "train":
+        _refuse_missing_pools(airflow, project)
     paused = airflow.call("GET", f"dags/{dag_id}")["is_paused"] if wait else False
     run_id = airflow.trigger(dag_id, conf)
     say(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
@@ -146,6 +148,14 @@ def run(
         fail(f"{dag_id} is paused: the run waits until somebody unpauses it")
     if wait:
         _wait(airflow, dag_id, run_id, timeout)
+
+
+def _refuse_missing_pools(airflow: "AirflowApi", project: str) -> None:
+    from include.projects import get_project
+    from include.stack.runs import missing_pools
+
+    if missing := missing_pools(airflow, get_project(project)):
+        fail(f"Airflow has no pool {', '.join(missing)}: steps of that compute class would wait for ever. `airloop pools` makes those that AIRLOOP_POOLS names")
 
 
 def _wait(airflow: "AirflowApi", dag_id: str, run_id: str, timeout: float) -> None:
@@ -193,7 +203,9 @@ def request(
         why = before.outcome.get("reason") or before.outcome.get("deploy_reason")
         say(f"Asked for before: {before}{f' ({why})' if why else ''}; {what}.", err=True)
     conf = {"reason": reason, **parameters, **given}
-    run_id = airflow_or_exit().trigger(f"{project}__train", conf)
+    airflow = airflow_or_exit()
+    _refuse_missing_pools(airflow, project)
+    run_id = airflow.trigger(f"{project}__train", conf)
     say(f"{settings_or_exit().airflow_url}/dags/{project}__train/runs/{run_id}")
 
 

@@ -16,6 +16,7 @@ def decide_cutoff(project: Project):
 
     @task(task_id="decide_cutoff")
     def decide(project_name: str, *, triggering_asset_events=None, params=None, dag_run=None) -> str:
+        refuse_backfill(dag_run)
         wanted = newest_cutoff(triggering_asset_events) or (params or {}).get("cutoff")
         return checked_cutoff(project_name, wanted) if wanted else cutoff_of_run(project_name, dag_run)
 
@@ -36,6 +37,21 @@ def checked_cutoff(project: str, cutoff: str) -> str:
         return ledger.check_cutoff(project, cutoff)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
+
+
+def refuse_backfill(dag_run: Any) -> None:
+    """Refuse a run of a backfill. The stages go on from the state that they left, so a run for a past date repeats nothing of it.
+
+    Raises:
+        AirflowFailException: what to do instead.
+    """
+    from airflow.sdk.exceptions import AirflowFailException
+
+    if str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "backfill":
+        raise AirflowFailException(
+            f"{dag_run.dag_id} does not run for dates of the past: a stage goes on where it ended last. To do a run again, clear it: it keeps its cutoff. "
+            "To take stages back to a time and go on from there: `airloop rewind`. To try another candidate on the past: `airloop try <project> train`"
+        )
 
 
 def skip_superseded(why: str | None) -> None:

@@ -28,7 +28,9 @@ def take_up(project: str, dag_run: Any, wishes: dict[str, Any], *, woken_by_even
     from airflow.sdk.exceptions import AirflowSkipException
 
     from include import ledger
-    from include.dag_kit.cutoffs import checked_cutoff, cutoff_of_run
+    from include.dag_kit.cutoffs import checked_cutoff, cutoff_of_run, refuse_backfill
+
+    refuse_backfill(dag_run)
 
     told = wishes.get("request")
     run_type = str(getattr(dag_run.run_type, "value", dag_run.run_type))

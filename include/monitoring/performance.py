@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 
 from include.data import layout, tables
 from include.features.known import KnownTables
+from include.features.times import stored
 from include.ledger import moment
 from include.monitoring.intervals import NAN, Estimate, bias_statistic, bootstrap, metric_statistic
 from include.projects.base import Metric, Project, TaskKind
@@ -67,7 +68,7 @@ def with_outcomes(project: Project, predicted: pd.DataFrame, *, since: datetime,
     Raises:
         pandas.errors.MergeError: a thing has two outcomes.
     """
-    labels = project.module("features").labels(KnownTables(project, cutoff), since=since, until=cutoff)
+    labels = stored(project, project.module("features").labels(KnownTables(project, cutoff), since=since, until=cutoff), "labels()")
     labels = labels[labels["label_known_at"] <= pd.Timestamp(cutoff)]  # the rule, whatever a project's function does
     if predicted.empty:
         return predicted.assign(label=pd.Series(dtype="float64"), label_known_at=pd.Series(dtype="datetime64[us, UTC]"))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from include import times
-from include.projects.base import STAGES
+from include.projects.base import STAGES, Project
 from include.stack.api import FINAL, AirflowApi
 from include.times import iso
 
@@ -58,6 +58,7 @@ def runs_of(api: AirflowApi, project: str) -> Runs:
     newest: dict[str, dict[str, Any]] = {}
     failed: list[FailedRun] = []
     long: list[str] = []
+    pools = {pool["name"] for pool in api.call("GET", "pools", params={"limit": 1000})["pools"]}
     for dag_id in (dag_id for dag_id in wanted if dag_id in dags):
         runs = api.runs(dag_id, limit=5)
         if runs:
@@ -66,6 +67,7 @@ def runs_of(api: AirflowApi, project: str) -> Runs:
         if ended is not None and ended["state"] == "failed":
             failed.append(FailedRun(dag_id, ended["dag_run_id"], str(ended.get("end_date") or "an unknown time"), tuple(failed_tasks(api, ended))))
         long += [said for run in runs if (said := _too_long(dag_id, run))]
+        long += [said for run in runs if run["state"] == "running" for said in _without_pool(api, run, pools)]
     paused = tuple(dag_id for dag_id in wanted if dag_id in dags and dags[dag_id]["is_paused"])
     return Runs(tuple(dag_id for dag_id in wanted if dag_id not in dags), paused, tuple(failed), tuple(long), newest)
 
@@ -116,6 +118,18 @@ def _last_error(content: Any) -> str:
             text = f"{error.get('exc_type', 'error')}: {error.get('exc_value', '')}"
             return " ".join(text.split())[:SHOWN_CHARACTERS]
     return "its log tells more"
+
+
+def missing_pools(api: AirflowApi, project: Project) -> list[str]:
+    """The pools that a project's trainings need and Airflow does not have: their steps would wait for ever, without an error."""
+    there = {pool["name"] for pool in api.call("GET", "pools", params={"limit": 1000})["pools"]}
+    return sorted({"cpu", *(candidate.compute for candidate in project.candidates)} - there)
+
+
+def _without_pool(api: AirflowApi, run: dict[str, Any], pools: set[str]) -> Iterator[str]:
+    waiting = {str(task["pool"]) for task in api.task_instances(run["dag_id"], run["dag_run_id"]) if task["state"] == "scheduled" and task.get("pool")}
+    for name in sorted(waiting - pools):
+        yield f"{run['dag_id']} {run['dag_run_id']} waits for pool {name}, which Airflow does not have: `airloop pools` makes it"
 
 
 def _too_long(dag_id: str, run: dict[str, Any]) -> str | None:

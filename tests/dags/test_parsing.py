@@ -94,6 +94,22 @@ def test_an_order_that_depends_on_the_hash_seed_is_seen(home, tmp_path):
     assert first != second
 
 
+def test_a_changed_comment_makes_no_new_version_of_a_dag(home, tmp_path):
+    """A version is what a run is made of. It is no news that a comment was changed, in a DAG file or in a module that it imports."""
+    for room in ("dags", "include", "feature_repo"):
+        shutil.copytree(REPOSITORY / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    before = parsed.__wrapped__(tmp_path / "dags", home, path=tmp_path)["versions"]
+    commented = 0
+    kit = [file for file in (tmp_path / "include" / "dag_kit").glob("*.py") if file.name != "defaults.py"]  # Airflow keeps the text of its ``pre_execute``
+    for file in (*(tmp_path / "dags").glob("*.py"), *kit, *(tmp_path / "include" / "projects").rglob("*.py")):
+        text, count = re.subn(r"^( *)(return|raise|def|with|from) ", r"\1# changed\n\1\2 ", file.read_text(), flags=re.MULTILINE)
+        file.write_text(text)
+        commented += count
+    after = parsed.__wrapped__(tmp_path / "dags", home, path=tmp_path)
+    assert commented > 500 and after["errors"] == {}
+    assert after["versions"] == before
+
+
 def test_every_project_has_every_stage_and_no_other_dag_is_there(home):
     assert project_names(), "no project at all"
     assert set(everything(home)) == {f"{project}__{stage}" for project in project_names() for stage in STAGES}

@@ -15,15 +15,23 @@ CUTOFF = "2013-05-01T10:00:00Z"
 
 
 @pytest.fixture
-def started(tmp_path, monkeypatch):
+def pools():
+    """Those that Airflow has."""
+    return ["default_pool", "cpu"]
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch, pools):
     """What Airflow was asked to start: the conf of each run."""
     confs = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            answer = json.dumps({"pools": [{"name": name} for name in pools]}).encode() if "/pools" in self.path else b""
             self.send_response(200)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -78,3 +86,9 @@ def test_what_has_failed_is_asked_for_anew_with_its_reason(started, how):
     ledger.settle_request(first, "failed", reason="three runs failed")
     assert f"Asked for before: request {first} (new_code, cutoff {CUTOFF}) is failed (three runs failed); this is a new request." in request(*how)
     assert len(started) == 1
+
+
+def test_a_training_is_not_started_where_its_pool_is_missing(started, pools):
+    pools.remove("cpu")
+    result = CliRunner().invoke(app, ["request", "flights", "--reason", "new_code"])
+    assert result.exit_code == 2 and "Airflow has no pool cpu" in result.output and started == []

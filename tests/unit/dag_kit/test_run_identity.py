@@ -4,12 +4,15 @@ from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.utils.types import DagRunType
 
 from include import ledger, times
-from include.dag_kit.cutoffs import checked_cutoff, cutoff_of_run, newest_cutoff
+from include.dag_kit.cutoffs import checked_cutoff, cutoff_of_run, decide_cutoff, newest_cutoff
 from include.dag_kit.requests import refuse_frozen_step, take_up
 from include.ledger import iso
+from include.projects import get_project
 
 AT = datetime(2026, 1, 1, 6, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -120,3 +123,15 @@ def test_a_step_renews_the_lease_and_is_skipped_when_another_run_has_the_request
     claim(run("two", "manual"), {"request": request})
     with pytest.raises(AirflowSkipException, match="or when its lease ran out. Now request .* is claimed, by run two"):
         refuse_frozen_step("flights", request, "one", None)
+
+
+def test_a_backfill_is_refused_with_what_to_do_and_takes_up_no_request(pass_time):
+    waiting = ledger.request_retraining("flights", cutoff=iso(ledger.now("flights")), reason="drift", asked_by="monitor")
+    backfill = run("backfill__1", DagRunType.BACKFILL_JOB)
+    with pytest.raises(AirflowFailException, match="does not run for dates of the past.*airloop rewind"):
+        claim(backfill)
+    assert ledger.get_request(waiting.id).state == "open"
+    with DAG("any"):
+        decide = decide_cutoff(get_project("flights")).operator.python_callable
+    with pytest.raises(AirflowFailException, match="does not run for dates of the past"):
+        decide("flights", dag_run=backfill, params={"cutoff": iso(AT)})

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from include.projects import get_project
 from include.projects.base import STAGES
 from include.stack import runs
 from include.stack.api import AirflowApi
@@ -22,6 +23,8 @@ class Airflow:
 
     def call(self, method, path, **arguments):
         self.asked.append((path, arguments))
+        if path == "pools":
+            return {"pools": [{"name": "cpu"}, {"name": "default_pool"}]}
         if path == "dags":
             return {"dags": [{"dag_id": f"flights__{s}", "is_paused": s in self.paused} for s in STAGES if s not in self.missing]}
         return {"content": self.logs.get(path.split("/taskInstances/")[1].split("/")[0], [])}
@@ -103,3 +106,13 @@ def test_the_last_error_of_each_failed_task_is_told():
     api = Airflow(tasks=tasks, logs={"fit": log, "old": "text"})
     assert list(runs.errors(api, "flights__train", "r")) == ["fit[0]: ValueError: no rows", "old: its log tells more"]
     assert api.asked[0][0] == "dags/flights__train/dagRuns/r/taskInstances/fit/logs/2" and api.asked[0][1]["params"]["map_index"] == 0
+
+
+def test_a_pool_that_is_not_there_is_named():
+    waits = [{"tasks": [task("fit_gpu", "scheduled") | {"pool": "gpu"}, task("fit", "scheduled") | {"pool": "cpu"}, task("a", "success") | {"pool": "old"}]}]
+    found = runs.runs_of(Airflow({"train": [a_run("running")]}, tasks={"r": waits}), "flights")
+    assert found.long == ("flights__train r waits for pool gpu, which Airflow does not have: `airloop pools` makes it",)
+    project = get_project("flights")
+    assert runs.missing_pools(Airflow(), project) == []
+    on_gpu = project.model_copy(update={"candidates": tuple(c.model_copy(update={"compute": "gpu"}) for c in project.candidates)})
+    assert runs.missing_pools(Airflow(), on_gpu) == ["gpu"]
