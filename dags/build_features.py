@@ -11,7 +11,7 @@ from airflow.sdk import dag, task
 
 from include.assets import features, tables
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, RUN_TIMEOUT, default_args, tags
+from include.dag_kit.defaults import RUN_TIMEOUT, cutoff_param, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.projects import get_project
 from include.projects.base import Project
@@ -24,7 +24,7 @@ def create_build_features_dag(project: Project):
         catchup=False,
         max_active_runs=1,  # one writer at a time for the feature tables and Feast's registry
         dagrun_timeout=RUN_TIMEOUT,
-        params=CUTOFF,
+        params=cutoff_param(),
         default_args=default_args(project),
         tags=tags("build_features", project),
         doc_md=__doc__,

@@ -11,7 +11,7 @@ from airflow.sdk import Param, TriggerRule, dag, task
 from include.assets import challenger_model, champion_model
 from include.dag_kit.approval import ApproveVersion
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, default_args, deployment_timeout, tags
+from include.dag_kit.defaults import cutoff_param, default_args, deployment_timeout, tags
 from include.dag_kit.projects import projects_to_parse
 from include.dag_kit.rollout_steps import RollOut
 from include.dag_kit.rollouts import ends_on_record
@@ -28,7 +28,7 @@ def create_deploy_dag(project: Project):
         catchup=False,
         max_active_runs=1,  # aliases have no compare-and-set: one promoter at a time
         dagrun_timeout=deployment_timeout(project),
-        params=CUTOFF | VERSION,
+        params=cutoff_param() | VERSION,
         default_args=default_args(project),
         tags=tags("deploy", project),
         doc_md=__doc__,

@@ -13,7 +13,7 @@ from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, task
 
 from include.assets import challenger_model, predictions, retrain_request
 from include.dag_kit.cutoffs import decide_cutoff
-from include.dag_kit.defaults import CUTOFF, RUN_TIMEOUT, default_args, tags
+from include.dag_kit.defaults import RUN_TIMEOUT, cutoff_param, default_args, tags
 from include.dag_kit.projects import projects_to_parse
 from include.projects import get_project
 from include.projects.base import Project
@@ -33,7 +33,7 @@ def create_monitor_dag(project: Project):
         catchup=False,
         max_active_runs=1,  # decisions are made in the order of their cutoffs, and one sweep counts an attempt
         dagrun_timeout=RUN_TIMEOUT,
-        params=CUTOFF,
+        params=cutoff_param(),
         default_args=default_args(project),
         tags=tags("monitor", project),
         doc_md=__doc__,

@@ -10,7 +10,7 @@ from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, t
 
 from include.assets import challenger_model, retrain_request
 from include.dag_kit.compute import in_class, training_step
-from include.dag_kit.defaults import CUTOFF, default_args, tags, training_timeout
+from include.dag_kit.defaults import cutoff_param, default_args, tags, training_timeout
 from include.dag_kit.projects import projects_to_parse
 from include.dag_kit.requests import claim_request
 from include.projects import get_project
@@ -37,7 +37,7 @@ def create_train_dag(project: Project):
         catchup=False,
         max_active_runs=1,  # two challengers must not race for one alias
         dagrun_timeout=training_timeout(project),
-        params=CUTOFF | WISHES,
+        params=cutoff_param() | WISHES,
         default_args=default_args(project),
         tags=tags("train", project),
         doc_md=__doc__,

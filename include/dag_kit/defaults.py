@@ -7,15 +7,14 @@ from airflow.sdk import Param
 from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
 from include.projects.base import Project
 
-# For runs that a person or the schedule starts; runs started by an asset event find the cutoff in the event.
-CUTOFF = {
-    "cutoff": Param(
-        None,
-        type=["null", "string"],
-        format="date-time",
-        description="Use only what was known by this time (ISO 8601 with time zone). Empty: the project's present.",
-    )
-}
+
+def cutoff_param() -> dict[str, Param]:
+    """Return the parameter of runs that a person or the schedule starts; runs started by an asset event find the cutoff in the event.
+
+    A new one for each DAG: Airflow writes the value of a run into the object itself where a DAG is run in one process (``dag.test()``).
+    """
+    about = "Use only what was known by this time (ISO 8601 with time zone). Empty: the project's present."
+    return {"cutoff": Param(None, type=["null", "string"], format="date-time", description=about)}
 
 
 def hand_on_storage(context) -> None:
