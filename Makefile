@@ -84,6 +84,10 @@ soak-attacks: setup  ## attackers beside a well-behaved client for ten minutes: 
 test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 
+.PHONY: mutate
+mutate: setup  ## how many small changes of the code the tests notice, on a sample of each room: make mutate [ROOM=gate] [SAMPLE=60]; the result goes to bench/results/mutants.json
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.mutants $(if $(ROOM),--room $(ROOM)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench-serving bench-parse bench-loop bench-check bench-pods bench-reading
 bench-reading: setup  ## files of which it is known what is in them (dialects, encodings, Arrow's types, hostile Parquet, JSON): 0 may be read wrong; the result goes to bench/results/reading.json
 	@$(BIN)/python -m bench.bench_reading $(if $(SEED),--seed $(SEED))

@@ -38,12 +38,27 @@ def check(settings: Settings, name: str) -> Report:
     if any(one.stage != "train" for one in findings):
         return Report(findings, ["the declaration"], ["the data: what is found above comes first"])
     try:
-        report = on_data(project, roots(settings, project))
+        report, waiting = on_data(project, roots(settings, project)), _landed(settings, project)
     except Exception as error:
         if (what := away(error)) is None:
             raise
         return Report(findings, ["the declaration"], [f"the data: the store does not answer ({what})"])
-    return Report([*findings, *report.findings], ["the declaration", *report.looked_at], report.skipped)
+    looked_at = ["the declaration", *report.looked_at, *waiting.looked_at]
+    return Report([*findings, *report.findings, *waiting.findings], looked_at, report.skipped)
+
+
+def _landed(settings: Settings, project: Project) -> Report:
+    """Check files that wait to be ingested."""
+    root = f"{settings.store}/{project.name}/landing"
+    if "://" not in root and not Path(root).is_dir():
+        return Report([], [], [])  # without the libraries that read files
+    from include.checks import landed
+
+    found = landed.waiting(project)
+    if not found:
+        return Report([], [], [])
+    looked_at = f"the first files that wait in the landing zone ({', '.join(f'{name} {len(entries)}' for name, entries in found.items())})"
+    return Report(landed.findings(project, found), [looked_at], [])
 
 
 def roots(settings: Settings, project: Project) -> list[str]:

@@ -1,0 +1,135 @@
+"""How many small changes of the code the tests notice. `make mutate [ROOM=gate] [SAMPLE=60]`
+
+mutmut changes one operator, constant, argument or call at a time in the rooms that decide: gate, monitoring, ledger, rollout, dag_kit, data rules and access to
+serving. Each change is a mutant; a test that fails kills it. All mutants take hours, so a random sample of each room is tried, the same one for the same
+SEED; `SAMPLE=0` tries all. The result goes to bench/results/mutants.json, with the mutants that survived: each is a missing test, or a change without effect.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import result
+from bench.result import REPOSITORY
+
+MUTMUT = "mutmut==3.8.1"
+AIM = 0.9
+TIMEOUT_S = 7200
+# What a copy of the repository needs so that the tests of a room run in it.
+COPIED = ("bench", "config", "dags", "deploy", "docs", "feature_repo", "include", "plugins", "serving", "tests")
+FILES = ("pyproject.toml", "requirements.txt", "README.md", "Makefile", ".env.embedded.example", ".env.compose.example", ".env.kubernetes.example")
+
+
+@dataclass(frozen=True)
+class Room:
+    """Code, and the tests that are to notice a change of it. ``without`` are tests that need another server, or take too long for each mutant."""
+
+    code: tuple[str, ...]
+    tests: tuple[str, ...]
+    without: str = "not postgres"
+
+
+ROOMS = {
+    "gate": Room(("include/registry/gate.py",), ("tests/unit/registry",)),
+    "monitoring": Room(("include/monitoring/controller.py", "include/monitoring/episodes.py", "include/monitoring/intervals.py"), ("tests/unit/monitoring",)),
+    "ledger": Room(("include/ledger/*.py",), ("tests/unit/ledger", "tests/unit/loop/test_liveness.py")),
+    "rollout": Room(("include/rollout/*.py",), ("tests/unit/rollout",)),
+    "dag_kit": Room(("include/dag_kit/*.py",), ("tests/unit/dag_kit",)),
+    "rules": Room(("include/data/rules.py", "include/data/judging.py"), ("tests/unit/data",)),
+    "access": Room(("serving/access.py", "serving/buckets.py"), ("tests/serving/test_access.py", "tests/serving/test_callers.py")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--room", choices=ROOMS, action="append", help="Only this one; the others keep their last result.")
+    parser.add_argument("--sample", type=int, default=60, help="Mutants of each room; 0: all.")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    library = _library()
+    before = _before()
+    for name in given.room or list(ROOMS):
+        before |= {name: _try(name, ROOMS[name], library, given.sample, given.seed)}
+        killed, tried = before[name]["killed"], before[name]["tried"]
+        print(f"{name}: {killed} of {tried} killed ({killed / tried:.0%}), of {before[name]['mutants']} mutants", flush=True)
+    killed, tried = (sum(of[key] for of in before.values()) for key in ("killed", "tried"))
+    result.write("mutants", {"tool": MUTMUT, "killed_share": round(killed / tried, 3), "aims": {"killed_share": AIM}, "rooms": before}, ("pytest",))
+    print(f"all: {killed} of {tried} killed ({killed / tried:.1%}; aim {AIM:.0%})")
+
+
+def _library() -> Path:
+    """mutmut and what it needs, beside this environment and not in it: it comes with a pytest of its own, which must not be used."""
+    place = REPOSITORY / "data" / "mutants" / "library"
+    if not (place / "mutmut").exists():
+        subprocess.run(["uv", "pip", "install", "--quiet", "--target", str(place), MUTMUT], check=True)
+        for double in ("pytest", "_pytest", "py.py", "pluggy", "iniconfig", "packaging", "rich", "click", "coverage", "a1_coverage.pth"):
+            entry = place / double
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        subprocess.run(["uv", "pip", "install", "--quiet", "--target", str(place), "--no-deps", "coverage"], check=True)
+    return place
+
+
+def _try(name: str, room: Room, library: Path, sample: int, seed: int) -> dict[str, Any]:
+    work = REPOSITORY / "data" / "mutants" / name
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for folder in COPIED:
+        shutil.copytree(REPOSITORY / folder, work / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in FILES:
+        shutil.copy(REPOSITORY / file, work / file)
+    others = sorted(set(COPIED) - {"include", "serving", "tests"})
+    lines = ["[mutmut]", *_list("source_paths", ("include", "serving")), *_list("only_mutate", room.code), *_list("also_copy", (*others, *FILES))]
+    lines += [*_list("pytest_add_cli_args_test_selection", room.tests), *_list("pytest_add_cli_args", ("-p", "no:cacheprovider", "-k", room.without))]
+    lines += ["timeout_multiplier = 20", "timeout_constant = 20"]
+    (work / "setup.cfg").write_text("\n".join(lines) + "\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(work / "mutants"), str(library))), "AIRLOOP_TEST_LIVENESS_EXAMPLES": "20"}
+
+    def mutmut(*arguments: str) -> subprocess.CompletedProcess:
+        log = work / "mutmut.log"
+        with log.open("a") as output:
+            return subprocess.run(
+                [sys.executable, "-m", "mutmut", "run", *arguments], cwd=work, env=environment, stdout=output, stderr=output, timeout=TIMEOUT_S, check=False
+            )
+
+    mutmut("no mutant has this name")  # makes the mutants, runs the tests once, and ends
+    names = sorted(_outcomes(work))
+    if not names:
+        raise SystemExit(f"{name}: no mutants were made, or the tests fail without one: {work / 'mutmut.log'}")
+    chosen = names if not sample or sample >= len(names) else sorted(random.Random(seed).sample(names, sample))
+    mutmut(*chosen)
+    found = {mutant: _outcomes(work).get(mutant) for mutant in chosen}
+    if unknown := [mutant for mutant, code in found.items() if code is None]:
+        raise SystemExit(f"{name}: {len(unknown)} mutants were not tried, such as {unknown[0]}: {work / 'mutmut.log'}")
+    survived = sorted(mutant for mutant, code in found.items() if code in (0, 5, 33))
+    return {
+        "mutants": len(names), "tried": len(chosen), "killed": len(chosen) - len(survived), "survived": survived,
+        "seed": seed, "untested": sorted(mutant for mutant, code in found.items() if code in (5, 33)),
+    }  # fmt: skip
+
+
+def _outcomes(work: Path) -> dict[str, int | None]:
+    """Mutant -> exit status of the tests (0: it survived; 5 and 33: no test runs that code; None: not tried)."""
+    found: dict[str, int | None] = {}
+    for meta in (work / "mutants").rglob("*.meta"):
+        found |= json.loads(meta.read_text())["exit_code_by_key"]
+    return found
+
+
+def _list(key: str, values: tuple[str, ...] | list[str]) -> list[str]:
+    return [f"{key} =", *(f"    {value}" for value in values)]
+
+
+def _before() -> dict[str, Any]:
+    file = REPOSITORY / "bench" / "results" / "mutants.json"
+    return json.loads(file.read_text())["rooms"] if file.exists() else {}
+
+
+if __name__ == "__main__":
+    main()

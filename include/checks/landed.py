@@ -1,0 +1,48 @@
+"""Files that lie in the landing zone and were not ingested: read as ingest will read them, so that a wrong delimiter is known before the first run."""
+
+from collections.abc import Iterator
+
+from include import ledger
+from include.checks.finding import Files, Finding
+from include.data import layout, storage
+from include.data.added import WrongExpression
+from include.data.reading import FileRefused, read
+from include.projects.base import Project, Source
+
+FILES, MOST_BYTES = 3, 32 * 2**20  # of each source
+
+
+def waiting(project: Project) -> dict[str, list[storage.Entry]]:
+    """The first files of each source that ingest has not seen, by source."""
+    known = {(record["source"], record["file"]) for record in ledger.file_records(project.name)}
+    found: dict[str, list[storage.Entry]] = {}
+    for source in project.sources:
+        entries = [entry for entry in storage.entries(layout.landing(project, source)) if entry.kind == "file" and not entry.path.name.startswith(".")]
+        new = sorted((entry for entry in entries if (source.name, entry.path.name) not in known), key=lambda entry: entry.path.name)
+        if new:
+            found[source.name] = new[:FILES]
+    return found
+
+
+def findings(project: Project, found: dict[str, list[storage.Entry]]) -> list[Finding]:
+    """Return a warning for each file that ingest would refuse or lose rows of. It is the file's fault or the declaration's: a person decides."""
+    files = Files(project)
+    return [one for name, entries in found.items() for entry in entries if entry.size <= MOST_BYTES for one in _read(project.source(name), entry, files)]
+
+
+def _read(source: Source, entry: storage.Entry, files: Files) -> Iterator[Finding]:
+    lead = f"landing/{source.name}/{entry.path.name}"
+    try:
+        rows = read(source, entry.path.name, entry.path.read_bytes())
+    except FileRefused as error:
+        message = error.reason.message.removeprefix(f"{entry.path.name}: ")
+        yield files.finding("__init__", error.reason.rule, source.name, f"{lead} would be refused: {message}", stage="ingest", warning=True)
+        return
+    except WrongExpression as error:
+        yield files.finding("__init__", "known_at", source.known_at_expression or source.known_at, str(error), stage="ingest")
+        return
+    for rule, message, mask in rows.faults:
+        if count := int(mask.sum()):
+            share = f"{count} of {len(rows)} rows of {lead} would go to quarantine"
+            refused = f"; that is more than tolerance={source.tolerance:g}, so the file would be refused" if count > source.tolerance * len(rows) else ""
+            yield files.finding("__init__", rule, source.name, f"{share}: {message}{refused}", stage="ingest", warning=True)
