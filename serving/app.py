@@ -23,7 +23,7 @@ from serving.documents import ErrorDocument, InferRequest, InferResponse, ModelD
 from serving.draining import Draining
 from serving.fast_path import FastPath
 from serving.front import CALLER, Application, Front, Handler, Limits, Receive, Router, Scope, Send
-from serving.memory import bound_what_is_kept
+from serving.memory import TRIM_SECONDS, bound_what_is_kept, return_free_pages
 from serving.parts import Parts
 from serving.problems import Problem, invalid, media_type
 from serving.settings import Settings
@@ -209,7 +209,9 @@ def _router(parts: Parts) -> Router:
 
 
 async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
-    """Once a second, until cancelled: the metrics, and an end to what takes too long."""
+    """Once a second, until cancelled: the metrics, and an end to what takes too long. Now and then free memory goes back to the system."""
+    loop = asyncio.get_running_loop()
+    trimmed = loop.time()
     while True:
         pulse.take()
         front.flush()
@@ -217,6 +219,9 @@ async def _beat(parts: Parts, front: Front, pulse: metrics.Pulse) -> None:
         front.fast_path.pass_on_the_slow()
         front.connections.sweep()
         front.access_log.flush_soon()
+        if loop.time() - trimmed > TRIM_SECONDS:
+            trimmed = loop.time()
+            await asyncio.to_thread(return_free_pages)
         await asyncio.sleep(1)
 
 

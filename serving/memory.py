@@ -11,6 +11,8 @@ import os
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 # A larger block is a mapping of its own, and goes back to the system when it is freed. A fixed threshold: glibc raises its own with each such block.
 OWN_MAPPING = 256 * 1024
+# Seconds between two times at which free pages between blocks that are in use go back to the system.
+TRIM_SECONDS = 30.0
 
 
 def choose_pools() -> None:
@@ -26,3 +28,12 @@ def bound_what_is_kept() -> None:
         return
     mallopt(M_ARENA_MAX, 2)
     mallopt(M_MMAP_THRESHOLD, OWN_MAPPING)
+
+
+def return_free_pages() -> bool:
+    """Give free pages between blocks that are in use back to the system; False: this C library cannot. It takes milliseconds, without Python's lock."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -17,7 +17,11 @@ def waiting(project: Project) -> dict[str, list[storage.Entry]]:
     known = {(record["source"], record["file"]) for record in ledger.file_records(project.name)}
     found: dict[str, list[storage.Entry]] = {}
     for source in project.sources:
-        entries = [entry for entry in storage.entries(layout.landing(project, source)) if entry.kind == "file" and not entry.path.name.startswith(".")]
+        entries = [
+            entry
+            for entry in storage.entries(layout.landing(project, source))
+            if entry.kind == "file" and not entry.path.name.startswith(".") and entry.size <= MOST_BYTES
+        ]
         new = sorted((entry for entry in entries if (source.name, entry.path.name) not in known), key=lambda entry: entry.path.name)
         if new:
             found[source.name] = new[:FILES]
@@ -27,7 +31,7 @@ def waiting(project: Project) -> dict[str, list[storage.Entry]]:
 def findings(project: Project, found: dict[str, list[storage.Entry]]) -> list[Finding]:
     """Return a warning for each file that ingest would refuse or lose rows of. It is the file's fault or the declaration's: a person decides."""
     files = Files(project)
-    return [one for name, entries in found.items() for entry in entries if entry.size <= MOST_BYTES for one in _read(project.source(name), entry, files)]
+    return [one for name, entries in found.items() for entry in entries for one in _read(project.source(name), entry, files)]
 
 
 def _read(source: Source, entry: storage.Entry, files: Files) -> Iterator[Finding]:
