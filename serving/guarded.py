@@ -121,6 +121,8 @@ class GuardedConnection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         super().connection_lost(exc)
+        # They refer to the connection, and it to them: such a cycle is freed by the garbage collector alone, which looks at old objects once in hours.
+        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         self._write_paused_at = time.perf_counter()
