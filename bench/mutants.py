@@ -1,8 +1,8 @@
-"""How many small changes of the code the tests notice. `make mutate [ROOM=gate] [SAMPLE=60]`
+"""Measure how many mutants the tests kill. `make mutate [ROOM=gate] [SAMPLE=60]`
 
-mutmut changes one operator, constant, argument or call at a time in the rooms that decide: gate, monitoring, ledger, rollout, dag_kit, data rules and access to
-serving. Each change is a mutant; a test that fails kills it. All mutants take hours, so a random sample of each room is tried, the same one for the same
-SEED; `SAMPLE=0` tries all. The result goes to bench/results/mutants.json, with the mutants that survived: each is a missing test, or a change without effect.
+mutmut changes one operator, constant, argument or call at a time in the packages with automatic decisions: gate, monitoring, ledger, rollout, dag_kit, data
+rules and serving access. A failing test kills a mutant. All mutants take hours, so the default is a random sample of each package, determined by SEED.
+`SAMPLE=0` runs all of them. The result, with all surviving mutants, is written to bench/results/mutants.json.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from bench.result import REPOSITORY
 MUTMUT = "mutmut==3.8.1"
 AIM = 0.9
 TIMEOUT_S = 7200
-# What a copy of the repository needs so that the tests of a room run in it.
+# Folders and files that the tests of a room need.
 COPIED = ("bench", "config", "dags", "deploy", "docs", "feature_repo", "include", "plugins", "serving", "tests")
 FILES = ("pyproject.toml", "requirements.txt", "README.md", "Makefile", ".env.embedded.example", ".env.compose.example", ".env.kubernetes.example")
 
 
 @dataclass(frozen=True)
 class Room:
-    """Code, and the tests that are to notice a change of it. ``without`` are tests that need another server, or take too long for each mutant."""
+    """Source files and their tests. ``without`` is the pytest expression that excludes tests with external servers."""
 
     code: tuple[str, ...]
     tests: tuple[str, ...]
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _library() -> Path:
-    """mutmut and what it needs, beside this environment and not in it: it comes with a pytest of its own, which must not be used."""
+    """Install mutmut into a separate folder, without its own copy of pytest, and return the folder."""
     place = REPOSITORY / "data" / "mutants" / "library"
     if not (place / "mutmut").exists():
         subprocess.run(["uv", "pip", "install", "--quiet", "--target", str(place), MUTMUT], check=True)
@@ -115,7 +115,7 @@ def _try(name: str, room: Room, library: Path, sample: int, seed: int) -> dict[s
 
 
 def _outcomes(work: Path) -> dict[str, int | None]:
-    """Mutant -> exit status of the tests (0: it survived; 5 and 33: no test runs that code; None: not tried)."""
+    """Return the exit status of the tests for each mutant: 0 survived, 5 and 33 not covered, None not run."""
     found: dict[str, int | None] = {}
     for meta in (work / "mutants").rglob("*.meta"):
         found |= json.loads(meta.read_text())["exit_code_by_key"]

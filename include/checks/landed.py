@@ -1,4 +1,4 @@
-"""Files that lie in the landing zone and were not ingested: read as ingest will read them, so that a wrong delimiter is known before the first run."""
+"""Read waiting files of the landing zone in the same way as ingest, to report a wrong delimiter or format before the first run."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ FILES, MOST_BYTES = 3, 32 * 2**20  # of each source
 
 
 def waiting(project: Project) -> dict[str, list[storage.Entry]]:
-    """The first files of each source that ingest has not seen, by source."""
+    """Return the first files of each source that were not ingested yet, by source."""
     known = {(record["source"], record["file"]) for record in ledger.file_records(project.name)}
     found: dict[str, list[storage.Entry]] = {}
     for source in project.sources:
@@ -29,7 +29,7 @@ def waiting(project: Project) -> dict[str, list[storage.Entry]]:
 
 
 def findings(project: Project, found: dict[str, list[storage.Entry]]) -> list[Finding]:
-    """Return a warning for each file that ingest would refuse or lose rows of. It is the file's fault or the declaration's: a person decides."""
+    """Return a warning for each file that ingest would refuse or quarantine rows of. The cause is either the file or the declaration."""
     files = Files(project)
     return [one for name, entries in found.items() for entry in entries for one in _read(project.source(name), entry, files)]
 

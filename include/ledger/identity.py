@@ -1,4 +1,4 @@
-"""Which installation this is. Two of them on one machine have the same default ports, so that a command of one may reach the other's servers."""
+"""Identify the installation. Two installations on one machine have the same default ports, so a command can reach the servers of the other one."""
 
 import uuid
 
@@ -11,12 +11,12 @@ from include.settings import get_settings
 from include.times import stamp
 
 KEY = "this"
-# Of this process's ledgers; an id never changes.
+# Ledger URL -> id. An id never changes.
 _known: dict[str, str] = {}
 
 
 def installation() -> str:
-    """Return the id of the installation that the ledger belongs to; the first call makes it up. A restored backup brings its own."""
+    """Return the id of the installation that the ledger belongs to. The first call creates it; a restored backup contains it."""
     url = get_settings().ledger
     if url not in _known:
         _known[url] = _read() or _made()
@@ -24,7 +24,7 @@ def installation() -> str:
 
 
 def known_installation() -> str | None:
-    """Return the id; None: the ledger cannot be read. Then nobody is refused, since the way back must work without the ledger too."""
+    """Return the id, or None if the ledger cannot be read. Then no check is made, because a rollback must also work without the ledger."""
     try:
         return installation()
     except (SQLAlchemyError, LedgerError):

@@ -1,4 +1,4 @@
-"""`airloop status <project>`: champion, last cutoff of each stage, what waits and for whom, and what failed."""
+"""Collect the content of `airloop status <project>`: champion, last cutoff of each stage, open requests with their next step, failed runs."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,14 +23,14 @@ SERVER_SECONDS = 4.0
 
 @dataclass
 class ProjectStatus:
-    """What is known of a project now.
+    """The status of a project.
 
     Attributes:
-        champion: ``version``, ``cutoff`` and ``metric``; None: there is none, ``lost`` says whether it is lost.
-        stages: for each stage that has ended once: ``cutoff``, ``recorded_at``, ``dag_run``.
-        waiting: retrain requests that are not over, each with its next step.
-        ended: the newest ones that are, each with its reason.
-        gaps: what could not be asked, a sentence each.
+        champion: ``version``, ``cutoff`` and the project's metric, or None without a champion (see ``lost``).
+        stages: ``cutoff``, ``recorded_at`` and ``dag_run`` of each stage that has ended at least once.
+        waiting: open retrain requests, each with its next step.
+        ended: the newest closed retrain requests, each with its reason.
+        gaps: servers that could not be reached, one sentence each.
     """
 
     project: str
@@ -50,16 +50,16 @@ class ProjectStatus:
 
     @property
     def well(self) -> bool:
-        """Whether nothing of it needs a person."""
+        """Whether the project needs no action."""
         return not (self.lost or self.gaps or (self.runs and (self.runs.failed or self.runs.long or self.runs.missing)))
 
     def document(self) -> dict[str, Any]:
-        """For programs."""
+        """Return a JSON-serializable document."""
         return asdict(self) | {"well": self.well}
 
 
 def project_status(settings: Settings, project: Project) -> ProjectStatus:
-    """Ask ledger, registry and Airflow. One that does not answer is a gap, and hides nothing of the others."""
+    """Query ledger, registry and Airflow. A server that does not answer is reported as a gap and does not hide the others."""
     found = ProjectStatus(project.name, iso(ledger.now(project.name)), ledger.is_replay(project.name))
     held = ledger.freeze_of(project.name)
     found.frozen = str(held) if held else None
@@ -86,7 +86,7 @@ def project_status(settings: Settings, project: Project) -> ProjectStatus:
 
 
 def next_step(request: ledger.Request) -> str:
-    """Who takes the next step of a request that is not over, by when, and what it waits for."""
+    """Describe the next step of an open request: owner, deadline and reason for waiting."""
     state = lifecycle.state("request", request.state)
     said = f"{request}; next step: {state.owner}"
     if request.not_before:

@@ -1,7 +1,7 @@
-"""A champion that is lost: a version was deployed, and the registry names none any more.
+"""Detect a lost champion: a version was deployed, but the registry has no version with the alias ``champion``.
 
-In MLflow whoever deletes a version deletes its aliases too. Serving goes on answering with what it has loaded. Without this look at what was deployed, the
-loop would take the project for one that never had a champion, and would judge the next model against the baseline alone.
+MLflow deletes the aliases of a version together with the version. Serving continues with the loaded version. Without this check, the loop would treat the
+project like a new one and judge the next model against the baseline only.
 """
 
 import json
@@ -11,22 +11,22 @@ from include import ledger
 from include.projects.base import Project
 from include.registry import versions
 
-# States of the rollout document in which its version is champion; in the others the one before it is.
+# States of the rollout document in which its version is champion. In all other states the previous version is.
 PROMOTED = ("promoted", "serving")
 GIVEN_UP = "given_up"
 
 
 class ChampionLost(ValueError):
-    """There is nothing to judge a new model against; the message says how to bring the champion back."""
+    """The champion is lost, so a new model cannot be judged. The message names the command that restores it."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The champion that is lost.
+    """A lost champion.
 
     Attributes:
-        version: its number in the registry.
-        deleted: the version itself is gone; False: only its alias is.
+        version: number of the version in the registry.
+        deleted: True if the version was deleted, False if only its alias was.
     """
 
     project: str
@@ -36,13 +36,13 @@ class Lost:
     def __str__(self) -> str:
         how = "was deleted from MLflow" if self.deleted else f"has lost its alias '{versions.CHAMPION}' in MLflow"
         return (
-            f"champion lost: version {self.version} of {self.project} {how}, so no version is champion. Serving goes on with what it has loaded. "
-            f"`airloop restore-champion {self.project} --reason ...` brings it back"
+            f"champion lost: version {self.version} of {self.project} {how}, so no version is champion. Serving continues with the version that it has loaded. "
+            f"`airloop restore-champion {self.project} --reason ...` restores it"
         )
 
 
 def lost_champion(project: Project) -> Lost | None:
-    """Return the champion that is lost; None: there is a champion, or there rightly is none."""
+    """Return the lost champion, or None if the project has a champion or never had one."""
     named = versions.aliases(project).get(versions.CHAMPION)
     if named is not None:
         return None if versions.find_version(project, named) else Lost(project.name, named, deleted=True)
@@ -53,25 +53,25 @@ def lost_champion(project: Project) -> Lost | None:
 
 
 def refuse_lost(project: Project) -> None:
-    """Raises ChampionLost if the champion is lost."""
+    """Raise ChampionLost if the champion is lost."""
     if lost := lost_champion(project):
         raise ChampionLost(str(lost))
 
 
 def given_up(project: Project, version: str) -> bool:
-    """Return whether a person has said that the project goes on without this champion."""
+    """Return whether an operator has decided to continue without this champion."""
     return any(one["verdict"] == GIVEN_UP and one["subject"] == f"champion {version}" for one in ledger.decisions(project.name, "champion"))
 
 
 def give_up(project: Project, lost: Lost, *, by: str, reason: str) -> None:
-    """Put on record that the project goes on without its lost champion, as if it never had one."""
+    """Record the decision to continue without the lost champion, as in a new project."""
     ledger.decide(
         project.name, "champion", f"champion {lost.version}", verdict=GIVEN_UP, reasons=[f"{by}: {reason}"], cutoff=ledger.now(project.name)
     )  # fmt: skip
 
 
 def _by_document(project: Project) -> str | None:
-    """The champion by the rollout document, which is written before an alias moves."""
+    """Return the champion according to the rollout document, which is written before an alias moves."""
     text = versions.model_tag(project, versions.ROLLOUT)
     document = json.loads(text) if text else {}
     found = document.get("version") if document.get("state") in PROMOTED else document.get("previous")
@@ -79,7 +79,7 @@ def _by_document(project: Project) -> str | None:
 
 
 def _by_ledger(project: Project) -> str | None:
-    """The champion by the decisions of ``deploy``: for a registered model that was deleted as a whole, with its document."""
+    """Return the champion according to the decisions of ``deploy``. Used if the registered model was deleted, including its rollout document."""
     if versions.model_tag(project, versions.ROLLOUT):
         return None
     standing: list[str] = []

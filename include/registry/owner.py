@@ -1,4 +1,4 @@
-"""Whose registered model it is. An installation changes no model of another one."""
+"""Protect registered models of other installations from changes."""
 
 from include import ledger
 from include.projects.base import Project
@@ -9,11 +9,11 @@ OWNER = "airloop.installation"
 
 
 class OtherInstallation(ValueError):
-    """The registry's model belongs to another installation; nothing was changed. The message says what to do."""
+    """The registered model belongs to another installation. Nothing was changed; the message names the fix."""
 
 
 def refuse_other(project: Project, owner: str | None) -> None:
-    """Refuse a model of another installation. One without an owner is of an older version, and is anybody's.
+    """Raise an error if the model belongs to another installation. A model without an owner was registered by an older version and is accepted.
 
     Args:
         owner: the registered model's tag.

@@ -1,4 +1,4 @@
-"""Bring a lost champion back: with its alias where only that is gone, else as a new version of the same files. Doing it again changes nothing."""
+"""Restore a lost champion: set the alias again, or register a deleted version again under a new number. Repeating it changes nothing."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ from include.times import stamp
 
 
 class CannotRestore(ValueError):
-    """Nothing was changed; the message says why and what to do."""
+    """The champion cannot be restored. Nothing was changed; the message names the reason and the fix."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What is champion again.
+    """The result of a restore.
 
     Attributes:
-        version: that has the alias now.
-        was: the version that was lost.
+        version: number of the version that has the alias now.
+        was: number of the lost version.
     """
 
     version: str
@@ -30,14 +30,14 @@ class Restored:
 
 
 def restore_champion(project: Project, *, reason: str, by: str, version: str | None = None) -> Restored:
-    """Make the lost champion champion again, also in a frozen project.
+    """Restore the lost champion, also in a frozen project.
 
     Args:
-        version: that is to be champion instead; None: the lost one, or a new version of its files.
+        version: another version to promote. By default the lost version, or a new version with the same files if it was deleted.
 
     Raises:
-        CannotRestore: there is a champion, the version or its files are gone, or it does not answer its golden requests.
-        ledger.Busy: a task is changing what is deployed at this moment.
+        CannotRestore: the project has a champion, the version or its files do not exist, or its golden requests fail.
+        ledger.Busy: a task holds the deployment lock.
     """
     if not reason.strip():
         raise CannotRestore("say why: whoever looks at the version reads it")
@@ -51,7 +51,7 @@ def restore_champion(project: Project, *, reason: str, by: str, version: str | N
         _refuse_unfit(project, chosen)
         tags = versions.get_version(project, chosen).tags
         cutoff, run = tags.get("cutoff") or stamp(), f"restored by {by} at {stamp()}"
-        # The document comes first, as in each rollout: killed between the two, the champion is still lost, and this version is found.
+        # Write the document first, as in each rollout. After a kill between the two writes, a repeated restore finds this version.
         keep(project, Rollout(chosen, versions.aliases(project).get(PREVIOUS), None, "serving", run, cutoff, why))
         versions.move_alias(project, CHAMPION, chosen)
     records.record_end(project, {"version": chosen, "request": None, "cutoff": cutoff}, "deployed", why, cutoff=cutoff, dag_run=run)
@@ -59,7 +59,7 @@ def restore_champion(project: Project, *, reason: str, by: str, version: str | N
 
 
 def _registered_again(project: Project, gone: lost.Lost) -> str:
-    """A new version of the files of a deleted one; the same one, if it was made before."""
+    """Register the files of a deleted version again, and return the number. A version from an earlier attempt is reused."""
     request = next((one.id for one in reversed(ledger.requests(project.name)) if str(one.outcome.get("version")) == gone.version), None)
     made = layout.training(project, request) / "refit.json" if request else None
     if made is None or not made.exists():
@@ -72,7 +72,7 @@ def _refuse_unfit(project: Project, version: str) -> None:
         raise CannotRestore(f"{project.name} has no version {version}. {_others(project)}")
     try:
         promotion.smoke_test(project, version)
-    except Exception as error:  # whatever MLflow, the store or the graph raise
+    except Exception as error:  # MLflow, the store and the graph raise many types
         line = " ".join(str(error).split())[:300]
         raise CannotRestore(f"version {version} cannot be champion: {type(error).__name__}: {line}. {_others(project, but=version)}") from error
 

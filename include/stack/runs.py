@@ -1,4 +1,4 @@
-"""What Airflow's runs of a project's DAGs have come to: which failed, which hang, which DAGs are paused."""
+"""Report the state of a project's DAG runs: failed and hanging runs, paused and missing DAGs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ from include.projects.base import STAGES, Project
 from include.stack.api import FINAL, AirflowApi
 from include.times import iso
 
-# A queued run waits for the run before it; a training may take a day. Each DAG has a time limit of its own, after which Airflow ends the run.
+# A queued run waits for the previous run, and a training can take a day. Each DAG also has a ``dagrun_timeout``.
 LONG = {"queued": timedelta(hours=6), "running": timedelta(hours=26)}
-# Runs of deploy wait for days by design: for looks at a rollout, and for a person.
+# A deploy run can wait for days: for the looks of a rollout, and for an approval.
 PATIENT = ("deploy",)
 SHOWN_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
 class FailedRun:
-    """The newest run of a DAG, if it failed. ``tasks`` are those that failed themselves."""
+    """The newest run of a DAG, if it failed. ``tasks`` excludes tasks that failed because of others."""
 
     dag_id: str
     run_id: str
@@ -37,7 +37,7 @@ class Runs:
 
     Attributes:
         missing: DAGs that Airflow does not know.
-        long: runs that are queued or running for longer than usual, a sentence each.
+        long: runs that exceed the usual time or wait for a missing pool, one sentence each.
     """
 
     missing: tuple[str, ...]
@@ -48,7 +48,7 @@ class Runs:
 
 
 def runs_of(api: AirflowApi, project: str) -> Runs:
-    """Ask Airflow about the DAGs of a project.
+    """Return the state of a project's DAGs.
 
     Raises:
         httpx.HTTPError: Airflow does not answer, or refuses.
@@ -73,15 +73,15 @@ def runs_of(api: AirflowApi, project: str) -> Runs:
 
 
 def failed_tasks(api: AirflowApi, run: dict[str, Any]) -> list[str]:
-    """The tasks of a run that failed themselves, not because of others."""
+    """Return the failed tasks of a run, without tasks that failed because of others."""
     return sorted({task["task_id"] for task in api.task_instances(run["dag_id"], run["dag_run_id"]) if task["state"] == "failed"})
 
 
 def follow(api: AirflowApi, dag_id: str, run_id: str, tell: Callable[[str], None], *, timeout: float, every: float = 1.0) -> str | None:
-    """Wait until a run has ended, and tell of each task that changes its state.
+    """Wait for the end of a run, and report each change of a task's state.
 
     Returns:
-        success or failed; None: it goes on after ``timeout`` seconds.
+        ``success`` or ``failed``, or None if the run still runs after ``timeout`` seconds.
     """
     known: dict[str, str] = {}
     deadline = time.monotonic() + timeout
@@ -101,7 +101,7 @@ def follow(api: AirflowApi, dag_id: str, run_id: str, tell: Callable[[str], None
 
 
 def errors(api: AirflowApi, dag_id: str, run_id: str) -> Iterator[str]:
-    """The last error in the log of each task that failed, a line each."""
+    """Yield the last error in the log of each failed task, one line each."""
     for task in api.task_instances(dag_id, run_id):
         if task["state"] != "failed":
             continue
@@ -121,7 +121,7 @@ def _last_error(content: Any) -> str:
 
 
 def missing_pools(api: AirflowApi, project: Project) -> list[str]:
-    """The pools that a project's trainings need and Airflow does not have: their steps would wait for ever, without an error."""
+    """Return the missing pools of a project's training steps. Airflow keeps tasks of a missing pool in ``scheduled`` without an error."""
     there = {pool["name"] for pool in api.call("GET", "pools", params={"limit": 1000})["pools"]}
     return sorted({"cpu", *(candidate.compute for candidate in project.candidates)} - there)
 

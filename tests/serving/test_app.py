@@ -161,7 +161,8 @@ def test_ready_tells_of_each_part(client):
     details = client.get("/ready").json()
     assert (details["status"], details["lookup"]["state"]) == ("ready", "ready")
     assert details["models"][0] | {"loaded_at": ""} == {
-        "name": NAME, "version": "1", "loaded_at": "", "state": "ready", "error": None, "hash_checked": False, "arms": [], "rollout_error": None
+        "name": NAME, "version": "1", "loaded_at": "", "state": "ready", "error": None, "hash_checked": False, "arms": [], "rollout_error": None,
+        "installation": None,
     }  # fmt: skip
     assert details["registry"]["error"] is None
     assert details["prediction_log"]["errors"] == 0

@@ -354,6 +354,17 @@ def test_another_registrys_version_of_that_number_is_not_taken_for_the_lost_one(
     assert models.document(NAME)["version"] is None
 
 
+@pytest.mark.parametrize(
+    ("tag", "shown"), [("6f9d2c1e-0000-4000-8000-000000000001", "6f9d2c1e-0000-4000-8000-000000000001"), ("<b>x", None), ("a" * 400, None)]
+)
+def test_the_installation_that_trains_a_model_is_shown(registry, follow, tag, shown):
+    registry.add()
+    registry.client.set_registered_model_tag(NAME, "airloop.installation", tag)
+    models = follow()
+    models.poll()
+    assert (models.document(NAME)["installation"], models.document(NAME)["state"]) == (shown, "ready")
+
+
 def test_a_model_without_a_champion_is_unknown_or_waited_for(registry, follow):
     registry.add(champion=False)
     models = follow()

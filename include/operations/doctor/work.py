@@ -1,4 +1,4 @@
-"""The loop's work: requests and drift episodes that wait, runs that failed or hang, DAGs that are paused, and the last backup."""
+"""Check the loop's work: open requests, drift episodes, notices, failed and hanging runs, paused DAGs, age of the last backup."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,12 +15,12 @@ from include.stack.api import AirflowApi
 from include.stack.runs import runs_of
 
 BACKUP_AGE = timedelta(days=7)
-# The sweep of monitor brings on what is overdue in each of its runs. It runs at least daily.
+# Each run of monitor handles overdue requests. It runs at least daily.
 OVERDUE = timedelta(days=2)
 
 
 def requests(_: Settings) -> Iterator[Finding]:
-    """Find requests whose deadline nobody has looked at, the last one that failed, open drift episodes, and notices that the hook did not take."""
+    """Report requests with an expired deadline, the newest request if it failed, open drift episodes, and undelivered notices."""
     for project in all_projects():
         known = ledger.requests(project.name)
         late = [one for one in known if one.live and one.deadline and times.utc_now() - moment(one.deadline) > OVERDUE]
@@ -43,13 +43,13 @@ def requests(_: Settings) -> Iterator[Finding]:
 
 
 def runs(settings: Settings) -> Iterator[Finding]:
-    """Find runs that failed or hang, and DAGs that are paused."""
+    """Report failed and hanging runs, and paused DAGs."""
     for project in all_projects():
         try:
             httpx.get(f"{settings.airflow_url}/api/v2/version", timeout=SERVER_SECONDS, trust_env=False)  # the client tries for longer
             found = runs_of(AirflowApi.of(settings), project.name)
         except httpx.HTTPError:
-            return  # told by the check of Airflow
+            return  # reported by the Airflow check
         for run in found.failed:
             where = f"{settings.airflow_url}/dags/{run.dag_id}/runs/{run.run_id}"
             yield fault("runs", str(run), f"see its log at {where} and docs/runbooks/{run.dag_id.partition('__')[2]}.md; then clear the failed tasks")
@@ -62,7 +62,7 @@ def runs(settings: Settings) -> Iterator[Finding]:
 
 
 def last_backup(settings: Settings) -> Iterator[Finding]:
-    """Compare the last backup's time with now."""
+    """Report the age of the last backup."""
     made = [one for one in ledger.decisions("*", "backup") if one["verdict"] == "saved"]
     if not made:
         yield note("backup", "none was ever made: `airloop backup FILE` saves what the loop cannot do without")
