@@ -31,7 +31,7 @@ LINGER_SECONDS, LINGER_BYTES = 1.0, 2**20
 IDLE, IN_HEAD, IN_BODY = range(3)
 # Seconds beyond the limit for a request, after which a connection is closed without an answer. Before, the front answers 408: the fast path passes a slow
 # body on within two looks, one a second, and the front's own limit begins then. A busy event loop looks later.
-GRACE = 6
+GRACE = 4
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
         # They refer to the connection, and it to them: such a cycle is freed by the garbage collector alone, which looks at old objects once in hours.
         self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
+        self._due.clear()
 
     def pause_writing(self) -> None:
         self._write_paused_at = time.perf_counter()
@@ -227,8 +228,8 @@ class GuardedConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def on_response_complete(self) -> None:
-        # Answers come in the order of their requests.
-        del self._due[0]
+        # Answers come in the order of their requests. After the connection was lost nobody waits for one.
+        del self._due[:1]
         self._after_response()
 
     def _after_response(self) -> None:
