@@ -43,9 +43,9 @@ def test_a_request_is_a_note_until_nobody_looks_at_its_deadline(later):
     asked = ledger.request_retraining("flights", cutoff=CUTOFF, reason="drift", asked_by="run")
     (told,) = work.requests(None)
     assert told.state == "note" and f"request {asked.id} (drift, cutoff {CUTOFF}) is open; next step: train, by " in told.what
-    later(days=2)
+    later(days=2, hours=1)
     assert states(work.requests(None)) == [("requests", "note")]
-    later(days=4)
+    later(days=4, hours=1)
     (told,) = work.requests(None)
     assert told.state == "fault" and "flights__monitor" in told.fix
 
@@ -95,7 +95,7 @@ def test_an_old_backup_is_told(tmp_path, later, profile, state):
     backup.note_backup(archive)
     (told,) = work.last_backup(settings)
     assert told.state == "ok" and str(archive) in told.what
-    later(days=8)
+    later(days=8, hours=1)
     (told,) = work.last_backup(settings)
     assert told.state == state and "8 days ago" in told.what
 
