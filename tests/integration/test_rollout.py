@@ -5,9 +5,11 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 import include.projects.flights as flights
 from include import ledger
@@ -196,7 +198,8 @@ def answer_when_asked(answer: str, seconds: float = 900) -> dict[str, str]:
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with create_session() as session:
+        # Airflow's database is a file that the run writes to: it may be locked for longer than it is waited for.
+        with suppress(OperationalError), create_session() as session:
             waiting = session.query(TaskInstance).filter(TaskInstance.task_id == "approve", TaskInstance.state == "awaiting_input").first()
             if waiting is not None:
                 payload = UpdateHITLDetailPayload(chosen_options=[answer], params_input={"reason": "too dear"})
