@@ -56,6 +56,7 @@ def home(tmp_path, monkeypatch):
         monkeypatch.setenv(f"AIRLOOP_{name}_PORT", str(50000 + port))
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AIRLOOP_ENV_FILE", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # a registry of another test
     get_settings.cache_clear()
     yield tmp_path
     get_settings.cache_clear()
