@@ -17,7 +17,7 @@ from include.outages import away
 # Seconds after which a command that has said nothing says what it does.
 PATIENCE = 4.0
 # They show their progress by themselves.
-TALKATIVE = {"run", "up", "down", "demo", "try", "doctor", "migrate"}
+TALKATIVE = {"up", "down", "demo", "try", "doctor", "migrate"}
 INTERRUPTED = 130
 # Modules of the libraries that speak to each server, and the setting that says where it is.
 SERVERS = (

@@ -75,12 +75,12 @@ def _project_status(name: str, as_json: bool) -> None:
     from include.operations.console import show_project
     from include.operations.project_status import project_status
     from include.projects import get_project
-    from include.registry.client import be_quick
+    from include.registry.client import quick
 
     found = or_exit(get_project, name)
     settings = settings_or_exit()
-    be_quick()
-    said = project_status(settings, found)
+    with quick():
+        said = project_status(settings, found)
     if as_json:
         say_json(said.document())
     else:

@@ -1,6 +1,8 @@
 """The MLflow client of the house; which server, is decided in one place."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mlflow import MlflowClient
 
@@ -12,6 +14,17 @@ def registry_client() -> MlflowClient:
     return tracking_client()
 
 
-def be_quick() -> None:
-    """Have MLflow's client try once, for seconds: for commands that say that a server is away. Left alone it tries for minutes."""
-    os.environ.update({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"})
+@contextmanager
+def quick() -> Iterator[None]:
+    """Let MLflow's client try once, for some seconds, inside the block. By default it retries for minutes, too long for a command that reports an outage."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

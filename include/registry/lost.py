@@ -6,6 +6,7 @@ project like a new one and judge the next model against the baseline only.
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from include import ledger
 from include.projects.base import Project
@@ -46,7 +47,8 @@ def lost_champion(project: Project) -> Lost | None:
     named = versions.aliases(project).get(versions.CHAMPION)
     if named is not None:
         return None if versions.find_version(project, named) else Lost(project.name, named, deleted=True)
-    version = _by_document(project) or _by_ledger(project)
+    document = _document(project)
+    version = _by_ledger(project) if document is None else _by_document(document)
     if version is None or given_up(project, version):
         return None
     return Lost(project.name, version, deleted=versions.find_version(project, version) is None)
@@ -70,18 +72,22 @@ def give_up(project: Project, lost: Lost, *, by: str, reason: str) -> None:
     )  # fmt: skip
 
 
-def _by_document(project: Project) -> str | None:
-    """Return the champion according to the rollout document, which is written before an alias moves."""
-    text = versions.model_tag(project, versions.ROLLOUT)
-    document = json.loads(text) if text else {}
+def _document(project: Project) -> dict[str, Any] | None:
+    """Return the rollout document, which is written before an alias moves; None if it does not exist or cannot be read."""
+    try:
+        document = json.loads(versions.model_tag(project, versions.ROLLOUT) or "null")
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _by_document(document: dict[str, Any]) -> str | None:
     found = document.get("version") if document.get("state") in PROMOTED else document.get("previous")
     return str(found) if found else None
 
 
 def _by_ledger(project: Project) -> str | None:
-    """Return the champion according to the decisions of ``deploy``. Used if the registered model was deleted, including its rollout document."""
-    if versions.model_tag(project, versions.ROLLOUT):
-        return None
+    """Return the champion according to the decisions of ``deploy``. Used if there is no rollout document, as after the registered model was deleted."""
     standing: list[str] = []
     for one in sorted(ledger.decisions(project.name, "deploy"), key=lambda one: one["recorded_at"]):
         version = one["subject"].partition(",")[0].removeprefix("version ")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from include.operations.doctor import loop, machine, projects, servers, stores, wiring, work
 from include.operations.doctor.finding import Finding, fault
-from include.registry.client import be_quick
+from include.registry.client import quick
 from include.settings import Settings
 
 Check = Callable[[Settings], Iterable[Finding]]
@@ -42,11 +42,11 @@ def examine(settings: Settings, tell: Callable[[Finding], None] = lambda finding
     Args:
         tell: called with each finding at once.
     """
-    be_quick()
     found = []
     for name, check in CHECKS:
         try:
-            findings = list(check(settings))
+            with quick():
+                findings = list(check(settings))
         except Exception as error:  # one check that does not know an error must not hide what the others find
             findings = [fault(name, f"the check itself ended with {type(error).__name__}: {_line(error)}", "mend what it names; if it names nothing, tell us")]
         for finding in findings:

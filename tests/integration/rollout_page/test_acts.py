@@ -12,7 +12,9 @@ from include.registry.client import registry_client
 from include.rollout import by_hand
 from include.rollout.document import changing
 from include.settings import REPOSITORY, get_settings
+from include.times import stamp
 from tests.integration.rollout_page.browsing import CUTOFF, PAGE, PROJECT, act, champion, token, words
+from tests.serving.stand import wait_for
 
 pytestmark = [pytest.mark.timeout(1200)]
 
@@ -110,6 +112,8 @@ def test_freeze_and_thaw_are_on_record_with_the_users_name(as_):
     assert "by olga in the UI: audit until Friday (`airloop thaw flights` ends it)" in str(ledger.freeze_of("flights"))
     assert 'action="thaw"' in done.text and 'action="freeze"' not in done.text
     assert act(olga, "roll_back").status_code == 200  # also in a frozen project
+    since = ledger.freeze_of("flights").since
+    wait_for(lambda: stamp() > since, 5)  # decisions are told in their order, which is known to the second
     thawed = act(as_("eddie"), "thaw", reason="")
     assert thawed.status_code == 200 and "Thawed; it was so: flights is frozen since" in words(thawed) and ledger.freeze_of("flights") is None
     ends = [(d["verdict"], d["subject"].partition(" by ")[2]) for d in ledger.decisions("flights", "freeze")]

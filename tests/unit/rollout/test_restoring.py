@@ -87,6 +87,15 @@ def test_a_loss_is_seen_in_each_state_of_a_rollout(champion, registry, state):
     assert lost.lost_champion(champion).version == ("3" if state == "promoted" else "2")
 
 
+@pytest.mark.parametrize("edited", ["no json", "[]", "7", '"text"'])
+def test_a_document_that_somebody_edited_hides_no_loss(champion, registry, edited):
+    for subject in ("version 1, first", "version 2, second"):
+        ledger.decide(champion.name, "deploy", subject, verdict="deployed", reasons=[], cutoff=CUTOFF)
+    registry.set_registered_model_tag(champion.name, versions.ROLLOUT, edited)
+    alias_removed(champion, registry)
+    assert lost.lost_champion(champion).version == "2"
+
+
 def test_an_alias_that_was_taken_away_is_set_again(champion, registry, loaded):
     alias_removed(champion, registry)
     assert restoring.restore_champion(champion, **REASON) == restoring.Restored("2", "2")
