@@ -19,11 +19,11 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
-help:  ## this list
+help:  ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(STAMP)  ## the virtual environment .venv with everything that requirements.txt locks
+setup: $(STAMP)  ## create the virtual environment .venv with everything that requirements.txt locks
 
 $(STAMP): requirements.txt pyproject.toml
 	@started=$$(date +%s.%N); \
@@ -40,76 +40,81 @@ $(STAMP): requirements.txt pyproject.toml
 	printf '{"setup_s": %.1f}\n' "$$(echo "$$(date +%s.%N) $$started" | awk '{print $$1 - $$2}')" | tee data/setup.json
 
 .PHONY: up down status demo try new-project
-up: setup  ## start Airflow, MLflow and serving; wait until each answers; print addresses and login
+up: setup  ## start Airflow, MLflow and serving, wait until each answers, print addresses and login
 	@$(BIN)/airloop up
-down: setup  ## stop all of it, leaving no process behind
+down: setup  ## stop all services and their processes
 	@$(BIN)/airloop down
-status: setup  ## what runs where
+status: setup  ## show the state, process and address of each service
 	@$(BIN)/airloop status
-demo: setup  ## the whole loop on a year of real flights, with the served model's figures at the end
+demo: setup  ## replay a year of real flights through the whole loop and print the served model's metrics
 	@$(BIN)/airloop demo
-try: setup  ## one stage as its real DAG on a sample, in a scratch store: make try PROJECT=flights STAGE=train [ROWS=5000]
+try: setup  ## run one stage as its real DAG on a sample, in a scratch store: make try PROJECT=flights STAGE=train [ROWS=5000]
 	@$(BIN)/airloop try $(PROJECT) $(STAGE) $(if $(ROWS),--rows $(ROWS))
 new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=binary
 	@$(BIN)/airloop new-project $(NAME) $(if $(KIND),--kind $(KIND))
 
 .PHONY: secrets
 PROFILE ?= compose
-secrets: setup  ## the settings file .env of a profile, with a secret of its own in each place: make secrets [PROFILE=kubernetes]
+secrets: setup  ## create the settings file .env of a profile with generated secrets: make secrets [PROFILE=kubernetes]
 	@$(BIN)/airloop secrets --profile $(PROFILE) --file $(ENV_FILE)
 
-.PHONY: lint format test test-loop test-liveness test-cluster soak-cluster soak-serving soak-attacks
-lint: setup  ## style, types and the walls between the rooms
+.PHONY: lint format test test-fast test-loop test-liveness test-cluster soak-cluster soak-serving soak-attacks
+lint: setup  ## check style, types, prose and the import rules between the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-format: setup  ## let ruff lay out the code and mend what it can
+	$(BIN)/python -m docs.prose_check
+format: setup  ## format the code and apply automatic fixes with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-test: lint  ## everything: lint, then the fast tests, then those that start real services
-	$(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile
-	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile --no-loadscope-reorder # much of it waiting, so one more than two cores; the whole loops first
+test: lint  ## run lint, then the fast tests, then the tests that start real services
+	@# A failed fast test does not hide what the other tests find. Much of them waits: one process more than two cores, the longest files first.
+	fast=0; $(BIN)/pytest tests/unit tests/architecture tests/dags -n 2 --dist loadfile --junitxml data/junit/fast.xml || fast=$$?; \
+	$(BIN)/pytest tests/loop tests/cluster tests/serving tests/integration -n 3 --dist loadfile --no-loadscope-reorder --junitxml data/junit/servers.xml && exit $$fast
 	@echo "skipped: tests/images (builds all images, with Podman and as root): make test-images"
-test-liveness: setup  ## kills, lost events, pauses and cleared runs at random: the loop goes on: make test-liveness [EXAMPLES=10000]
+test-fast: lint  ## run lint, then the tests that need neither servers nor minutes
+	$(BIN)/pytest tests/unit tests/architecture tests/dags -m "not slow" -n 2 --dist loadfile --junitxml data/junit/fast.xml
+test-liveness: setup  ## test that the loop survives random kills, lost events, pauses and cleared runs: make test-liveness [EXAMPLES=10000]
 	AIRLOOP_TEST_LIVENESS_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/pytest tests/unit/loop/test_liveness.py
-test-cluster: setup  ## training pods on the cluster that KUBECONFIG names, every failure made for real (see tests/cluster/conftest.py)
-	AIRLOOP_TEST_SLOW=yes $(BIN)/pytest tests/cluster
-soak-cluster: setup  ## the failures of training pods, ten times each; the result goes to bench/results/soak_cluster.json
+test-cluster: setup  ## test training pods with real failures on the cluster of KUBECONFIG (see tests/cluster/conftest.py), each [REPEATS=2] times
+	AIRLOOP_TEST_SLOW=yes AIRLOOP_TEST_REPEATS=$(or $(REPEATS),2) $(BIN)/pytest tests/cluster
+soak-cluster: setup  ## repeat each failure of training pods ten times, and write bench/results/soak_cluster.json
 	@$(BIN)/python -m bench.soak_cluster $(if $(TIMES),--times $(TIMES))
-soak-serving: setup  ## good and bad requests for half an hour: no fault, no hang, steady memory; the result goes to bench/results/serving_soak.json
+soak-serving: setup  ## send good and bad requests for half an hour, check for faults, hangs and memory growth, and write bench/results/serving_soak.json
 	@$(BIN)/python -m bench.serving_soak $(if $(MINUTES),--minutes $(MINUTES))
-soak-attacks: setup  ## attackers beside a well-behaved client for ten minutes: no error, no slower, steady memory; the result goes to bench/results/soak_attacks.json
+soak-attacks: setup  ## attack serving for ten minutes, check a well-behaved client and memory growth, and write bench/results/soak_attacks.json
 	@$(BIN)/python -m bench.soak_attacks $(if $(MINUTES),--minutes $(MINUTES))
-test-loop: setup  ## a short replay through a real stack: reruns of every DAG, kill -9 of tasks
+test-loop: setup  ## replay a short period through a real stack, with reruns of every DAG and kill -9 of tasks
 	$(BIN)/pytest -x tests/loop
 
 .PHONY: mutate
-mutate: setup  ## how many small changes of the code the tests notice, on a sample of each room: make mutate [ROOM=gate] [SAMPLE=60]; the result goes to bench/results/mutants.json
+mutate: setup  ## measure how many code mutations the tests detect, and write bench/results/mutants.json: make mutate [ROOM=gate] [SAMPLE=60]
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.mutants $(if $(ROOM),--room $(ROOM)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench-serving bench-parse bench-loop bench-check bench-pods bench-reading
-bench-reading: setup  ## files of which it is known what is in them (dialects, encodings, Arrow's types, hostile Parquet, JSON): 0 may be read wrong; the result goes to bench/results/reading.json
+bench-reading: setup  ## read files with known content (dialects, encodings, Arrow's types, hostile Parquet, JSON), and write the errors (0 allowed) to bench/results/reading.json
 	@$(BIN)/python -m bench.bench_reading $(if $(SEED),--seed $(SEED))
-bench-check: setup  ## recompute the demo's figures from the prediction log and the raw data, independently
+bench-check: setup  ## recompute the demo's metrics independently from the prediction log and the raw data
 	@$(BIN)/python -m bench.check_demo
-bench-parse: setup  ## what parsing the DAG files costs beside a file that only imports airflow.sdk
+bench-parse: setup  ## compare the parse time of the DAG files with that of a file that only imports airflow.sdk
 	@$(BIN)/python -m bench.bench_parse
-bench-pods: setup  ## what Airflow and Kubernetes add to a training pod: from the task's start to user code, from the pod's end to the task's
+bench-pods: setup  ## measure the overhead of Airflow and Kubernetes before and after a training pod
 	@$(BIN)/python -m bench.bench_pods $(if $(RUNS),--runs $(RUNS))
-bench-serving: setup  ## serving beside mlflow models serve, MLServer, BentoML and the bare server; the result goes to bench/results/serving.json
+bench-serving: setup  ## compare serving with mlflow models serve, MLServer, BentoML and the bare server, and write bench/results/serving.json
 	@$(BIN)/python -m bench.bench_serving $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
-bench-loop: setup  ## what Airflow adds to the work itself, stage by stage
+bench-loop: setup  ## measure the overhead of Airflow for each stage
 	@$(BIN)/python -m bench.bench_loop
 
 .PHONY: docs
-docs: setup  ## docs/DAGs.md from the DAGs themselves, docs/lifecycle.md from the states, .env.<profile>.example from the settings
+docs: setup  ## generate docs/DAGs.md, docs/lifecycle.md, docs/adr/README.md and .env.<profile>.example from the code
 	@$(BIN)/python -m docs.dags_page
 	@$(BIN)/python -m docs.lifecycle_page
+	@$(BIN)/python -m docs.adr_index
 	@$(BIN)/python -m docs.settings_files
 
 .PHONY: lock
-lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the versions that still fit
+lock: setup  ## resolve pyproject.toml into requirements.txt again, and keep the versions that still fit
 	@# For all of 3.11 (--python-version), whichever it runs on: Debian 12's Python is 3.11.2.
 	$(UV) pip compile --quiet --group dev --python $(BIN)/python --python-version 3.11.0 --no-header --no-annotate --no-emit-find-links --no-emit-index-url \
 	  --output-file requirements.txt pyproject.toml
@@ -121,7 +126,7 @@ lock: setup  ## resolve pyproject.toml again into requirements.txt, keeping the 
 IMAGES := airflow mlflow serving training
 ENGINE ?= docker
 .PHONY: images-lock images test-images
-images-lock: setup  ## the images' locks from their requirements.in, with the versions of requirements.txt
+images-lock: setup  ## compile the images' locks from their requirements.in with the versions of requirements.txt
 	@for image in $(IMAGES); do \
 	  lock=deploy/images/$$image/requirements.txt; \
 	  $(UV) pip compile --quiet --no-annotate --no-header --no-emit-find-links --no-emit-index-url --python $(BIN)/python --python-version 3.11.0 \
@@ -141,14 +146,14 @@ COMPOSE ?= docker compose
 ENV_FILE ?= .env
 COMPOSE_TIMEOUT ?= 900
 .PHONY: compose-up compose-down test-compose
-compose-up:  ## docker-compose.yaml: build what changed, start everything, wait until it is well (secrets first: make secrets)
+compose-up:  ## build changed images of docker-compose.yaml, start all services and wait until they are healthy (first: make secrets)
 	@test -f $(ENV_FILE) || { echo "make: there is no $(ENV_FILE), the settings with the secrets; make it: make secrets" >&2; exit 1; }
 	@GIT_SHA=$$(git describe --always --dirty --abbrev=40) $(COMPOSE) --env-file $(ENV_FILE) build
 	@$(COMPOSE) --env-file $(ENV_FILE) up --detach --no-build || echo "make: not all of it started; waiting says who" >&2
 	@$(PYTHON) deploy/compose/wait.py --engine $(ENGINE) --project "$${COMPOSE_PROJECT_NAME:-airloop}" --timeout $(COMPOSE_TIMEOUT)
-compose-down:  ## stop it; the data stay in the volumes (VOLUMES=yes takes them away too)
+compose-down:  ## stop the services of docker-compose.yaml and keep their volumes (VOLUMES=yes removes them)
 	@$(COMPOSE) --env-file $(ENV_FILE) --profile celery --profile tools down $(if $(VOLUMES),--volumes)
-test-compose: setup  ## docker-compose.yaml really run, with Podman and stand-ins for the images of others (as root; minutes)
+test-compose: setup  ## test docker-compose.yaml with Podman and substitutes for third-party images (as root, takes minutes)
 	$(BIN)/pytest -s tests/compose
-test-images: setup  ## build the images without a registry (Podman, a base by debootstrap; as root) and run them as pods would
+test-images: setup  ## build the images without a registry (Podman, a debootstrap base, as root) and run them as pods would
 	$(BIN)/pytest tests/images

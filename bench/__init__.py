@@ -1,1 +1,4 @@
-"""Benchmarks and checks, each run by one command, each against a named peer or limit; what they found lies in ``bench/results``."""
+"""Contain the benchmarks and checks.
+
+One command runs each of them, against a named peer or limit. The results are in ``bench/results``.
+"""

@@ -1,6 +1,7 @@
-"""Attacks on a serving process of this machine, at bounded rates, from a process of their own (``python -m bench.attacks``).
+"""Attack a serving process on this machine at bounded rates (``python -m bench.attacks``).
 
-Each kind runs in its own thread until the time is over. Its connections come from a loopback address of its own, and only to loopback.
+The attacks run in a separate process, and each kind in its own thread until the time is over. Each
+kind connects from its own loopback address, and only to loopback.
 """
 
 import json
@@ -21,7 +22,10 @@ INNER = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def shapes(path: str) -> list[bytes]:
-    """Requests that two readers may understand differently, each with another request in or behind it."""
+    """Return requests that two parsers may read differently.
+
+    Each contains another request or is followed by one.
+    """
     target = path.encode()
     post = b"POST %b HTTP/1.1\r\nHost: localhost\r\n" % target
     length = b"Content-Length: %d\r\n" % len(INNER)
@@ -48,7 +52,7 @@ def shapes(path: str) -> list[bytes]:
 
 
 class Attack:
-    """What the attackers share: where they send, until when, and what they met."""
+    """The attackers' shared state: the target, the end time, and counts of the responses."""
 
     def __init__(self, port: int, path: str, key: str, until: float) -> None:
         self.port, self.path, self.key, self.until = port, path, key, until
@@ -58,12 +62,12 @@ class Attack:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE, source_address=(f"127.0.1.{number}", 0))
 
     def every(self, seconds: float, one: Callable[[], Any], kind: str) -> None:
-        """Do one thing again and again."""
+        """Repeat an attack at this interval, and count the outcomes."""
         while time.monotonic() < self.until:
             began = time.monotonic()
             try:
-                said = one()
-                self.met[f"{kind} {said}"] += 1
+                outcome = one()
+                self.met[f"{kind} {outcome}"] += 1
             except OSError as error:
                 self.met[f"{kind} {type(error).__name__}"] += 1
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
@@ -120,7 +124,7 @@ class Attack:
         self.every(0.02, one, "idle")
 
     def flood(self) -> None:
-        """One key that asks far more often than it may, in rows too."""
+        """Send far more requests and rows with one key than it may."""
         rows = [dict(zip(serving_model.FEATURES, row, strict=True)) for row in serving_model.samples(100).tolist()]
         body = json.dumps({"instances": rows}).encode()
         head = f"POST {self.path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {self.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -140,7 +144,9 @@ class Attack:
 
     def heads_without_bodies(self) -> None:
         held: list[socket.socket] = []
-        head = f"POST {self.path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {self.key}\r\nContent-Length: 4000000\r\n\r\n".encode()
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {self.key}\r\nContent-Length: 4000000\r\n\r\n".encode()
+        )
 
         def one() -> str:
             held.append(self.connect(6))
@@ -162,21 +168,24 @@ class Attack:
 
 
 def _status(client: socket.socket) -> str:
-    """Read a whole answer and return its status."""
+    """Read a complete response and return its status."""
     came = b""
     while b"\r\n\r\n" not in came:
         if not (more := client.recv(65536)):
             raise ConnectionError("closed")
         came += more
-    said, _, rest = came.partition(b"\r\n\r\n")
-    left = int(said.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]) - len(rest)
+    head, _, rest = came.partition(b"\r\n\r\n")
+    left = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]) - len(rest)
     while left > 0:
         left -= len(client.recv(65536)) or left
-    return said[9:12].decode()
+    return head[9:12].decode()
 
 
 def main() -> None:
-    """Read a plan as JSON from standard input (``port``, ``path``, ``key``, ``seconds``); write what the attackers met."""
+    """Read a plan as JSON from standard input and write the counts of the responses.
+
+    The plan contains ``port``, ``path``, ``key`` and ``seconds``.
+    """
     plan = json.load(sys.stdin)
     met = Attack(plan["port"], plan["path"], plan["key"], time.monotonic() + plan["seconds"]).run()
     print(json.dumps(dict(sorted(met.items()))))

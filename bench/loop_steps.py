@@ -1,12 +1,16 @@
-"""The work of one pass of the loop, task by task, called directly: what ``bench_loop`` holds Airflow against.
+"""Run the work of one pass of the loop by direct calls, as the reference for ``bench_loop``.
 
-    python -m bench.loop_steps step NAME STATE      one step in this interpreter, as a line of a shell script
-    python -m bench.loop_steps worker               reads a state per line, runs all steps of each in this interpreter
-    python -m bench.loop_steps prepare SINCE UNTIL  what is upstream's business: drops the files, sets the clock
+    python -m bench.loop_steps step NAME STATE
+        Run one step in this interpreter, like a line of a shell script.
+    python -m bench.loop_steps worker
+        Read one state per line, and run all steps of each in this interpreter.
+    python -m bench.loop_steps prepare SINCE UNTIL
+        Do the work of the upstream: drop the files and set the clock.
 
-Each step is what one task of the DAGs does. Tasks that only write a line into the ledger or hand a value on (decide_cutoff, announce_...,
-claim_request, choose_candidates, the short circuits) are part of the step before or after them: a shell script would not start an interpreter for
-those. What steps hand on lies in STATE, a JSON file with ``cutoff`` and ``run`` in it.
+Each step does the work of one task of the DAGs. Some tasks only write a row into the ledger or pass
+a value on: decide_cutoff, announce_..., claim_request, choose_candidates, the short circuits. They
+are part of the step before or after them, because a shell script would not start an interpreter for
+them. Steps pass their results on in STATE, a JSON file that contains ``cutoff`` and ``run``.
 """
 
 import json
@@ -27,7 +31,9 @@ def ingest(source: str) -> Callable[[State], None]:
 
         project = _project()
         report = layout.report(project, f"{PROJECT}__ingest", state["run"], f"ingest_{source}")
-        state.setdefault("ingested", []).append(ingest.ingest_source(project, project.source(source), state["cutoff"], report))
+        state.setdefault("ingested", []).append(
+            ingest.ingest_source(project, project.source(source), state["cutoff"], report)
+        )
 
     return step
 
@@ -36,7 +42,9 @@ def finish_ingest(state: State) -> None:
     from include import ledger
     from include.data.refused import explain_refused
 
-    ledger.record_stage(PROJECT, "ingest", state["cutoff"], dag_run=state["run"], summary={"sources": state["ingested"]})
+    ledger.record_stage(
+        PROJECT, "ingest", state["cutoff"], dag_run=state["run"], summary={"sources": state["ingested"]}
+    )
     explain_refused(_project(), state["ingested"])
 
 
@@ -49,7 +57,13 @@ def compute_features(state: State) -> None:
 def validate_features(state: State) -> None:
     from include.features.validate import validate_staged
 
-    validate_staged(_project(), state["cutoff"], dag_id=f"{PROJECT}__build_features", run_id=state["run"], task_id="validate_features")
+    validate_staged(
+        _project(),
+        state["cutoff"],
+        dag_id=f"{PROJECT}__build_features",
+        run_id=state["run"],
+        task_id="validate_features",
+    )
 
 
 def publish_features(state: State) -> None:
@@ -63,7 +77,9 @@ def materialize_features(state: State) -> None:
     from include.features import build
 
     build.materialize(_project(), state["cutoff"])
-    ledger.record_stage(PROJECT, "build_features", state["cutoff"], dag_run=state["run"], summary={"versions": state["versions"]})
+    ledger.record_stage(
+        PROJECT, "build_features", state["cutoff"], dag_run=state["run"], summary={"versions": state["versions"]}
+    )
 
 
 def predict_due(state: State) -> None:
@@ -77,7 +93,9 @@ def predict_due(state: State) -> None:
 def measure_performance(state: State) -> None:
     from include.monitoring.reports import publish_performance
 
-    state["performance"] = publish_performance(_project(), state["cutoff"], f"{PROJECT}__monitor", state["run"], "measure_performance")
+    state["performance"] = publish_performance(
+        _project(), state["cutoff"], f"{PROJECT}__monitor", state["run"], "measure_performance"
+    )
 
 
 def report_drift(state: State) -> None:
@@ -108,7 +126,10 @@ def build_training_set(state: State) -> None:
     fits = fits_of(project, request, state["basis"])
     lines = {f"fit_{a['candidate']}": _training_step(state, "fit", a, f"fit-{a['candidate']}") for a in fits}
     manifests = [_manifest(state, f"fit-{a['candidate']}") for a in fits]
-    state["lines"] = {**lines, "evaluate": _training_step(state, "evaluate", {**state["basis"], "fits": manifests}, "evaluate")}
+    state["lines"] = {
+        **lines,
+        "evaluate": _training_step(state, "evaluate", {**state["basis"], "fits": manifests}, "evaluate"),
+    }
 
 
 def apply_gate(state: State) -> None:
@@ -116,9 +137,13 @@ def apply_gate(state: State) -> None:
     from include.registry import requests
 
     project, evaluation = _project(), _manifest(state, "evaluate")
-    verdict = requests.apply_gate(project, evaluation, layout.report(project, f"{PROJECT}__train", state["run"], "apply_gate"))
+    verdict = requests.apply_gate(
+        project, evaluation, layout.report(project, f"{PROJECT}__train", state["run"], "apply_gate")
+    )
     shared = {name: state["basis"][name] for name in ("request", "training_set")}
-    state["lines"]["refit"] = _training_step(state, "refit", {**shared, "evaluation": evaluation, "verdict": verdict}, "refit")
+    state["lines"]["refit"] = _training_step(
+        state, "refit", {**shared, "evaluation": evaluation, "verdict": verdict}, "refit"
+    )
 
 
 def register(state: State) -> None:
@@ -135,22 +160,35 @@ def register(state: State) -> None:
 def smoke_test(state: State) -> None:
     from include.rollout import promotion, records
 
-    refused = state["version"]["gate"] == "refused"  # then a person deploys it, here as in Airflow, so that each pass deploys
-    state["chosen"] = records.chosen_version(_project(), [state["version"]], state["version"]["version"] if refused else None)
+    # Each pass must deploy. So a refused version is deployed as by a person, here as in Airflow.
+    refused = state["version"]["gate"] == "refused"
+    state["chosen"] = records.chosen_version(
+        _project(), [state["version"]], state["version"]["version"] if refused else None
+    )
     promotion.smoke_test(_project(), state["chosen"]["version"])
 
 
 def roll_out(state: State) -> None:
     from include.rollout.report import advance_and_report
 
-    advance_and_report(_project(), state["chosen"]["version"], state["chosen"], state["cutoff"], f"{PROJECT}__deploy", state["run"], "roll_out")
+    advance_and_report(
+        _project(),
+        state["chosen"]["version"],
+        state["chosen"],
+        state["cutoff"],
+        f"{PROJECT}__deploy",
+        state["run"],
+        "roll_out",
+    )
 
 
 def promote(state: State) -> None:
     from include.rollout import promotion
 
     chosen = state["chosen"]
-    promotion.promote(_project(), chosen["version"], dag_run=state["run"], cutoff=state["cutoff"], by_person=chosen["by_person"])
+    promotion.promote(
+        _project(), chosen["version"], dag_run=state["run"], cutoff=state["cutoff"], by_person=chosen["by_person"]
+    )
 
 
 def wait_for_serving(state: State) -> None:
@@ -163,13 +201,19 @@ def finish_deploy(state: State) -> None:
     from include.rollout import promotion, records
 
     promotion.confirm(_project(), state["chosen"]["version"], state["run"])
-    records.record_end(_project(), state["chosen"], "deployed", "serving serves it", cutoff=state["cutoff"], dag_run=state["run"])
+    records.record_end(
+        _project(), state["chosen"], "deployed", "serving serves it", cutoff=state["cutoff"], dag_run=state["run"]
+    )
 
 
 def steps() -> dict[str, Callable[[State], None] | None]:
-    """Name -> step, in the order of a pass. None: a training step; its command line is in ``state["lines"]`` by then."""
+    """Return the steps by name, in the order of a pass.
+
+    The value is None for a training step. Its command line is in ``state["lines"]`` when it runs.
+    """
     project = _project()
-    first = [s.name for s in project.sources if not s.references]  # what others refer to comes first
+    # Sources that others refer to are ingested first.
+    first = [s.name for s in project.sources if not s.references]
     then = [s.name for s in project.sources if s.references]
     fits = [f"fit_{name}" for name in (*(c.name for c in project.candidates), "baseline_rule")]
     return {
@@ -186,7 +230,7 @@ def steps() -> dict[str, Callable[[State], None] | None]:
 
 
 def run_all(state: State) -> dict[str, float]:
-    """All steps in this interpreter; gives the seconds of each."""
+    """Run all steps in this interpreter and return the seconds of each."""
     from include.training.__main__ import main as training
 
     taken = {}
@@ -198,7 +242,7 @@ def run_all(state: State) -> dict[str, float]:
 
 
 def import_everything() -> None:
-    """Everything that any step imports: the third-party libraries and our own rooms."""
+    """Import every module that a step needs: third-party libraries and our own packages."""
     from importlib import import_module
 
     third_party = (
@@ -214,17 +258,40 @@ def import_everything() -> None:
         "mlflow",
         "matplotlib.pyplot",
     )
-    ours = ("data.ingest", "data.refused", "features.build", "features.validate", "features.training_set", "scoring.batch", "monitoring.reports")
-    rooms = ("monitoring.episodes", "training.steps", "training.evaluation", "training.tracking", "registry.requests", "registry.versions", "rollout.records")
-    for name in (*third_party, "great_expectations", "feast", "evidently", *(f"include.{room}" for room in (*ours, *rooms))):
+    ours = (
+        "data.ingest",
+        "data.refused",
+        "features.build",
+        "features.validate",
+        "features.training_set",
+        "scoring.batch",
+        "monitoring.reports",
+    )
+    rooms = (
+        "monitoring.episodes",
+        "training.steps",
+        "training.evaluation",
+        "training.tracking",
+        "registry.requests",
+        "registry.versions",
+        "rollout.records",
+    )
+    for name in (
+        *third_party,
+        "great_expectations",
+        "feast",
+        "evidently",
+        *(f"include.{room}" for room in (*ours, *rooms)),
+    ):
         import_module(name)
 
 
 def prepare(since: str, until: str) -> None:
     """Drop the files published in (since, until] and set the project's clock."""
     from include import ledger
+    from include.data import feed
 
-    _project().module("feed").drop(_project(), since=ledger.moment(since), until=ledger.moment(until))
+    feed.drop(_project(), since=ledger.moment(since), until=ledger.moment(until))
     ledger.set_clock(PROJECT, until)
 
 
@@ -249,13 +316,13 @@ def _manifest(state: State, name: str) -> str:
 
 
 def _training_step(state: State, command: str, arguments: dict[str, Any], name: str) -> list[str]:
-    """The command line after ``python -m include.training``, as the task makes it."""
+    """Return the arguments of ``python -m include.training``, as the task builds them."""
     from include.data import layout
 
-    told = {**arguments, "project": PROJECT, "manifest": _manifest(state, name), "dag_run": state["run"]}
-    told["report"] = str(layout.report(_project(), f"{PROJECT}__train", state["run"], name))
+    options = {**arguments, "project": PROJECT, "manifest": _manifest(state, name), "dag_run": state["run"]}
+    options["report"] = str(layout.report(_project(), f"{PROJECT}__train", state["run"], name))
     line = [command]
-    for key, value in told.items():
+    for key, value in options.items():
         if value is not None:
             line += [f"--{key.replace('_', '-')}", *([value] if isinstance(value, str) else value)]
     return line
@@ -272,11 +339,13 @@ def main(arguments: list[str]) -> None:
     elif command == "step":
         name, file = rest
         state, step = json.loads(Path(file).read_text()), steps()[name]
-        assert step is not None  # its line in the script is `python -m include.training ...`
+        # Training steps run as `python -m include.training ...` instead.
+        assert step is not None
         step(state)
         Path(file).write_text(json.dumps(state))
     elif command == "worker":
-        answers = os.fdopen(os.dup(1), "w")  # what the steps print goes elsewhere
+        # The steps' own output goes to stderr, so that stdout contains only the answers.
+        answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         import_everything()
         print("ready", file=answers, flush=True)
@@ -284,7 +353,11 @@ def main(arguments: list[str]) -> None:
             state = json.loads(line)
             began = time.perf_counter()
             taken = run_all(state)
-            print(json.dumps({"seconds": time.perf_counter() - began, "steps": taken, "version": state["version"]}), file=answers, flush=True)
+            print(
+                json.dumps({"seconds": time.perf_counter() - began, "steps": taken, "version": state["version"]}),
+                file=answers,
+                flush=True,
+            )
     else:
         raise SystemExit(__doc__)
 

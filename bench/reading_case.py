@@ -1,4 +1,4 @@
-"""A file of which it is known what is in it, and what its makers share."""
+"""Define a test file with known content, and the helpers to make such files."""
 
 import csv
 import io
@@ -8,18 +8,24 @@ from typing import Any
 
 AT = "2024-05-01T06:00:00Z"
 MOMENT = datetime(2024, 5, 1, 6, tzinfo=UTC)
-REJECTED = "rejected"  # the row must be: stored exactly is not possible, or it is no value of the type
+# The row must be rejected: its value cannot be stored exactly, or is not a value of the type.
+REJECTED = "rejected"
 
 
 @dataclass
 class Case:
-    """A file for a source with the columns ``name`` (string, key), ``value`` (of ``dtype``) and ``at`` (timestamp).
+    """A file and the expected result of reading it.
+
+    The source has the columns ``name`` (string, key), ``value`` (of ``dtype``) and ``at``
+    (timestamp).
 
     Attributes:
-        values: for each row the value that must be stored, None for no value, or ``REJECTED``; None: the file as a whole must be refused.
-        rules: where the file must be refused, rules that are right.
-        says: a word that a refusal's message must have.
-        either: the file may also be refused, with one of ``rules``: a dialect that is not declared cannot always be told apart.
+        values: For each row the value that must be stored, None for a missing value, or
+            ``REJECTED``. Without a list the whole file must be refused.
+        rules: The rules that may refuse the file.
+        says: A word that the message of a refusal must contain.
+        either: The file may also be refused, with one of ``rules``. An undeclared dialect cannot
+            always be recognized.
     """
 
     corpus: str

@@ -1,7 +1,8 @@
-"""Files of which it is known, from how they were made, what is in them: CSV dialects, encodings, Arrow's types, Parquet, JSON, times.
+"""Make files with known content: CSV dialects, encodings, Arrow's types, Parquet, JSON, times.
 
-Nothing here is read by the reader under test. Each case says what each row's value must be, or that the row or the file must be rejected and why.
-The values come from the code that writes the file: Python's csv, json, decimal and datetime modules, and Arrow's own arrays.
+This module does not use the reader under test. Each case gives the expected value of each row, or
+that the row or the file must be rejected and why. The values come from the code that writes the
+file: Python's csv, json, decimal and datetime modules, and Arrow's own arrays.
 """
 
 import csv
@@ -17,7 +18,7 @@ from bench.reading_case import AT, MOMENT, REJECTED, TEXTS, Case, written
 
 
 def cases(seed: int = 0) -> Iterator[Case]:
-    """All of them; the same seed gives the same files."""
+    """Yield all cases. The same seed gives the same files."""
     made = random.Random(seed)
     yield from _dialects(made)
     yield from _encodings()
@@ -27,7 +28,7 @@ def cases(seed: int = 0) -> Iterator[Case]:
     yield from binary_cases(made)
 
 
-# --- CSV -----------------------------------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 DIALECTS: dict[str, dict[str, Any]] = {
     "excel": {},
@@ -51,37 +52,88 @@ def _dialects(made: random.Random) -> Iterator[Case]:
         content = written(rows, **dialect).encode()
         delimiter = dialect.get("delimiter", ",")
         yield Case(f"csv dialect: {title}", "x.csv", content, values=list(texts), declared={"delimiter": delimiter})
-        for text in TEXTS:  # one value a file, so that one file's fault hides no other's
-            yield Case(f"csv dialect: {title}", "x.csv", written([["r0", text, AT]], **dialect).encode(), values=[text], declared={"delimiter": delimiter})
+        # Each file has one value, so that the fault of one value does not hide another.
+        for text in TEXTS:
+            yield Case(
+                f"csv dialect: {title}",
+                "x.csv",
+                written([["r0", text, AT]], **dialect).encode(),
+                values=[text],
+                declared={"delimiter": delimiter},
+            )
         if delimiter != ",":
             yield Case(f"csv dialect, not declared: {title}", "x.csv", content, rules=("unreadable", "missing_column"))
     simple = [["r0", "a", AT], ["r1", "b", AT]]
     for delimiter in ";\t|":
         says = {"\t": "tab"}.get(delimiter, f"'{delimiter}'")
-        yield Case("csv dialect, not declared", "x.csv", written(simple, delimiter=delimiter).encode(), rules=("unreadable", "missing_column"), says=says)
+        yield Case(
+            "csv dialect, not declared",
+            "x.csv",
+            written(simple, delimiter=delimiter).encode(),
+            rules=("unreadable", "missing_column"),
+            says=says,
+        )
     yield Case(
-        "csv dialect: escapes", "x.csv", written([["r0", 'a"b', AT]], doublequote=False, escapechar="\\", quoting=csv.QUOTE_ALL).encode(), rules=("unreadable",)
+        "csv dialect: escapes",
+        "x.csv",
+        written([["r0", 'a"b', AT]], doublequote=False, escapechar="\\", quoting=csv.QUOTE_ALL).encode(),
+        rules=("unreadable",),
     )
-    yield Case("csv dialect: single quotes", "x.csv", written([["r0", "a,b", AT]], quotechar="'").encode(), rules=("unreadable",))
+    yield Case(
+        "csv dialect: single quotes",
+        "x.csv",
+        written([["r0", "a,b", AT]], quotechar="'").encode(),
+        rules=("unreadable",),
+    )
     whole = written([["r0", "a", AT], ["r1", 'b "c" d', AT], ["r2", "e,f", AT]])
-    for end in range(len(whole) - 1, whole.index("r0"), -1):  # cut off at each byte
+    # The file is cut off at each byte.
+    for end in range(len(whole) - 1, whole.index("r0"), -1):
         cut = whole[:end]
-        if end >= len(whole) - 3:  # without its last line end, or less than "Z" lost
+        # Only the last line end is cut off, or not even the whole "Z".
+        if end >= len(whole) - 3:
             continue
-        yield Case("csv cut off", "x.csv", cut.encode(), rules=("unreadable", "empty_file"), says="", values=_whole_rows(cut), either=True)
-    for title, rows in {"a field more": [["r0", "a", AT, "x"]], "a field less": [["r0", "a"]], "mixed": [["r0", "a", AT], ["r1", "b"]]}.items():
+        yield Case(
+            "csv cut off",
+            "x.csv",
+            cut.encode(),
+            rules=("unreadable", "empty_file"),
+            says="",
+            values=_whole_rows(cut),
+            either=True,
+        )
+    for title, rows in {
+        "a field more": [["r0", "a", AT, "x"]],
+        "a field less": [["r0", "a"]],
+        "mixed": [["r0", "a", AT], ["r1", "b"]],
+    }.items():
         yield Case(f"csv: {title}", "x.csv", written(rows).encode(), rules=("unreadable",))
-    for title, header, rule in (("twice", ("name", "value", "value"), "missing_column"), ("another", ("name", "other", "at"), "missing_column")):
+    for title, header, rule in (
+        ("twice", ("name", "value", "value"), "missing_column"),
+        ("another", ("name", "other", "at"), "missing_column"),
+    ):
         yield Case(f"csv header: {title}", "x.csv", written(simple, header=header).encode(), rules=(rule,))
-    yield Case("csv header: extra", "x.csv", written([["r0", "a", AT, "x"]], header=("name", "value", "at", "more")).encode(), rules=("extra_column",))
-    for title, content in {"nothing": b"", "a header": written([]).encode(), "blank lines": b"\n\n\n", "a mark": b"\xef\xbb\xbf"}.items():
+    yield Case(
+        "csv header: extra",
+        "x.csv",
+        written([["r0", "a", AT, "x"]], header=("name", "value", "at", "more")).encode(),
+        rules=("extra_column",),
+    )
+    for title, content in {
+        "nothing": b"",
+        "a header": written([]).encode(),
+        "blank lines": b"\n\n\n",
+        "a mark": b"\xef\xbb\xbf",
+    }.items():
         yield Case(f"csv: {title}", "x.csv", content, rules=("empty_file",))
 
 
 def _whole_rows(cut: str) -> list[Any]:
-    """What may be stored of a file that was cut off: its complete rows; a row whose time was cut off must not be."""
-    found = list(csv.reader(io.StringIO(cut, newline="")))[1:]
-    return [row[1] if len(row) == 3 and row[2] == AT else REJECTED for row in found]
+    """Return the values that may be stored of a file that was cut off.
+
+    Complete rows may be stored. A row with a truncated time must be rejected.
+    """
+    rows = list(csv.reader(io.StringIO(cut, newline="")))[1:]
+    return [row[1] if len(row) == 3 and row[2] == AT else REJECTED for row in rows]
 
 
 ENCODINGS = {
@@ -99,17 +151,51 @@ def _encodings() -> Iterator[Case]:
         values = [row[1] for row in rows]
         content = written(rows).encode(encoding)
         yield Case(f"encoding: {encoding}", "x.csv", content, values=values, declared={"encoding": encoding})
-        lines = "\n".join(json.dumps(dict(zip(("name", "value", "at"), row, strict=True)), ensure_ascii=False) for row in rows)
-        yield Case(f"encoding: {encoding}", "x.jsonl", lines.encode(encoding), values=values, declared={"encoding": encoding})
+        lines = "\n".join(
+            json.dumps(dict(zip(("name", "value", "at"), row, strict=True)), ensure_ascii=False) for row in rows
+        )
+        yield Case(
+            f"encoding: {encoding}", "x.jsonl", lines.encode(encoding), values=values, declared={"encoding": encoding}
+        )
         if not encoding.startswith("utf-8"):
             says = "UTF-" if encoding.startswith("utf") else "looks like"
-            yield Case(f"encoding, not declared: {encoding}", "x.csv", content, rules=("unreadable", "missing_column"), says=says)
-            yield Case(f"encoding, not declared: {encoding}", "x.json", lines.encode(encoding), rules=("unreadable",), says=says)
+            yield Case(
+                f"encoding, not declared: {encoding}",
+                "x.csv",
+                content,
+                rules=("unreadable", "missing_column"),
+                says=says,
+            )
+            yield Case(
+                f"encoding, not declared: {encoding}",
+                "x.json",
+                lines.encode(encoding),
+                rules=("unreadable",),
+                says=says,
+            )
 
 
-# --- numbers in text -----------------------------------------------------------------------------------------------------------------
+# --- numbers in text ------------------------------------------------------------------------------
 
-EDGES = [0, 1, -1, 2**31, 2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 10**18 + 1, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1, 2**64, 10**19, 10**30, 10**400]
+EDGES = [
+    0,
+    1,
+    -1,
+    2**31,
+    2**53 - 1,
+    2**53,
+    2**53 + 1,
+    -(2**53) - 1,
+    10**18 + 1,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**19,
+    10**30,
+    10**400,
+]
 NO_INTEGERS = [
     "1.5",
     "abc",
@@ -169,15 +255,36 @@ FINE_FLOATS = [
     "1e22",
     "1e23",
 ]
-NOT_EXACT = ["9007199254740993", "0.1234567890123456789", "1582218195625938945", "123456789.123456789123456789", "1e-400", "3.14159265358979323846"]
+NOT_EXACT = [
+    "9007199254740993",
+    "0.1234567890123456789",
+    "1582218195625938945",
+    "123456789.123456789123456789",
+    "1e-400",
+    "3.14159265358979323846",
+]
 
 
 def _numbers(made: random.Random) -> Iterator[Case]:
-    values: list[Any] = [*EDGES, *(made.randrange(-(2**64), 2**64) for _ in range(200)), *(made.randrange(2**53, 2**63) for _ in range(200))]
-    for others in ([None], ["n/a"], []):  # beside a missing one, a bad one, nothing
+    values: list[Any] = [
+        *EDGES,
+        *(made.randrange(-(2**64), 2**64) for _ in range(200)),
+        *(made.randrange(2**53, 2**63) for _ in range(200)),
+    ]
+    # The integers are alone, or in a column with a missing value or an invalid one.
+    for others in ([None], ["n/a"], []):
         texts = ["" if v is None else str(v) for v in (*values, *others)]
-        stored = [*(v if -(2**63) <= v < 2**63 else REJECTED for v in values), *(None if v is None else REJECTED for v in others)]
-        yield Case("integers in text", "x.csv", written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(), "int64", stored)
+        stored = [
+            *(v if -(2**63) <= v < 2**63 else REJECTED for v in values),
+            *(None if v is None else REJECTED for v in others),
+        ]
+        yield Case(
+            "integers in text",
+            "x.csv",
+            written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(),
+            "int64",
+            stored,
+        )
         numbers = [json.dumps(o) for o in others]
         rows = ", ".join(f'{{"name": "r{n}", "value": {v}, "at": "{AT}"}}' for n, v in enumerate([*values, *numbers]))
         yield Case("integers in text", "x.json", f"[{rows}]".encode(), "int64", stored)
@@ -187,10 +294,22 @@ def _numbers(made: random.Random) -> Iterator[Case]:
         ("float64", NOT_EXACT, [REJECTED] * len(NOT_EXACT)),
         ("float64", FINE_FLOATS, [float(t) for t in FINE_FLOATS]),
     ):
-        yield Case(f"{dtype} in text", "x.csv", written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(), dtype, stored)
+        yield Case(
+            f"{dtype} in text",
+            "x.csv",
+            written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(),
+            dtype,
+            stored,
+        )
     floats = [made.uniform(-1, 1) * 10.0 ** made.randrange(-300, 300) for _ in range(500)]
     for title, how in (("repr", repr), (".17g", "{:.17g}".format), (".18e", "{:.18e}".format)):
-        yield Case(f"float64 in text: {title}", "x.csv", written([[f"r{n}", how(v), AT] for n, v in enumerate(floats)]).encode(), "float64", list(floats))
+        yield Case(
+            f"float64 in text: {title}",
+            "x.csv",
+            written([[f"r{n}", how(v), AT] for n, v in enumerate(floats)]).encode(),
+            "float64",
+            list(floats),
+        )
     comma = [repr(v).replace(".", ",") for v in floats]
     yield Case(
         "decimal comma",
@@ -200,7 +319,14 @@ def _numbers(made: random.Random) -> Iterator[Case]:
         list(floats),
         declared={"delimiter": ";", "decimal": ","},
     )
-    yield Case("decimal comma, not declared", "x.csv", written([["r0", "1,5", AT]]).encode(), "float64", [REJECTED], says="decimal comma")
+    yield Case(
+        "decimal comma, not declared",
+        "x.csv",
+        written([["r0", "1,5", AT]]).encode(),
+        "float64",
+        [REJECTED],
+        says="decimal comma",
+    )
     yield Case(
         "decimal point where a comma is declared",
         "x.csv",
@@ -211,11 +337,28 @@ def _numbers(made: random.Random) -> Iterator[Case]:
         rules=("missing_column", "unreadable"),
         either=True,
     )
-    words = {"true": True, "TRUE": True, "1": True, "False": False, "0": False, "yes": REJECTED, "t": REJECTED, "2": REJECTED, "1.0": REJECTED, "": None}
-    yield Case("bool in text", "x.csv", written([[f"r{n}", t, AT] for n, t in enumerate(words)]).encode(), "bool", list(words.values()))
+    words = {
+        "true": True,
+        "TRUE": True,
+        "1": True,
+        "False": False,
+        "0": False,
+        "yes": REJECTED,
+        "t": REJECTED,
+        "2": REJECTED,
+        "1.0": REJECTED,
+        "": None,
+    }
+    yield Case(
+        "bool in text",
+        "x.csv",
+        written([[f"r{n}", t, AT] for n, t in enumerate(words)]).encode(),
+        "bool",
+        list(words.values()),
+    )
 
 
-# --- times ---------------------------------------------------------------------------------------------------------------------------
+# --- times ----------------------------------------------------------------------------------------
 
 FINE_TIMES = {
     "2024-05-01T06:00:00Z": MOMENT, "2024-05-01 06:00:00Z": MOMENT, "2024-05-01T06:00Z": MOMENT, "2024-05-01T08:00:00+02:00": MOMENT,
@@ -231,27 +374,66 @@ NO_TIMES = ["2024-05-01T06:00:00", "2024-05-01", "2023-02-29T00:00:00Z", "2024-1
             "yesterday", "12/1/2009 7:45", "2024-05-01T06:00:00.0000001Z", "2024-05-01T06:00:00 CEST", "2024-05-01T06:00:00+25:00",
             "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z",
             "20240501", "2024-5-1T6:00:00Z", "2024-W18-3T06:00:00Z", "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"]  # fmt: skip
-FORMATS = ["%m/%d/%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y%m%d%H%M%S", "%d %b %Y %H:%M", "%d-%b-%y %H:%M:%S", "%Y-%m-%d %I:%M %p", "%d/%m/%Y %H:%M:%S.%f"]
+FORMATS = [
+    "%m/%d/%Y %H:%M",
+    "%d.%m.%Y %H:%M:%S",
+    "%Y%m%d%H%M%S",
+    "%d %b %Y %H:%M",
+    "%d-%b-%y %H:%M:%S",
+    "%Y-%m-%d %I:%M %p",
+    "%d/%m/%Y %H:%M:%S.%f",
+]
 
 
 def _times() -> Iterator[Case]:
     texts, stored = [*FINE_TIMES, *NO_TIMES, ""], [*FINE_TIMES.values(), *([REJECTED] * len(NO_TIMES)), None]
-    yield Case("times in text", "x.csv", written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(), "timestamp", stored)
+    yield Case(
+        "times in text", "x.csv", written([[f"r{n}", t, AT] for n, t in enumerate(texts)]).encode(), "timestamp", stored
+    )
     lines = "\n".join(json.dumps({"name": f"r{n}", "value": t or None, "at": AT}) for n, t in enumerate(texts))
     yield Case("times in text", "x.jsonl", lines.encode(), "timestamp", stored)
     moments = [MOMENT + timedelta(days=37 * n, minutes=n) for n in range(50)]
     for how in FORMATS:
         rows = [[f"r{n}", moment.strftime(how), moment.strftime(how)] for n, moment in enumerate(moments)]
-        yield Case("times by a declared format", "x.csv", written(rows).encode(), "timestamp", list(moments), declared={"date_format": how, "time_zone": "UTC"})
-        yield Case("times by a format, not declared", "x.csv", written(rows).encode(), "timestamp", [REJECTED] * len(rows), says="date_format")
+        yield Case(
+            "times by a declared format",
+            "x.csv",
+            written(rows).encode(),
+            "timestamp",
+            list(moments),
+            declared={"date_format": how, "time_zone": "UTC"},
+        )
+        yield Case(
+            "times by a format, not declared",
+            "x.csv",
+            written(rows).encode(),
+            "timestamp",
+            [REJECTED] * len(rows),
+            says="date_format",
+        )
     local = ["2024-07-01T12:00:00", "2024-01-01T12:00:00", "2024-10-27T02:30:00", "2024-03-31T02:30:00", "2024-07-01"]
-    utc = [datetime(2024, 7, 1, 10, tzinfo=UTC), datetime(2024, 1, 1, 11, tzinfo=UTC), REJECTED, REJECTED, datetime(2024, 6, 30, 22, tzinfo=UTC)]
+    utc = [
+        datetime(2024, 7, 1, 10, tzinfo=UTC),
+        datetime(2024, 1, 1, 11, tzinfo=UTC),
+        REJECTED,
+        REJECTED,
+        datetime(2024, 6, 30, 22, tzinfo=UTC),
+    ]
     rows = [[f"r{n}", t, AT] for n, t in enumerate(local)]
-    yield Case("local times", "x.csv", written(rows).encode(), "timestamp", utc, declared={"time_zone": "Europe/Berlin"})
-    yield Case("local times, not declared", "x.csv", written(rows).encode(), "timestamp", [REJECTED] * len(rows), says="time zone")
+    yield Case(
+        "local times", "x.csv", written(rows).encode(), "timestamp", utc, declared={"time_zone": "Europe/Berlin"}
+    )
+    yield Case(
+        "local times, not declared",
+        "x.csv",
+        written(rows).encode(),
+        "timestamp",
+        [REJECTED] * len(rows),
+        says="time zone",
+    )
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def _json(made: random.Random) -> Iterator[Case]:
@@ -281,8 +463,16 @@ def _json(made: random.Random) -> Iterator[Case]:
         '{"data": [{"name": "r0"}]}', '{"name": "r0"}{"name": "r1"}',
     ]  # fmt: skip
     for text in bad:
-        yield Case("json that is none, or other names", "x.json", text.encode(), rules=("unreadable", "empty_file", "missing_column"))
-    rows = [json.dumps({"name": f"r{n}", "value": made.choice(TEXTS), "at": AT}, ensure_ascii=bool(n % 2)) for n in range(100)]
+        yield Case(
+            "json that is none, or other names",
+            "x.json",
+            text.encode(),
+            rules=("unreadable", "empty_file", "missing_column"),
+        )
+    rows = [
+        json.dumps({"name": f"r{n}", "value": made.choice(TEXTS), "at": AT}, ensure_ascii=bool(n % 2))
+        for n in range(100)
+    ]
     stored_texts = [json.loads(row)["value"] for row in rows]
     for title, text in {
         "list": f"[{','.join(rows)}]",

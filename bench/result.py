@@ -1,4 +1,7 @@
-"""Where a benchmark writes what it found: ``bench/results/<name>.json``, with the machine, the date and the versions it holds for."""
+"""Write benchmark results to ``bench/results/<name>.json``.
+
+Each file also contains the machine, the date and the package versions.
+"""
 
 import json
 import os
@@ -13,19 +16,29 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
 
 
-def write(name: str, found: dict[str, Any], packages: Iterable[str]) -> Path:
-    """Write a result that can be committed: nothing in it names this machine or its folders.
+def write(name: str, figures: dict[str, Any], packages: Iterable[str]) -> Path:
+    """Write a result file that can be committed, and return its path.
 
     Args:
-        name: of the benchmark; the file's stem.
-        found: what it measured, as JSON can hold it.
-        packages: distributions whose versions the figures depend on.
+        name: Name of the benchmark and stem of the file.
+        figures: The measurements, as JSON values.
+        packages: Distributions whose versions affect the measurements.
+
+    Raises:
+        ValueError: The text contains the name of this machine or of its folders.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     target = RESULTS / f"{name}.json"
-    head = {"benchmark": name, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions(packages)}
-    text = json.dumps(head | found, indent=1, allow_nan=False)
-    leaks = [secret for secret in (str(REPOSITORY), str(Path.home()), platform.node()) if len(secret) > 3 and secret in text]
+    head = {
+        "benchmark": name,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": machine(),
+        "versions": versions(packages),
+    }
+    text = json.dumps(head | figures, indent=1, allow_nan=False)
+    leaks = [
+        secret for secret in (str(REPOSITORY), str(Path.home()), platform.node()) if len(secret) > 3 and secret in text
+    ]
     if leaks:
         raise ValueError(f"bench/results/{name}.json would tell of this machine: {leaks}")
     target.write_text(text + "\n")
@@ -33,7 +46,7 @@ def write(name: str, found: dict[str, Any], packages: Iterable[str]) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, cores, memory (GiB), the load of the last minute."""
+    """Return the machine's processor, cores, memory (GiB) and load of the last minute."""
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -44,17 +57,17 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    numbers: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            numbers[package] = None
+    return numbers
 
 
 def quiet_enough(limit: float) -> bool:
-    """Whether the machine has little else to do: load of the last minute below ``limit`` a core."""
+    """Return True if the load of the last minute is below ``limit`` per core."""
     return os.getloadavg()[0] < limit * len(os.sched_getaffinity(0))
 
 

@@ -1,4 +1,7 @@
-"""The one model of the serving benchmark, in every form that a server wants: a HistGradientBoosting of 32 features."""
+"""Make the model of the serving benchmark, in the formats of all servers.
+
+It is a HistGradientBoosting model with 32 features.
+"""
 
 import json
 from hashlib import sha256
@@ -12,7 +15,7 @@ NAME = "bench"
 
 
 def fit():
-    """A classifier of a size that projects have: 100 trees of up to 31 leaves."""
+    """Return a classifier of a typical size: 100 trees of up to 31 leaves."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     random = np.random.default_rng(0)
@@ -25,16 +28,24 @@ def samples(count: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, len(FEATURES))).round(4)
 
 
-def write_bundle(model, folder: Path, *, project: str = NAME, join_keys: tuple[str, ...] = (), looked_up: tuple[str, ...] = ()) -> None:
-    """The model as Airloop's training hands it to serving."""
+def write_bundle(
+    model, folder: Path, *, project: str = NAME, join_keys: tuple[str, ...] = (), looked_up: tuple[str, ...] = ()
+) -> None:
+    """Write the model in the format in which Airloop's training passes it to serving."""
     import onnx
     from onnx import TensorProto, helper
     from skl2onnx import to_onnx
 
-    converted = to_onnx(model, np.zeros((1, len(FEATURES)), "float32"), options={"zipmap": False}, target_opset={"": 22, "ai.onnx.ml": 3})
+    converted = to_onnx(
+        model,
+        np.zeros((1, len(FEATURES)), "float32"),
+        options={"zipmap": False},
+        target_opset={"": 22, "ai.onnx.ml": 3},
+    )
     graph = converted.graph
     probabilities = graph.output[1].name
-    for node in graph.node:  # the house's names of what goes in and comes out
+    # Serving expects Airloop's names of inputs and outputs.
+    for node in graph.node:
         for number, name in enumerate(node.input):
             node.input[number] = "numeric" if name == graph.input[0].name else name
     graph.input[0].name = "numeric"
@@ -53,10 +64,16 @@ def write_bundle(model, folder: Path, *, project: str = NAME, join_keys: tuple[s
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(converted.SerializeToString())
     (folder / "contract.json").write_text(json.dumps(contract))
-    (folder / "golden.json").write_text(json.dumps({"instances": instances, "predictions": expected.tolist(), "tolerance": 1e-4}))
+    (folder / "golden.json").write_text(
+        json.dumps({"instances": instances, "predictions": expected.tolist(), "tolerance": 1e-4})
+    )
 
 
 def write_cache(model, cache: Path, **parts: Any) -> None:
-    """A serving cache that holds the bundle as the last good version: the service starts from it without a registry."""
-    write_bundle(model, cache / NAME / f"1-{sha256(b'bench').hexdigest()[:12]}", **parts)  # serving computes the folder's name
+    """Write a serving cache with the bundle as the last good version.
+
+    The service starts from it without a registry.
+    """
+    # Serving computes the same name of the folder.
+    write_bundle(model, cache / NAME / f"1-{sha256(b'bench').hexdigest()[:12]}", **parts)
     (cache / NAME / "current.json").write_text(json.dumps({"name": NAME, "version": "1", "source": "bench"}))

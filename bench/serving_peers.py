@@ -1,6 +1,6 @@
-"""Who is measured in the serving benchmark: the command that starts each server, and the request that it wants.
+"""Define the servers of the serving benchmark: their start commands and their requests.
 
-All have one worker, and one thread of OpenMP.
+All have one worker and one OpenMP thread.
 """
 
 import json
@@ -22,8 +22,12 @@ from bench import serving_model
 from bench.load import Figures
 from bench.result import REPOSITORY
 
-SKLEARN = "scikit-learn==1.9.1"  # the one that the model is fitted and pickled with
-ENVIRONMENTS = {"mlserver": ["mlserver==1.7.1", "mlserver-sklearn==1.7.1", SKLEARN], "bentoml": ["bentoml==1.4.39", SKLEARN]}
+# The model is fitted and pickled with this version.
+SKLEARN = "scikit-learn==1.9.1"
+ENVIRONMENTS = {
+    "mlserver": ["mlserver==1.7.1", "mlserver-sklearn==1.7.1", SKLEARN],
+    "bentoml": ["bentoml==1.4.39", SKLEARN],
+}
 BENTO = """import bentoml, joblib
 import numpy as np
 
@@ -40,7 +44,7 @@ class Bench:
 
 @dataclass
 class Server:
-    """A running server and how it is asked."""
+    """A server: its command, and the path and body of its requests."""
 
     name: str
     path: str
@@ -60,35 +64,60 @@ class Server:
             )  # fmt: skip
 
     def wait(self, seconds: float) -> None:
-        """Until it answers a prediction.
+        """Wait until the server answers a prediction request.
 
         Raises:
-            TimeoutError: with the end of its log.
+            TimeoutError: The server did not answer in time. The message contains the end of its
+            log.
         """
         content = json.dumps(self.body(serving_model.samples(1)[0].tolist())).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path}", data=content, headers={"Content-Type": "application/json", **self.headers})
-        deadline, said = time.monotonic() + seconds, ""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{self.path}",
+            data=content,
+            headers={"Content-Type": "application/json", **self.headers},
+        )
+        deadline, reason = time.monotonic() + seconds, ""
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(request, timeout=10).read()
                 return
             except urllib.error.HTTPError as error:
-                said = error.read().decode(errors="replace")[:500]
+                reason = error.read().decode(errors="replace")[:500]
             except OSError as error:
-                said = str(error)
+                reason = str(error)
             time.sleep(0.2)
-        raise TimeoutError(f"{self.name} does not answer within {seconds:g} s: {said}\n{(self.folder / f'{self.name}.log').read_text()[-2000:]}")
+        raise TimeoutError(
+            f"{self.name} does not answer within {seconds:g} s: {reason}\n{(self.folder / f'{self.name}.log').read_text()[-2000:]}"
+        )
 
     def cpu(self) -> float:
-        """CPU seconds of the server and what it started."""
+        """Return the CPU seconds of the server and its child processes."""
         assert self.process is not None
         parent = psutil.Process(self.process.pid)
         return sum(sum(one.cpu_times()[:2]) for one in (parent, *parent.children(recursive=True)))
 
-    def load(self, core: int | None, *, seconds: float, warm: float, clients: int, rate: float | None = None, headers: dict[str, str] | None = None) -> Figures:
-        """Ask it, from a process of its own."""
+    def load(
+        self,
+        core: int | None,
+        *,
+        seconds: float,
+        warm: float,
+        clients: int,
+        rate: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Figures:
+        """Load the server from a separate process and return the measurements."""
         bodies = [self.body(row) for row in serving_model.samples(200).tolist()]
-        plan = {"port": self.port, "path": self.path, "bodies": bodies, "seconds": seconds, "warm": warm, "clients": clients, "rate": rate, "headers": headers}
+        plan = {
+            "port": self.port,
+            "path": self.path,
+            "bodies": bodies,
+            "seconds": seconds,
+            "warm": warm,
+            "clients": clients,
+            "rate": rate,
+            "headers": headers,
+        }
         done = subprocess.run(
             [sys.executable, "-m", "bench.load"], input=json.dumps(plan).encode(), capture_output=True, cwd=REPOSITORY, check=True,
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
@@ -109,13 +138,13 @@ class Server:
 
 
 def processes(pid: int) -> list[psutil.Process]:
-    """A process and what it started."""
+    """Return a process and its child processes."""
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def two_cores() -> tuple[int | None, int | None]:
-    """One for a server and one for its load, where there are two."""
+    """Return one core for a server and one for its load, or None twice on a single core."""
     cores = sorted(os.sched_getaffinity(0))
     return (cores[0], cores[1]) if len(cores) > 1 else (None, None)
 
@@ -126,16 +155,38 @@ def named(row: list[float]) -> dict[str, Any]:
 
 def bare(folder: Path) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "bench.bare:app", "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    return Server("bare", "/models/bench/predict", named, command, _made(folder / "bare"), port, {"PYTHONPATH": str(REPOSITORY)})
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "bench.bare:app",
+        "--port",
+        str(port),
+        "--no-access-log",
+        "--log-level",
+        "warning",
+    ]
+    return Server(
+        "bare", "/models/bench/predict", named, command, _made(folder / "bare"), port, {"PYTHONPATH": str(REPOSITORY)}
+    )
 
 
-def airloop(folder: Path, model: Any, name: str = "airloop", *, feature_store: str = "", body: Callable = named, **parts: Any) -> Server:
-    """The service, started from its cache: no registry is away that it would miss. It logs its predictions, as it always does."""
+def airloop(
+    folder: Path, model: Any, name: str = "airloop", *, feature_store: str = "", body: Callable = named, **parts: Any
+) -> Server:
+    """Return the service, started from its cache, so that it does not need a registry.
+
+    It logs its predictions as usual.
+    """
     home, port = _made(folder / name), free_port()
     serving_model.write_cache(model, home / "cache", **parts)
-    store = feature_store or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"
-    (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {store}\n")
+    store = (
+        feature_store
+        or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"
+    )
+    (home / "feature_store.yaml").write_text(
+        f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {store}\n"
+    )
     environment = {
         "PYTHONPATH": str(REPOSITORY), "SERVING_MLFLOW_URI": "http://127.0.0.1:9", "SERVING_CACHE": str(home / "cache"), "SERVING_LOG_ROOT": str(home / "log"),
         "SERVING_FEATURE_REPO": str(home), "SERVING_POLL_SECONDS": "30",
@@ -150,26 +201,70 @@ def mlflow(folder: Path, model: Any) -> Server:
     home, port = _made(folder / "mlflow"), free_port()
     if not (home / "model").exists():
         mlflow.sklearn.save_model(
-            model, str(home / "model"), serialization_format="cloudpickle", pyfunc_predict_fn="predict_proba", pip_requirements=["scikit-learn"]
+            model,
+            str(home / "model"),
+            serialization_format="cloudpickle",
+            pyfunc_predict_fn="predict_proba",
+            pip_requirements=["scikit-learn"],
         )
-    arguments = ["models", "serve", "-m", str(home / "model"), "--env-manager", "local", "--port", str(port), "--workers", "1"]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    return Server("mlflow", "/invocations", lambda row: {"inputs": [row]}, [sys.executable, "-m", "mlflow", *arguments], home, port, environment)
+    arguments = [
+        "models",
+        "serve",
+        "-m",
+        str(home / "model"),
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    return Server(
+        "mlflow",
+        "/invocations",
+        lambda row: {"inputs": [row]},
+        [sys.executable, "-m", "mlflow", *arguments],
+        home,
+        port,
+        environment,
+    )
 
 
 def mlserver(folder: Path, model: Any, environments: Path) -> Server:
     home, port = _made(folder / "mlserver"), free_port()
     _dump(model, home)
-    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0, "debug": False}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": port,
+        "grpc_port": free_port(),
+        "metrics_port": free_port(),
+        "parallel_workers": 0,
+        "debug": False,
+    }
     (home / "settings.json").write_text(json.dumps(settings))
-    of_model = {"name": "bench", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": "./model.joblib", "version": "v1"}}
+    of_model = {
+        "name": "bench",
+        "implementation": "mlserver_sklearn.SKLearnModel",
+        "parameters": {"uri": "./model.joblib", "version": "v1"},
+    }
     (home / "model-settings.json").write_text(json.dumps(of_model))
 
     def body(row: list[float]) -> dict[str, Any]:
         inputs = [{"name": "predict", "shape": [1, len(row)], "datatype": "FP32", "data": row}]
         return {"inputs": inputs, "outputs": [{"name": "predict_proba"}]}
 
-    return Server("mlserver", "/v2/models/bench/infer", body, [str(_environment("mlserver", environments) / "mlserver"), "start", "."], home, port)
+    return Server(
+        "mlserver",
+        "/v2/models/bench/infer",
+        body,
+        [str(_environment("mlserver", environments) / "mlserver"), "start", "."],
+        home,
+        port,
+    )
 
 
 def bentoml(folder: Path, model: Any, environments: Path) -> Server:
@@ -177,29 +272,54 @@ def bentoml(folder: Path, model: Any, environments: Path) -> Server:
     _dump(model, home)
     (home / "service.py").write_text(BENTO)
     binaries = _environment("bentoml", environments)
-    environment = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(home / "bentoml"), "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
     command = [str(binaries / "bentoml"), "serve", "service:Bench", "--port", str(port), "--host", "127.0.0.1"]
     return Server("bentoml", "/predict", lambda row: {"rows": [row]}, command, home, port, environment)
 
 
 def feast(folder: Path, feature_store: str, body: Callable[[list[float]], dict[str, Any]]) -> Server:
-    """Feast's own feature server on the same online store. It only looks up: whoever asks it has the model still to call."""
+    """Return Feast's own feature server on the same online store.
+
+    It only looks up features. Its callers still have to call the model.
+    """
     home, port = _made(folder / "feast"), free_port()
-    (home / "feature_store.yaml").write_text(f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {feature_store}\n")
-    options = ["--port", str(port), "--workers", "1", "--no-access-log", "--max-requests", "0", "--registry_ttl_sec", "600"]
+    (home / "feature_store.yaml").write_text(
+        f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {feature_store}\n"
+    )
+    options = [
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--no-access-log",
+        "--max-requests",
+        "0",
+        "--registry_ttl_sec",
+        "600",
+    ]
     command = [str(Path(sys.executable).parent / "feast"), "--chdir", str(home), "serve", *options]
     return Server("feast", "/get-online-features", body, command, home, port)
 
 
 def _environment(name: str, environments: Path) -> Path:
-    """The folder of a peer's programs; made once, since its requirements are not ours."""
+    """Return the folder of a peer's programs.
+
+    The peer has its own environment, because its requirements differ from ours. It is created once.
+    """
     target = environments / name
     stamp = target / "made"
     wanted = "\n".join(ENVIRONMENTS[name])
     if not stamp.exists() or stamp.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(target)], check=True)
         uv = Path(sys.executable).parent / "uv"
-        subprocess.run([str(uv), "pip", "install", "--quiet", "--python", str(target / "bin" / "python"), *ENVIRONMENTS[name]], check=True)
+        subprocess.run(
+            [str(uv), "pip", "install", "--quiet", "--python", str(target / "bin" / "python"), *ENVIRONMENTS[name]],
+            check=True,
+        )
         stamp.write_text(wanted)
     return target / "bin"
 

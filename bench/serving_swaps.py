@@ -1,6 +1,8 @@
-"""What model changes do to latency: the same constant load with the alias standing still, and with it moving every ``EVERY`` seconds.
+"""Measure the effect of model changes on latency.
 
-A real MLflow server holds two versions; the service fetches, hash-checks and tries each one before it answers, as always. Both are asked in turn.
+The same constant load runs with a fixed alias, and with an alias that moves every ``EVERY``
+seconds. A real MLflow server holds two versions. The service downloads, hash-checks and tests each
+version before it answers, as usual. The two measurements alternate.
 """
 
 import hashlib
@@ -26,20 +28,43 @@ NAME = serving_model.NAME
 
 @contextmanager
 def registry(folder: Path, model: Any):
-    """An MLflow server with versions 1 and 2 of the model; gives its client and address."""
+    """Start an MLflow server with versions 1 and 2 of the model.
+
+    Yield its client and address.
+    """
     import mlflow
 
     folder.mkdir(parents=True, exist_ok=True)
     port = serving_peers.free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts eight processes more
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        *store,
+    ]
+    # Otherwise MLflow starts eight more processes.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         uri = f"http://127.0.0.1:{port}"
         _wait(f"{uri}/health", 300)
-        mlflow.set_tracking_uri(uri)  # a version's source is looked up there
+        # MLflow looks up a version's source at the tracking URI.
+        mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri, uri)
         client.create_experiment(NAME)
         client.create_registered_model(NAME)
@@ -54,7 +79,7 @@ def registry(folder: Path, model: Any):
 
 
 def add_version(client: Any, folder: Path, model: Any, name: str) -> str:
-    """Register the model as a version of the registered model ``name``, as training does; give its number."""
+    """Register the model as a version of ``name``, as training does, and return its number."""
     experiment = client.get_experiment_by_name(NAME).experiment_id
     run = client.create_run(experiment)
     logged = client.create_logged_model(experiment, name="model", source_run_id=run.info.run_id)
@@ -64,14 +89,16 @@ def add_version(client: Any, folder: Path, model: Any, name: str) -> str:
     client.log_model_artifacts(logged.model_id, str(bundle))
     client.finalize_logged_model(logged.model_id, "READY")
     source, tags = f"models:/{logged.model_id}", {"bundle_sha256": json.dumps(hashes)}
-    return str(client.create_model_version(name, source, run_id=run.info.run_id, model_id=logged.model_id, tags=tags).version)
+    return str(
+        client.create_model_version(name, source, run_id=run.info.run_id, model_id=logged.model_id, tags=tags).version
+    )
 
 
 def swaps(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """p99 while the alias moves, beside p99 while it stands still, at half of the rate that is reached at most.
+    """Compare p99 with a moving alias and with a fixed alias, at half of the maximum rate.
 
     Raises:
-        RuntimeError: a request failed, or the service did not follow.
+        RuntimeError: A request failed, or the service did not follow the alias.
     """
     with registry(folder / "registry", model) as (client, uri):
         server = serving_peers.airloop(folder, model, "swaps")
@@ -81,19 +108,19 @@ def swaps(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str,
         try:
             server.wait(600)
             most = _load(server, cores[1], seconds).rps
-            found: dict[str, list[Figures]] = {"still": [], "moving": []}
+            measurements: dict[str, list[Figures]] = {"still": [], "moving": []}
             made = 0
             for _ in range(rounds):
-                found["still"].append(_load(server, cores[1], seconds, most / 2))
+                measurements["still"].append(_load(server, cores[1], seconds, most / 2))
                 before = _swapped(server)
                 with _moving(client):
-                    found["moving"].append(_load(server, cores[1], seconds, most / 2))
+                    measurements["moving"].append(_load(server, cores[1], seconds, most / 2))
                 made += _swapped(server) - before
         finally:
             server.end()
     if not made:
         raise RuntimeError("the alias moved, and the service never followed")
-    p99 = {name: round(statistics.median(one.p99_ms for one in taken), 3) for name, taken in found.items()}
+    p99 = {name: round(statistics.median(one.p99_ms for one in taken), 3) for name, taken in measurements.items()}
     return {
         "swap_p99_ratio": round(p99["moving"] / p99["still"], 2),
         "swaps": {
@@ -101,7 +128,7 @@ def swaps(model: Any, folder: Path, *, rounds: int, seconds: float) -> dict[str,
             "every_seconds": EVERY,
             "rate_rps": round(most / 2, 1),
             "p99_ms": p99,
-            "requests": sum(one.requests for one in found["moving"]),
+            "requests": sum(one.requests for one in measurements["moving"]),
         },
     }
 
@@ -115,7 +142,7 @@ def _load(server: Server, core: int | None, seconds: float, rate: float | None =
 
 @contextmanager
 def _moving(client: Any):
-    """The alias goes back and forth."""
+    """Move the alias back and forth between the two versions during the block."""
     stop = threading.Event()
 
     def move() -> None:
@@ -134,10 +161,11 @@ def _moving(client: Any):
 
 
 def _swapped(server: Server) -> int:
-    time.sleep(1.5)  # the counters are taken once a second
+    # The service updates its counters once a second.
+    time.sleep(1.5)
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    wanted = f'serving_swaps_total{{model="{NAME}",outcome="swapped"}} '
+    wanted = f'airloop_serving_swaps_total{{model="{NAME}",outcome="swapped"}} '
     return sum(int(float(line.removeprefix(wanted))) for line in lines if line.startswith(wanted))
 
 

@@ -1,9 +1,11 @@
-"""A well-behaved client while others attack the service. `make soak-attacks [MINUTES=10]`
+"""Measure a well-behaved client during attacks on serving. `make soak-attacks [MINUTES=10]`
 
-Phases without and with attackers take turns. The attackers send requests that two readers understand differently, slow and huge heads, idle connections,
-floods by one key, and heads without bodies. Registry tags of another model are hostile all the time that attackers are there.
-The soak fails if the client sees an error, if its p99 with attackers is more than 1.5 times that without, or if memory grows.
-The result goes to bench/results/soak_attacks.json.
+Phases without and with attackers alternate. The attackers send requests that two parsers read
+differently, slow and huge heads, floods by one key, and heads without bodies. They also hold idle
+connections. During the attacks another model has hostile registry tags.
+
+The soak fails if the client sees an error, if its p99 with attackers is more than 1.5 times the p99
+without, or if memory grows. The result is written to bench/results/soak_attacks.json.
 """
 
 import argparse
@@ -34,7 +36,7 @@ VICTIM = "hostile"
 
 
 def hostile_tags() -> list[str]:
-    """Rollout documents that are not one."""
+    """Return invalid rollout documents."""
     arm = {"name": "a", "version": "1", "weight": 0.5}
     return [
         "[" * 200_000, '{"traffic":' * 50_000, "NaN", "null", "[]", '"x"', "\ud800", "\x00" * 1000,
@@ -46,14 +48,15 @@ def hostile_tags() -> list[str]:
 
 @contextmanager
 def hostile_registry(client: Any):
-    """Tags of another registered model change every half second."""
+    """Change the tags of another registered model every half second."""
     stop, draw = threading.Event(), random.Random(3)
 
     def write() -> None:
         while not stop.wait(0.5):
             try:
                 client.set_registered_model_tag(VICTIM, "rollout", draw.choice(hostile_tags()))
-            except Exception:  # MLflow itself refuses some
+            # MLflow itself refuses some tags.
+            except Exception:
                 continue
 
     thread = threading.Thread(target=write, daemon=True)
@@ -66,21 +69,23 @@ def hostile_registry(client: Any):
 
 
 def _elsewhere(process: int, core: int | None) -> None:
-    """Keep a process off the service's core, and let the client's go first.
+    """Keep a process off the service's core, and give the client's process priority.
 
-    The client measures the service. On one machine it would measure too how the service shares its core with attackers and with MLflow, which have machines
-    of their own elsewhere.
+    The client measures the service. On one machine it would also measure how the service shares its
+    core with attackers and with MLflow. In production these run on other machines.
 
     Args:
-        process: its id; 0: this one.
+        process: Process id, or 0 for the current process.
     """
     os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
     if core is not None:
         os.sched_setaffinity(process, {core})
 
 
-def attacked(server: serving_peers.Server, key: str, flood: str, core: int | None, seconds: float, attack: bool, client: Any) -> tuple[Any, dict[str, int]]:
-    """One phase: the client's figures, and what the attackers met."""
+def attacked(
+    server: serving_peers.Server, key: str, flood: str, core: int | None, seconds: float, attack: bool, client: Any
+) -> tuple[Any, dict[str, int]]:
+    """Run one phase. Return the client's measurements and the attackers' response counts."""
     plan = {"port": server.port, "path": server.path, "key": flood, "seconds": seconds + 2}
     met: dict[str, int] = {}
     process = None
@@ -111,12 +116,13 @@ def soak(model: Any, folder: Path, minutes: float) -> dict[str, Any]:
         server.environment |= {"SERVING_MLFLOW_URI": uri, "SERVING_POLL_SECONDS": "0.5", "SERVING_KEYS_FILE": str(file)}
         server.headers = {"X-API-Key": key}
         cores = serving_peers.two_cores()
-        for process in psutil.Process().children(recursive=True):  # MLflow's
+        # These are MLflow's processes.
+        for process in psutil.Process().children(recursive=True):
             for thread in process.threads():
                 _elsewhere(thread.id, cores[1])
         server.start(cores[0])
         memory: list[tuple[float, float]] = []
-        found: dict[str, list[Any]] = {"quiet": [], "attacked": []}
+        measurements: dict[str, list[Any]] = {"quiet": [], "attacked": []}
         met: Counter[str] = Counter()
         try:
             server.wait(600)
@@ -126,16 +132,19 @@ def soak(model: Any, folder: Path, minutes: float) -> dict[str, Any]:
             while time.monotonic() - began < minutes * 60:
                 for name in ("quiet", "attacked"):
                     figures, some = attacked(server, key, flood, cores[1], PHASE, name == "attacked", client)
-                    found[name].append(figures)
+                    measurements[name].append(figures)
                     met.update(some)
                     memory.append((time.monotonic() - began, process.memory_info().rss / 2**20))
                     at, mib = memory[-1]
-                    print(f"{at / 60:4.1f} of {minutes:g} minutes: {name}, p99 {figures.p99_ms:.1f} ms, {figures.errors} errors, {mib:.0f} MiB", flush=True)
+                    print(
+                        f"{at / 60:4.1f} of {minutes:g} minutes: {name}, p99 {figures.p99_ms:.1f} ms, {figures.errors} errors, {mib:.0f} MiB",
+                        flush=True,
+                    )
         finally:
             server.end()
-    p99 = {name: statistics.median(one.p99_ms for one in phases) for name, phases in found.items()}
-    every = [one for phases in found.values() for one in phases]
-    # The first minutes bring the largest requests and the most connections for the first time.
+    p99 = {name: statistics.median(one.p99_ms for one in phases) for name, phases in measurements.items()}
+    every = [one for phases in measurements.values() for one in phases]
+    # The first minutes contain the first of the largest requests and of the most connections.
     settled = memory[len(memory) // 3 :]
     growth = statistics.linear_regression(*zip(*settled, strict=True)).slope * 60 if len(settled) > 3 else 0.0
     errors = [one.first_error for one in every if one.errors]
@@ -149,16 +158,20 @@ def soak(model: Any, folder: Path, minutes: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak_attacks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.soak_attacks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(serving_model.fit(), Path(folder), given.minutes)
+        report = soak(serving_model.fit(), Path(folder), arguments.minutes)
     aims = {"errors": 0, "p99_ratio": MOST_RATIO, "growth_mib_per_minute": MOST_GROWTH}
-    target = result.write("soak_attacks", found | {"aims": aims}, PACKAGES)
-    print(json.dumps({name: value for name, value in found.items() if name != "attackers_met"}, indent=1))
+    target = result.write("soak_attacks", report | {"aims": aims}, PACKAGES)
+    print(json.dumps({name: value for name, value in report.items() if name != "attackers_met"}, indent=1))
     print(f"-> {target.relative_to(result.REPOSITORY)}")
-    sys.exit(bool(found["errors"]) or found["p99_ratio"] > MOST_RATIO or found["growth_mib_per_minute"] >= MOST_GROWTH)
+    sys.exit(
+        bool(report["errors"]) or report["p99_ratio"] > MOST_RATIO or report["growth_mib_per_minute"] >= MOST_GROWTH
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Read by every Airflow process as it starts: each hides the settings' secrets in what it logs. The scheduler also warms the workers and keeps tasks' logs
-out of its own, and the triggerer warms itself if it watches pods.
+"""Prepare each Airflow process as it starts.
 
-LocalExecutor forks its workers, and these fork the tasks, from the scheduler. A library that is imported here, once, costs a task
-nothing: feast, evidently and great_expectations alone take 4 to 6 s in each fresh process. Third-party libraries only, so that edits to
-our own code are seen by the next task; nothing here may start a thread or open a connection. Training steps are forked from their tasks
-in turn (``include.dag_kit.warm_child``). ``AIRLOOP_PRELOAD=false`` turns the warming off.
+Each process hides the settings' secrets in its logs. The scheduler also warms the workers and keeps
+the tasks' logs out of its own. The triggerer warms itself if it watches pods.
+
+LocalExecutor forks its workers from the scheduler, and the workers fork the tasks. A library that
+is imported here costs a task nothing: feast, evidently and great_expectations alone take 4 to 6 s
+in each new process. Import only third-party libraries here, so that the next task sees edits to our
+own code. Nothing here may start a thread or open a connection. Training steps are forked from their
+tasks in turn (``include.dag_kit.forked_process``). ``AIRLOOP_PRELOAD=false`` turns the warming off.
 """
 
 import os
@@ -13,15 +16,18 @@ import sys
 from airflow._shared.secrets_masker import mask_secret
 from airflow.sdk.log import mask_secret as mask_in_tasks
 
-from include.settings import CONTROL, QUIET, get_settings, known_secrets
+from include.settings import AIRFLOW_SECRET_VARIABLES, TELEMETRY_OFF, get_settings, known_secrets
 
-for secret in known_secrets(os.environ):  # tasks are forked from here and inherit it: so in rendered templates too, before a task's own code runs
+for secret in known_secrets(
+    os.environ
+):  # tasks are forked from here and inherit it: so in rendered templates too, before a task's own code runs
     mask_secret(secret)
     mask_in_tasks(secret)
 
-# Before any library is imported: a thread that is looking up a name when a worker is forked leaves the C library's lock for names locked there, for ever,
-# and the worker's first task waits on it, queued and never begun.
-for name, value in QUIET.items():
+# Before any library is imported: a thread that is looking up a name when a worker is forked leaves
+# the C library's lock for names locked there, for ever, and the worker's first task waits on it,
+# queued and never begun.
+for name, value in TELEMETRY_OFF.items():
     os.environ.setdefault(name, value)
 
 PRELOADED = (
@@ -29,8 +35,15 @@ PRELOADED = (
     "pandas", "pyarrow.dataset", "pyarrow.parquet", "deltalake", "duckdb", "mlflow", "great_expectations", "feast", "evidently",
     "sklearn.pipeline", "sklearn.ensemble", "sklearn.linear_model", "torch", "onnx", "onnxruntime", "skl2onnx", "matplotlib.figure",
 )  # fmt: skip
-# Importing them takes 2 s: for each task with a pod, and for the triggerer when it watches its first one.
-PODS = ("kubernetes.client", "kubernetes.config", "kubernetes.watch", "kubernetes_asyncio.client", "kubernetes_asyncio.config")
+# Importing them takes 2 s: for each task with a pod, and for the triggerer when it watches its
+# first one.
+PODS = (
+    "kubernetes.client",
+    "kubernetes.config",
+    "kubernetes.watch",
+    "kubernetes_asyncio.client",
+    "kubernetes_asyncio.config",
+)
 
 if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
     import logging
@@ -45,7 +58,9 @@ if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
     if settings.preload and sys.argv[1] == "scheduler":
         logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import says hundreds of things
         for name in (*PRELOADED, "s3fs") if settings.store.startswith("s3://") else PRELOADED:
-            if find_spec(name.partition(".")[0]):  # where training steps are pods, Airflow's image lacks what only they need
+            if find_spec(
+                name.partition(".")[0]
+            ):  # where training steps are pods, Airflow's image lacks what only they need
                 import_module(name)
         os.environ["AIRFLOW_WORKERS_ARE_WARM"] = "yes"
 
@@ -55,12 +70,14 @@ if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
         supervise = supervisor.supervise_task
 
         def supervise_quietly(*args, **kwargs):
-            """Run a task of LocalExecutor, in the worker process that was forked from the scheduler."""
-            # A task and the programs that it starts do not inherit these variables. This keeps them out of printed environments and of crash reports. It is
-            # no boundary: the task is a fork of the scheduler and has its memory (docs/runbooks/access.md).
-            for name in CONTROL:
+            """Run a task of LocalExecutor, in the worker process that the scheduler forked."""
+            # A task and the programs that it starts do not inherit these variables. This keeps them
+            # out of printed environments and of crash reports. It is no boundary: the task is a
+            # fork of the scheduler and has its memory (docs/runbooks/access.md).
+            for name in AIRFLOW_SECRET_VARIABLES:
                 os.environ.pop(name, None)
-            # LocalExecutor repeats each task's log on the scheduler's own output, where Airflow does not mask the secrets that a task met.
+            # LocalExecutor repeats each task's log on the scheduler's own output, where Airflow
+            # does not mask the secrets that a task met.
             return supervise(*args, **kwargs | {"subprocess_logs_to_stdout": False})
 
         supervisor.supervise_task = supervise_quietly

@@ -1,7 +1,7 @@
-"""Report the projects that cannot be loaded. This file makes no DAG.
+"""Report the projects that cannot be loaded. This file does not define a DAG.
 
-The DAGs of such a project are missing, those of the others are there. Airflow lists this file among its import errors, with the file and the line that
-are wrong.
+The DAGs of such a project are missing. The DAGs of the other projects are not affected. Airflow
+lists this file among its import errors, with the file and line that caused the error.
 """
 
 from include.dag_kit.projects import report_broken_projects

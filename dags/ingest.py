@@ -1,28 +1,33 @@
-"""Take in the new files of each project's landing zone: validated rows into tables, bad ones into quarantine.
+"""Ingest new files from each project's landing zone into validated tables and a quarantine.
 
-* **Starts** daily, and when asked.
+Valid rows are written to the tables, and invalid rows to the quarantine.
+
+* **Starts** daily, and on request.
 * **Updates** the project's tables, the quarantine and the project's tables asset.
-* **Safe to rerun**: a file is ingested once, however often it is seen; a killed run is carried to its end by the next one.
-  A run for an earlier cutoff than the last one takes in new files too, and refuses rows that were known later.
+* **Safe to rerun**: each file is ingested once. The next run completes a run that was killed.
+  A run for an earlier cutoff than the last one also ingests new files, and rejects rows that became
+  known after its cutoff.
 * **On failure**: `docs/runbooks/ingest.md`
 """
 
-from airflow.sdk import CronTriggerTimetable, dag, task
+from airflow.sdk import dag
 
 from include.assets import tables
+from include.dag_kit import schedules
 from include.dag_kit.cutoffs import decide_cutoff
 from include.dag_kit.defaults import RUN_TIMEOUT, cutoff_param, default_args, tags
 from include.dag_kit.projects import projects_to_parse
-from include.projects import get_project
+from include.dag_kit.tasks import ingest as tasks
 from include.projects.base import Project
 
 
 def create_ingest_dag(project: Project):
     @dag(
         dag_id=f"{project.name}__ingest",
-        schedule=CronTriggerTimetable(project.ingest_schedule, timezone="UTC", run_immediately=False) if project.ingest_schedule else None,
+        schedule=schedules.ingest_schedule(project),
         catchup=False,
-        max_active_runs=1,  # one writer per table
+        # Each table allows one writer at a time.
+        max_active_runs=1,
         dagrun_timeout=RUN_TIMEOUT,
         params=cutoff_param(),
         default_args=default_args(project),
@@ -32,42 +37,18 @@ def create_ingest_dag(project: Project):
     def ingest():
         cutoff = decide_cutoff(project)
 
-        @task(multiple_outputs=False)  # one reference, not an XCom for each figure
-        def ingest_source(project_name: str, source_name: str, cutoff: str, *, ti=None) -> dict:
-            from include.data import layout
-            from include.data.ingest import ingest_source
-
-            project = get_project(project_name)
-            return ingest_source(project, project.source(source_name), cutoff, layout.report(project, ti.dag_id, ti.run_id, ti.task_id))
-
-        @task(outlets=[tables(project)])
-        def announce_tables(project_name: str, cutoff: str, done: list[dict], *, outlet_events=None, run_id=None) -> None:
-            from airflow.sdk.exceptions import AirflowSkipException
-
-            from include import ledger
-            from include.data import age
-
-            if late := age.warn(get_project(project_name), cutoff):
-                print(f"Warning: {late}")
-            versions = {d["source"]: d["version"] for d in done}
-            ledger.record_stage(project_name, "ingest", cutoff, dag_run=run_id, summary={"sources": done})
-            if not any(version is not None for version in versions.values()):
-                raise AirflowSkipException("nothing was ever ingested: there is nothing to build features from")
-            outlet_events[tables(project)].extra = {"cutoff": cutoff, "versions": versions}
-
-        @task(retries=0, trigger_rule="none_failed")
-        def fail_on_refused_files(project_name: str, done: list[dict]) -> None:
-            """Red when a file was refused whole: somebody must look. What was good went on."""
-            from include.data.refused import explain_refused
-
-            explain_refused(get_project(project_name), done)
-
-        ingested = {source.name: ingest_source.override(task_id=f"ingest_{source.name}")(project.name, source.name, cutoff) for source in project.sources}
+        ingested = {}
+        for source in project.sources:
+            ingest_source = tasks.ingest_source.override(task_id=f"ingest_{source.name}")
+            ingested[source.name] = ingest_source(project.name, source.name, cutoff)
         for source in project.sources:
             if source.references:
-                ingested[source.references.source] >> ingested[source.name]  # what it refers to comes first
+                # The referenced source is ingested first.
+                ingested[source.references.source] >> ingested[source.name]
+
         done = list(ingested.values())
-        announce_tables(project.name, cutoff, done) >> fail_on_refused_files(project.name, done)
+        announce = tasks.announce_tables.override(outlets=[tables(project)])
+        announce(project.name, cutoff, done) >> tasks.fail_on_refused_files(project.name, done)
 
     return ingest()
 

@@ -1,19 +1,22 @@
-"""Score, with the champion, everything whose prediction time has come, with the features known at that time.
+"""Score all entities whose prediction time has come, with the champion.
+
+Each prediction uses the features that were known at its prediction time.
 
 * **Starts** when features up to a new cutoff are published.
 * **Updates** the table of predictions and the project's predictions asset.
-* **Safe to rerun**: a thing is predicted once; what has a prediction is left alone, and a killed run goes on after its last partition.
-  A run for an earlier cutoff than the last one predicts what came late, and is skipped if there is nothing.
+* **Safe to rerun**: each entity is predicted once. Existing predictions are not changed, and a run
+  that was killed continues after its last partition. A run for an earlier cutoff than the last one
+  predicts late arrivals, and is skipped if there are none.
 * **On failure**: `docs/runbooks/score.md`
 """
 
-from airflow.sdk import dag, task
+from airflow.sdk import dag
 
 from include.assets import features, predictions
 from include.dag_kit.cutoffs import decide_cutoff
 from include.dag_kit.defaults import RUN_TIMEOUT, cutoff_param, default_args, tags
 from include.dag_kit.projects import projects_to_parse
-from include.projects import get_project
+from include.dag_kit.tasks import score as tasks
 from include.projects.base import Project
 
 
@@ -31,25 +34,8 @@ def create_score_dag(project: Project):
     )
     def score():
         cutoff = decide_cutoff(project)
-
-        @task
-        def predict_due(project_name: str, cutoff: str) -> dict:
-            from include.dag_kit.cutoffs import skip_superseded
-            from include.scoring import batch
-
-            scored = batch.predict_due(get_project(project_name), cutoff)
-            skip_superseded(batch.superseded(get_project(project_name), cutoff, scored))
-            return scored
-
-        @task(outlets=[predictions(project)])
-        def announce_predictions(project_name: str, cutoff: str, scored: dict, *, outlet_events=None, run_id=None) -> None:
-            from include import ledger
-
-            ledger.record_stage(project_name, "score", cutoff, dag_run=run_id, summary=scored)
-            outlet_events[predictions(project)].extra = {"cutoff": cutoff, **scored}
-
-        scored = predict_due(project.name, cutoff)
-        announce_predictions(project.name, cutoff, scored)
+        scored = tasks.predict_due(project.name, cutoff)
+        tasks.announce_predictions.override(outlets=[predictions(project)])(project.name, cutoff, scored)
 
     return score()
 

@@ -1,37 +1,39 @@
-"""Delete training pods for which nobody waits any more: their run was cancelled, or their task marked or cleared, while no triggerer watched.
+"""Delete abandoned training pods.
 
-* **Starts** every five minutes, where training steps are pods (`AIRLOOP_COMPUTE=kubernetes`); elsewhere there is no such DAG.
-* **Updates** the training namespace alone: what it deletes would hold its GPU until its own deadline.
-* **Safe to rerun**: a pod goes only if its task has ended, at two looks, and its result would lie in this house's store.
+A pod is abandoned if its run was cancelled, or its task was marked or cleared, while no triggerer
+watched it.
+
+* **Starts** every five minutes where training steps are pods (`AIRLOOP_COMPUTE=kubernetes`).
+  Otherwise this DAG does not exist.
+* **Updates** only the training namespace. An abandoned pod would hold its GPU until its own
+  deadline.
+* **Safe to rerun**: a pod is deleted only if two checks find that its task has ended, and its
+  result path is in the store of this deployment.
 * **On failure**: `docs/runbooks/train.md`
 """
 
 from datetime import timedelta
 
-from airflow.sdk import CronTriggerTimetable, dag, task
+from airflow.sdk import dag
 
+from include.dag_kit import schedules
 from include.dag_kit.projects import steps_are_pods
+from include.dag_kit.tasks import sweep_pods as tasks
 
 
 @dag(
     dag_id="airloop__sweep_pods",
-    schedule=CronTriggerTimetable("*/5 * * * *", timezone="UTC", run_immediately=False),
+    schedule=schedules.clock("*/5 * * * *"),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(minutes=10),
-    default_args={"owner": "airloop", "execution_timeout": timedelta(minutes=4)},  # no retries: the next run does it
+    # Retries are not needed, because the next run does the same work.
+    default_args={"owner": "airloop", "execution_timeout": timedelta(minutes=4)},
     tags=["airloop"],
     doc_md=__doc__,
 )
 def sweep_pods():
-    @task
-    def delete_abandoned_pods(*, ti=None) -> list[str]:
-        from include.dag_kit.pod_sweep import sweep
-        from include.settings import get_settings
-
-        return sweep(get_settings(), ti.get_task_states)
-
-    delete_abandoned_pods()
+    tasks.delete_abandoned_pods()
 
 
 if steps_are_pods():

@@ -1,6 +1,7 @@
-"""Writes docs/DAGs.md from the DAGs themselves: ``make docs``. A test compares, so that the page is never behind.
+"""Write docs/DAGs.md from the DAGs themselves: ``make docs``. A test compares the two.
 
-python docs/dags_page.py            # reads DAG files with tests/dags/fresh_parse.py, in a scratch AIRFLOW_HOME
+python docs/dags_page.py            # reads DAG files with tests/dags/fresh_parse.py, in a scratch
+AIRFLOW_HOME
 """
 
 import json
@@ -27,28 +28,44 @@ flowchart LR
 
 
 def page(dags: dict[str, dict]) -> str:
-    """The page, from DAG id -> serialized DAG."""
+    """Return the page, from DAG id -> serialized DAG."""
     produces = {}
     wants: dict[str, list[str]] = {}
     for stage in STAGES:
         dag = dags[f"{PROJECT}__{stage}"]["dag"]
         for task in dag["tasks"]:
-            for asset in _assets(task["__var"].get("outlets") or task["__var"].get("partial_kwargs", {}).get("outlets") or []):
+            for asset in _assets(
+                task["__var"].get("outlets") or task["__var"].get("partial_kwargs", {}).get("outlets") or []
+            ):
                 produces[asset] = stage
         wants[stage] = _assets(dag["timetable"])
     arrows = [
-        f"  {produces[asset]} -. {asset.partition('.')[2]} .-> {stage}" for stage, assets in wants.items() for asset in sorted(set(assets)) if asset in produces
+        f"  {produces[asset]} -. {asset.partition('.')[2]} .-> {stage}"
+        for stage, assets in wants.items()
+        for asset in sorted(set(assets))
+        if asset in produces
     ]
-    return HEAD.format(loop="\n".join(arrows)) + "".join(_section(stage, dags[f"{PROJECT}__{stage}"]["dag"]) for stage in STAGES)
+    return HEAD.format(loop="\n".join(arrows)) + "".join(
+        _section(stage, dags[f"{PROJECT}__{stage}"]["dag"]) for stage in STAGES
+    )
 
 
 def _section(stage: str, dag: dict) -> str:
     tasks = [task["__var"] for task in dag["tasks"]]
-    boxes = [f"  {t['task_id']}[[{t['task_id']}]]" if t.get("_is_mapped") else f"  {t['task_id']}" for t in sorted(tasks, key=lambda t: t["task_id"])]
-    arrows = [f"  {t['task_id']} --> {after}" for t in sorted(tasks, key=lambda t: t["task_id"]) for after in sorted(t.get("downstream_task_ids", []))]
+    boxes = [
+        f"  {t['task_id']}[[{t['task_id']}]]" if t.get("_is_mapped") else f"  {t['task_id']}"
+        for t in sorted(tasks, key=lambda t: t["task_id"])
+    ]
+    arrows = [
+        f"  {t['task_id']} --> {after}"
+        for t in sorted(tasks, key=lambda t: t["task_id"])
+        for after in sorted(t.get("downstream_task_ids", []))
+    ]
     docs = dag["doc_md"].strip().replace("`docs/runbooks/", "`runbooks/")
     chart = "\n".join([*boxes, *arrows])
-    return f"\n## {stage}\n\n{docs}\n\n[dags/{stage}.py](../dags/{stage}.py)\n\n```mermaid\nflowchart LR\n{chart}\n```\n"
+    return (
+        f"\n## {stage}\n\n{docs}\n\n[dags/{stage}.py](../dags/{stage}.py)\n\n```mermaid\nflowchart LR\n{chart}\n```\n"
+    )
 
 
 def _assets(node) -> list[str]:
@@ -65,8 +82,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         environment = airflow_environment(Settings(home=Path(home))) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
         command = [sys.executable, str(REPOSITORY / "tests" / "dags" / "fresh_parse.py"), str(REPOSITORY / "dags")]
-        told = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    (REPOSITORY / "docs" / "DAGs.md").write_text(page(json.loads(told)["dags"]))
+        output = subprocess.run(
+            command, env=environment, cwd=home, capture_output=True, text=True, check=True
+        ).stdout.splitlines()[-1]
+    (REPOSITORY / "docs" / "DAGs.md").write_text(page(json.loads(output)["dags"]))
     print("docs/DAGs.md is written")
 
 

@@ -1,4 +1,7 @@
-"""Writes docs/lifecycle.md from the table of states in include/ledger/lifecycle.py: ``make docs``. A test compares."""
+"""Writes docs/lifecycle.md from the table of states in include/ledger/lifecycle.py:
+
+``make docs``. A test compares.
+"""
 
 from include.ledger import lifecycle
 from include.settings import REPOSITORY
@@ -30,12 +33,18 @@ that is a secret, name a function that reads it.
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     from include.ledger.notices import TRIES
 
     pauses = ", ".join(f"{lifecycle.pause(n).total_seconds() / 60:.0f} minutes" for n in range(1, lifecycle.ATTEMPTS))
-    told = {"pauses": pauses, "attempts": lifecycle.ATTEMPTS, "longest": lifecycle.LONGEST_COOLDOWN, "asks": lifecycle.ASKS, "tries": TRIES}
-    return HEAD.format(**told) + lifecycle.page()
+    fields = {
+        "pauses": pauses,
+        "attempts": lifecycle.ATTEMPTS,
+        "longest": lifecycle.LONGEST_COOLDOWN,
+        "asks": lifecycle.MAX_REQUESTS,
+        "tries": TRIES,
+    }
+    return HEAD.format(**fields) + lifecycle.page()
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""The files .env.<profile>.example, made of the settings themselves: `make docs`. A test holds them to each other.
+"""Write the files .env.<profile>.example from the settings: `make docs`. A test compares them.
 
-A variable's comment is its field's description in ``include.settings``; what only another program reads (Compose, boto3) is explained here. Variables that
-the profile gives a value stand as they are, the others as a comment with their default.
+A variable's comment is its field's description in ``include.settings``; what only another program
+reads (Compose, boto3) is explained here. Variables that the profile gives a value stand as they
+are, the others as a comment with their default.
 """
 
 import textwrap
@@ -15,7 +16,10 @@ INTERNAL = ("rendezvous", "worker_index", "worker_address", "sample_days")
 
 
 class Variable(NamedTuple):
-    """One that is no setting of ours. ``value`` None: a comment, with ``default`` behind the name."""
+    """One that is no setting of ours.
+
+    ``value`` None: a comment, with ``default`` behind the name.
+    """
 
     name: str
     about: str
@@ -65,9 +69,19 @@ SECTIONS = {
 
 
 def _databases(host: str) -> dict[str, str]:
-    """A user and a database of its own for each store; their passwords are made."""
-    users = {"airflow_database_url": "airflow", "mlflow_database_url": "mlflow", "feast_registry_url": "feast", "ledger_url": "ledger"}
-    urls = {setting: f"postgresql://airloop_{user}:CHANGE_ME@{host}:5432/airloop_{user}" for setting, user in users.items()}
+    """Return the URLs of the stores: each has its own user and database.
+
+    Passwords are generated.
+    """
+    users = {
+        "airflow_database_url": "airflow",
+        "mlflow_database_url": "mlflow",
+        "feast_registry_url": "feast",
+        "ledger_url": "ledger",
+    }
+    urls = {
+        setting: f"postgresql://airloop_{user}:CHANGE_ME@{host}:5432/airloop_{user}" for setting, user in users.items()
+    }
     return urls | {"feast_reader_url": f"postgresql://airloop_feast_reader:CHANGE_ME@{host}:5432/airloop_feast"}
 
 
@@ -160,15 +174,19 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
 
 
 def page(profile: str) -> str:
-    """The text of .env.<profile>.example."""
+    """Return the text of .env.<profile>.example."""
     lines = [f"# {line}".rstrip() for line in textwrap.dedent(HEADS[profile]).splitlines()]
-    lines.append("# Made by `make docs` from include/settings.py and docs/settings_files.py.")
+    lines.append("# Made by `make docs` from include/settings/ and docs/settings_files.py.")
     extras = EXTRAS[profile]
     for title in dict.fromkeys((*SECTIONS, *extras)):
         lines += ["", f"# --- {title} ".ljust(100, "-")]
         for variable in (*(_setting(profile, name) for name in SECTIONS.get(title, ())), *extras.get(title, ())):
             lines += ["", *(f"# {line}" for line in textwrap.wrap(variable.about, 118))]
-            lines.append(f"# {variable.name}={variable.default}" if variable.value is None else f"{variable.name}={variable.value}")
+            lines.append(
+                f"# {variable.name}={variable.default}"
+                if variable.value is None
+                else f"{variable.name}={variable.value}"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -1,1 +1,4 @@
-"""Feast's side of the projects: one module per project, each with its entities, views and service in ``OBJECTS``."""
+"""What the projects' Feast definitions share: the settings, the offline store, the functions.
+
+Each project declares its entities, views and service in ``OBJECTS`` of its own ``feast.py``.
+"""

@@ -1,7 +1,8 @@
-"""Feast's DuckDB offline store, taught to read Delta tables and to join by DuckDB's ASOF join.
+"""Extend Feast's DuckDB offline store: read Delta tables and use DuckDB's ASOF join.
 
-Feast's own store needs DuckDB's ``delta`` extension, a download that closed networks refuse, and joins each view by
-inequality and a window: 300,000 rows with three views take 20 s there and about one here (docs/adr/0003).
+Feast's own store needs DuckDB's ``delta`` extension, which must be downloaded, and closed networks
+refuse that. It joins each view by an inequality and a window function: 300,000 rows with three
+views take 20 s there and about 1 s here (docs/adr/0003).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,11 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from feast.data_format import DeltaFormat
 from feast.infra.offline_stores import duckdb as feast_duckdb
-from feast.infra.offline_stores.ibis import IbisRetrievalJob, pull_all_from_table_or_query_ibis, pull_latest_from_table_or_query_ibis
+from feast.infra.offline_stores.ibis import (
+    IbisRetrievalJob,
+    pull_all_from_table_or_query_ibis,
+    pull_latest_from_table_or_query_ibis,
+)
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from pydantic import StrictStr
@@ -27,11 +32,21 @@ class DeltaDuckDBOfflineStoreConfig(feast_duckdb.DuckDBOfflineStoreConfig):
 
 
 class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
-    """Point-in-time joins over Delta tables. Beside the features, ``feature_time_<view>`` tells of when each value is."""
+    """Point-in-time joins over Delta tables.
+
+    In addition to the features, the column ``feature_time_<view>`` contains the time of the values.
+    """
 
     @staticmethod
     def pull_latest_from_table_or_query(
-        config, data_source, join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column, start_date, end_date
+        config,
+        data_source,
+        join_key_columns,
+        feature_name_columns,
+        timestamp_field,
+        created_timestamp_column,
+        start_date,
+        end_date,
     ) -> RetrievalJob:
         return pull_latest_from_table_or_query_ibis(
             config=config, data_source=data_source, join_key_columns=join_key_columns, feature_name_columns=feature_name_columns,
@@ -41,7 +56,14 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
 
     @staticmethod
     def pull_all_from_table_or_query(
-        config, data_source, join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column=None, start_date=None, end_date=None
+        config,
+        data_source,
+        join_key_columns,
+        feature_name_columns,
+        timestamp_field,
+        created_timestamp_column=None,
+        start_date=None,
+        end_date=None,
     ) -> RetrievalJob:
         return pull_all_from_table_or_query_ibis(
             config=config, data_source=data_source, join_key_columns=join_key_columns, feature_name_columns=feature_name_columns,
@@ -51,40 +73,64 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
 
     @staticmethod
     def get_historical_features(
-        config, feature_views, feature_refs, entity_df, registry, project, full_feature_names=False, start_date=None, end_date=None
+        config,
+        feature_views,
+        feature_refs,
+        entity_df,
+        registry,
+        project,
+        full_feature_names=False,
+        start_date=None,
+        end_date=None,
     ) -> RetrievalJob:
-        """The features of each entity row as of its event timestamp, in the order of the entity rows.
+        """Return the features of each entity row as of its event timestamp.
+
+        The rows are in the order of the entity rows. On-demand transformations are not supported.
 
         Args:
-            entity_df: join keys and one timestamp column (UTC); other columns are kept.
+            entity_df: Join keys and one timestamp column (UTC). Other columns are kept.
 
         Raises:
-            ValueError: no entity frame was given, or a view uses an on-demand transformation, which is Feast's own store's business.
+            ValueError: ``entity_df`` is not a DataFrame, or a view's source is not a Delta table.
         """
         if not isinstance(entity_df, pd.DataFrame):
             raise ValueError("this offline store joins a frame of entities: pass entity_df as a pandas.DataFrame")
         timestamp = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            connection.register("entities", pa.Table.from_pandas(entity_df.assign(_row=range(len(entity_df))), preserve_index=False))
+            connection.register(
+                "entities", pa.Table.from_pandas(entity_df.assign(_row=range(len(entity_df))), preserve_index=False)
+            )
             columns, joins = ["e.* EXCLUDE (_row)"], []
             for number, view in enumerate(feature_views):
                 alias, time = f"v{number}", view.batch_source.timestamp_field
-                features = [ref.split(":")[1] for ref in feature_refs if ref.startswith(f"{view.projection.name_to_use()}:")]
+                features = [
+                    ref.split(":")[1] for ref in feature_refs if ref.startswith(f"{view.projection.name_to_use()}:")
+                ]
                 keys = view.projection.join_key_map or {e.name: e.name for e in view.entity_columns}
                 connection.register(
-                    alias, _dataset(view.batch_source).scanner(columns=[*keys, time, *features], filter=ds.field(time) <= _latest(entity_df[timestamp]))
+                    alias,
+                    _dataset(view.batch_source).scanner(
+                        columns=[*keys, time, *features], filter=ds.field(time) <= _latest(entity_df[timestamp])
+                    ),
                 )
                 on = " AND ".join(f'e."{theirs}" = {alias}."{ours}"' for ours, theirs in keys.items())
                 joins.append(f'ASOF LEFT JOIN {alias} ON {on} AND e."{timestamp}" >= {alias}."{time}"')
                 prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
-                # Older than the view's TTL: no values, but their time, so that what is stale can be told from what never was.
-                lives = f'e."{timestamp}" - {alias}."{time}" <= INTERVAL {int(view.ttl.total_seconds())} SECOND' if view.ttl else None
+                # Values that are older than the view's TTL become null. Their time is kept, to
+                # distinguish a stale value from one that never existed.
+                lives = (
+                    f'e."{timestamp}" - {alias}."{time}" <= INTERVAL {int(view.ttl.total_seconds())} SECOND'
+                    if view.ttl
+                    else None
+                )
                 for feature in features:
                     value = f'CASE WHEN {lives} THEN {alias}."{feature}" END' if lives else f'{alias}."{feature}"'
                     columns.append(f'{value} AS "{prefix}{feature}"')
                 columns += [f'{alias}."{time}" AS "{FEATURE_TIME.format(view=view.name)}"']
-            joined = connection.execute(f"SELECT {', '.join(columns)} FROM entities e {' '.join(joins)} ORDER BY e._row").to_arrow_table()
+            joined = connection.execute(
+                f"SELECT {', '.join(columns)} FROM entities e {' '.join(joins)} ORDER BY e._row"
+            ).to_arrow_table()
         return IbisRetrievalJob(
             ibis.memtable(joined),
             [],
@@ -113,7 +159,10 @@ def _latest(times: pd.Series) -> pa.Scalar:
 
 
 def _table_reader(timestamp_field: str, start_date, end_date) -> Callable:
-    """A reader that takes only the wanted time range out of the table; Feast's own filter would read it all first."""
+    """Return a reader that reads only the requested time range of a table.
+
+    Feast's own filter would first read the whole table.
+    """
 
     def read(source, _repo_path):
         condition = ds.field(timestamp_field) <= pa.scalar(end_date, pa.timestamp("us", tz="UTC")) if end_date else None

@@ -1,1 +1,4 @@
-"""Airloop's library: what the DAGs, the training steps and the `airloop` command call, a room per concern."""
+"""Airloop's library, used by the DAGs, the training steps and the `airloop` command.
+
+Each package covers one concern.
+"""

@@ -1,6 +1,7 @@
-"""Every Airflow asset, by name: the one place where two DAGs meet.
+"""All Airflow assets by name. Assets are the only connection between two DAGs.
 
-The producer of an event writes ``cutoff`` (ISO, UTC) into its ``extra``; consumers read it there (``include.dag_kit.cutoffs``).
+The producer of an event writes ``cutoff`` (ISO, UTC) into its ``extra``. Consumers read it there
+(``include.dag_kit.cutoffs``).
 """
 
 from airflow.sdk import Asset
@@ -9,32 +10,41 @@ from include.projects.base import Project
 
 
 def tables(project: Project) -> Asset:
-    """Validated rows were added to the project's tables. By ``ingest``."""
+    """Return the asset that ``ingest`` updates after it adds validated rows to the tables."""
     return _asset(project, "tables")
 
 
 def features(project: Project) -> Asset:
-    """Features up to the cutoff are published and materialized. By ``build_features``."""
+    """Return the asset that ``build_features`` updates.
+
+    Features up to the cutoff are then published and materialized.
+    """
     return _asset(project, "features")
 
 
 def predictions(project: Project) -> Asset:
-    """Everything whose prediction time came before the cutoff is scored. By ``score``."""
+    """Return the asset that ``score`` updates.
+
+    All examples whose prediction time is before the cutoff are then scored.
+    """
     return _asset(project, "predictions")
 
 
 def retrain_request(project: Project) -> Asset:
-    """Somebody asked for a retraining; the request itself is in the ledger. By ``monitor`` and ``airloop request``."""
+    """Return the asset that ``monitor`` and ``airloop request`` update to request a retraining.
+
+    The request itself is in the ledger.
+    """
     return _asset(project, "retrain_request")
 
 
 def challenger_model(project: Project) -> Asset:
-    """A model version passed the gate. By ``train``."""
+    """Return the asset that ``train`` updates after a model version passed the gate."""
     return _asset(project, "challenger_model")
 
 
 def champion_model(project: Project) -> Asset:
-    """Serving answers with a new champion. By ``deploy``."""
+    """Return the asset that ``deploy`` updates after serving has loaded a new champion."""
     return _asset(project, "champion_model")
 
 

@@ -1,13 +1,16 @@
-"""How times are written everywhere: ISO 8601 in UTC with fixed width, so that they sort as text in every database and read well in any tool."""
+"""Time format used everywhere: ISO 8601 in UTC with fixed width.
+
+Such times sort correctly as text in every database and are readable in any tool.
+"""
 
 from datetime import UTC, datetime
 
 
 def iso(moment: datetime | str) -> str:
-    """A moment as ``2013-04-01T10:00:00Z``.
+    """Return a moment in the form ``2013-04-01T10:00:00Z``.
 
     Raises:
-        ValueError: it has no time zone, or is no ISO 8601 time.
+        ValueError: The moment does not have a time zone, or it is not a valid ISO 8601 time.
     """
     parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
     if parsed.tzinfo is None:
@@ -20,10 +23,13 @@ def moment(text: str) -> datetime:
 
 
 def utc_now() -> datetime:
-    """The wall clock, in UTC. Deadlines and leases compare with it; tests replace it."""
+    """Return the current time in UTC.
+
+    Deadlines and leases are compared with it. Tests replace it.
+    """
     return datetime.now(UTC)
 
 
 def stamp() -> str:
-    """The wall clock as text, for people who read a record."""
+    """Return the current time as text, for people who read a record."""
     return iso(utc_now())

@@ -1,9 +1,14 @@
-"""The tab "Report" of a task instance: what a task wrote into its report folder (Data Docs, drift, evaluation), for those who may read the DAG.
+"""Add the tab "Report" to task instances.
 
-Every Airflow component loads plugins, so this module imports nothing but the plugin's base class: the app is built at its first request,
-which only the API server gets. Apps of plugins are open to the world unless they say otherwise; here every route asks Airflow's auth manager, whichever it is.
+The tab shows the files that a task wrote into its report folder (Data Docs, drift, evaluation) to
+users who may read the DAG.
 
-A report is not trusted: every answer, errors too, is sandboxed (include/dag_kit/report_pages.py, ADR 45).
+Every Airflow component loads plugins, so this module imports only the plugin's base class. The app
+is built at its first request, which only the API server receives. Airflow does not protect the apps
+of plugins. Here every route asks Airflow's configured auth manager.
+
+Reports are not trusted. Every response is sandboxed, including errors
+(include/dag_kit/report_pages.py, ADR 45).
 """
 
 import logging
@@ -20,14 +25,17 @@ WHO_WRITES = (
 
 
 def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[bytes, str] | None:
-    """A file of a task's report and its media type; None if there is none, or if the names try to leave the report's folder.
+    """Return a file of a task's report and its media type.
+
+    Return None if the file does not exist, or if the names would leave the report's folder.
 
     Raises:
-        NoSuchConnection, StorageUnavailable: reports lie on an object store that cannot be read.
+        ConnectionNotFoundError, StorageUnavailableError: The object store with the reports cannot
+            be read.
     """
     from mimetypes import guess_type
 
-    from include.dag_kit.storage import hand_on_storage
+    from include.dag_kit.storage import export_storage_env
     from include.data import layout, storage
     from include.projects import get_project, project_names
 
@@ -37,7 +45,7 @@ def read_report(dag_id: str, run_id: str, task_id: str, path: str) -> tuple[byte
     project = dag_id.partition("__")[0]
     if project not in project_names():
         return None
-    hand_on_storage()
+    export_storage_env()
     content = storage.read_below(layout.report(get_project(project), dag_id, run_id, task_id), names[3:])
     return None if content is None else (content, guess_type(names[-1])[0] or "application/octet-stream")
 
@@ -50,29 +58,39 @@ def _app():
 
     from include.dag_kit import report_pages
     from include.dag_kit.pages import logged_in, may_read
-    from include.dag_kit.storage import NoSuchConnection
+    from include.dag_kit.storage import ConnectionNotFoundError
     from include.data.pages import SCRIPTS_SUFFIX, Markup, fill
-    from include.data.storage import StorageUnavailable
+    from include.data.storage import StorageUnavailableError
 
-    # For every route that there is or will be; what a route needs beyond a login, it says itself. No openapi_url: so no pages of documentation.
+    # The dependency protects every route, also future ones. A route declares itself any permission
+    # that it needs beyond a login. Without `openapi_url` FastAPI serves no documentation pages.
     app = FastAPI(title="Airloop", openapi_url=None, dependencies=[Depends(logged_in)])
 
-    @app.get("/report/{dag_id}/{run_id}/{task_id}/{path:path}", dependencies=[Depends(may_read(DagAccessEntity.TASK_INSTANCE))])
+    @app.get(
+        "/report/{dag_id}/{run_id}/{task_id}/{path:path}",
+        dependencies=[Depends(may_read(DagAccessEntity.TASK_INSTANCE))],
+    )
     def report(dag_id: str, run_id: str, task_id: str, path: str) -> Response:
         scripts: list[str] = []
         try:
-            found = read_report(dag_id, run_id, task_id, path)
-            if found is not None and found[1] == "text/html":
+            file = read_report(dag_id, run_id, task_id, path)
+            if file is not None and file[1] == "text/html":
                 listed = read_report(dag_id, run_id, task_id, (path or "index.html") + SCRIPTS_SUFFIX)
                 scripts = report_pages.scripts_of(listed and listed[0])
-        except (NoSuchConnection, StorageUnavailable) as error:
-            log.error("report of %r %r %r: %s", dag_id, run_id, task_id, error)  # the store's address and key are for operators
+        except (ConnectionNotFoundError, StorageUnavailableError) as error:
+            # The store's address and key appear only in the log, which operators read.
+            log.error("report of %r %r %r: %s", dag_id, run_id, task_id, error)
             what = fill("<p>The store in which the reports lie cannot be read; the API server's log says why.</p>")
             return HTMLResponse(report_pages.message("No report here", what + Markup(WHO_WRITES)), status_code=503)
-        if found is None:
-            what = fill("<p>The task <b>{}</b> of <b>{}</b> made no report in the run <b>{}</b>, or has not made it yet.</p>", task_id, dag_id, run_id)
+        if file is None:
+            what = fill(
+                "<p>The task <b>{}</b> of <b>{}</b> made no report in the run <b>{}</b>, or has not made it yet.</p>",
+                task_id,
+                dag_id,
+                run_id,
+            )
             return HTMLResponse(report_pages.message("No report here", what + Markup(WHO_WRITES)), status_code=404)
-        content, media_type = found
+        content, media_type = file
         if media_type == "text/html":
             return HTMLResponse(report_pages.framed(content), headers=report_pages.headers(scripts))
         kept = {} if media_type in report_pages.SHOWN else {"Content-Disposition": "attachment"}
@@ -80,7 +98,10 @@ def _app():
 
     @app.get("/installation")
     def installation() -> dict[str, str | None]:
-        """Which installation this Airflow works for; commands of another one see that they have reached the wrong one."""
+        """Return the id of the installation that this Airflow belongs to.
+
+        Commands of another installation compare it and stop if they reached the wrong Airflow.
+        """
         from include import ledger
 
         return {"installation": ledger.known_installation()}
@@ -98,7 +119,8 @@ class AirloopReports(AirflowPlugin):
     external_views = [
         {
             "name": "Report",
-            # Relative, so that it holds below any base URL; the UI encodes the names. All instances of a mapped task share their task's report.
+            # The link is relative, so that it works below any base URL. The UI encodes the names.
+            # All instances of a mapped task share one report.
             "href": f"{PREFIX[1:]}/report/{{DAG_ID}}/{{RUN_ID}}/{{TASK_ID}}/",
             "destination": "task_instance",
             "url_route": "report",

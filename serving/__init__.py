@@ -1,6 +1,10 @@
-"""The service: answers predictions of whatever model MLflow calls champion. It knows neither Airflow nor ``include``."""
+"""Serve predictions of the models that MLflow calls champion.
+
+The package imports neither Airflow nor ``include``.
+"""
 
 import os
 
-# ONNX Runtime tells its makers about models, their names and hashes among it, from its import on, unless it is told not to.
+# ONNX Runtime sends telemetry from its import on, including the names and hashes of models. This
+# variable turns it off, so it is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,8 +1,10 @@
-"""The house's own keys in the file of keys: the one that its tasks call serving with, and the one that opens metrics to Prometheus.
+"""Write Airloop's own keys to the key file.
 
     python -m serving.house_keys keys.json
 
-They come from the environment, generated with the other secrets, and stand in the file as hashes. Other people's keys in it stay (``serving.keys``).
+Airflow tasks call serving with one key, and Prometheus reads the metrics with the other. Both are
+generated with the other secrets and come from the environment. The file stores them as hashes. All
+other keys in it are kept (``serving.keys``).
 """
 
 import json
@@ -19,14 +21,19 @@ HOUSE: dict[str, tuple[str, tuple[Role, ...]]] = {
 
 
 def put(file: Path, given: dict[str, str]) -> None:
-    """Write the file anew with these keys (variable -> key) in the place of those of the same names.
+    """Write these keys (variable -> key) to the file. They replace the keys with the same names.
 
     Raises:
-        KeysError: a key is missing, or the file cannot be used.
+        KeysError: A key is missing, or the file is not usable.
     """
     if missing := [name for name in HOUSE if len(given.get(name, "")) < 12]:
-        raise KeysError(f"{', '.join(missing)}: not in the environment, or shorter than 12 characters; `airloop secrets` makes them")
-    house = [Key(name=name, sha256=digest(given[variable].encode()), roles=roles) for variable, (name, roles) in HOUSE.items()]
+        raise KeysError(
+            f"{', '.join(missing)}: not in the environment, or shorter than 12 characters; `airloop secrets` makes them"
+        )
+    house = [
+        Key(name=name, sha256=digest(given[variable].encode()), roles=roles)
+        for variable, (name, roles) in HOUSE.items()
+    ]
     others = [key for key in read(file).keys if key.name not in {key.name for key in house}] if file.exists() else []
     content = json.dumps(Keys(keys=(*house, *others)).model_dump(mode="json", exclude_none=True), indent=1) + "\n"
     if file.exists() and file.read_text() == content:

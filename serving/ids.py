@@ -1,4 +1,7 @@
-"""Random ids, many drawn at once: a system call for each would cost more than anything else in an answer."""
+"""Generate random ids in batches.
+
+A system call per id would be the most expensive part of an answer.
+"""
 
 import os
 
@@ -16,7 +19,10 @@ def new_id() -> str:
 
 
 def new_id_lines() -> bytes:
-    """Return the header lines with the ids of an answer whose request brought none: ``x-request-id`` and W3C ``traceparent``."""
+    """Return the id header lines for an answer to a request without ids.
+
+    The headers are ``x-request-id`` and W3C ``traceparent``.
+    """
     if not _lines:
         for _ in range(_POOL):
             drawn = new_id().encode()

@@ -1,7 +1,7 @@
-"""Keep the memory of a process that runs for months flat.
+"""Keep the memory of a long-running process constant.
 
-Nothing of this changes what is allocated. It changes what the allocators keep for later after it was freed: with bodies, registry entries and log files of
-all sizes they keep a little more every minute.
+This module does not change what is allocated. It limits the freed memory that the allocators
+retain. With bodies, registry entries and log files of all sizes, that memory grows every minute.
 """
 
 import ctypes
@@ -9,19 +9,23 @@ import os
 
 # Parameters of glibc's mallopt.
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-# A larger block is a mapping of its own, and goes back to the system when it is freed. A fixed threshold: glibc raises its own with each such block.
+# A larger block gets its own mapping, which is returned to the system when it is freed. The
+# threshold is fixed, because glibc otherwise raises it with each such block.
 OWN_MAPPING = 256 * 1024
-# Seconds between two times at which free pages between blocks that are in use go back to the system.
+# Interval in seconds at which free pages between used blocks are returned to the system.
 TRIM_SECONDS = 30.0
 
 
 def choose_pools() -> None:
-    """Have Arrow allocate as everything else does. To be called before Arrow is imported, also for child processes."""
+    """Let Arrow use the system allocator.
+
+    Call this before Arrow is imported. It also applies to child processes.
+    """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def bound_what_is_kept() -> None:
-    """Have the C library return large blocks to the system, and keep few pools. Without effect on other C libraries than glibc."""
+    """Let the C library return large blocks to the system and keep few pools. Needs glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -31,7 +35,10 @@ def bound_what_is_kept() -> None:
 
 
 def return_free_pages() -> bool:
-    """Give free pages between blocks that are in use back to the system; False: this C library cannot. It takes milliseconds, without Python's lock."""
+    """Return free pages between used blocks to the system. Return False if not supported.
+
+    The call takes milliseconds and releases Python's lock.
+    """
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

@@ -1,76 +1,170 @@
-"""What Prometheus is told (``GET /metrics``).
+"""Define the metrics for Prometheus (``GET /metrics``).
 
-Several workers share one folder (``SERVING_METRICS_FOLDER``, which ``python -m serving`` makes): whichever of them is scraped tells of all.
+Several workers share one folder (``SERVING_METRICS_FOLDER``, created by ``python -m serving``). A
+scrape of any worker returns the metrics of all.
 """
 
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# prometheus_client reads its variable when it is imported. A variable of ours decides what is in it: importing feast puts a folder of feast's there, for
-# its process and all children, and every service that one of those starts would count into the same files.
+# prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported. The service sets it from its
+# own variable, because importing feast sets it to feast's folder, for the process and its children.
+# All services started from such a process would then count into the same files.
 SHARED = os.environ.get("SERVING_METRICS_FOLDER")
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 if SHARED:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = SHARED
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest  # noqa: E402
+from prometheus_client.metrics_core import Metric  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 AGES = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 7 * 86400)
 ANSWERED = ("model", "version", "arm")
 
+PREFIX = "airloop_"
 OURS = CollectorRegistry()
-requests = Counter("serving_requests", "Requests, by route and status.", ("route", "status"), registry=OURS)
-refused = Counter("serving_refused", "Requests turned away before they were read.", ("reason",), registry=OURS)
-predictions = Counter("serving_predictions", "Answered predictions.", ANSWERED, registry=OURS)
-prediction_seconds = Histogram("serving_prediction_seconds", "From the parsed request to its answer.", ANSWERED, buckets=SECONDS, registry=OURS)
-failures = Counter("serving_prediction_failures", "Instances that a model did not answer: it raised an error, or gave no number.", ANSWERED, registry=OURS)
-feature_age = Histogram("serving_feature_age_seconds", "Age of looked-up values when they were used.", ("model", "view"), buckets=AGES, registry=OURS)
-gaps = Counter(
-    "serving_lookup_gaps", "What look-ups lacked, by kind (unknown_entity, stale_feature, missing_feature) and by what was done about it.",
-    ("model", "view", "kind", "action"), registry=OURS,
-)  # fmt: skip
-by_baseline = Counter("serving_baseline_answers", "Instances that a version's baseline rule answered.", ("model", "version"), registry=OURS)
-faults = Counter("serving_faults", "Faults of the service itself, by where: request, connection or fast-path.", ("where",), registry=OURS)
-caller_requests = Counter(
-    "serving_caller_requests", "Requests of callers with a key, by class of status.", ("caller", "outcome"), registry=OURS,
-)  # fmt: skip
-access_log_dropped = Counter("serving_access_log_dropped", "Lines of the access log that could not be written.", registry=OURS)
-connections_closed = Counter(
-    "serving_connections_closed", "Connections that the service closed or refused, by why: slow, or no room for more.", ("reason",), registry=OURS,
-)  # fmt: skip
-swaps = Counter("serving_swaps", "New versions, by what became of them: swapped, refused or error.", ("model", "outcome"), registry=OURS)
-feedback = Counter("serving_feedback_labels", "Labels taken.", ("model",), registry=OURS)
-log_rows = Counter("serving_log_rows", "Predictions of the log: written, or dropped.", ("fate",), registry=OURS)
-log_errors = Counter("serving_log_errors", "Failed tries to write the prediction log.", registry=OURS)
-
-in_flight = Gauge("serving_requests_in_flight", "Requests that are being answered.", registry=OURS, multiprocess_mode="livesum")
-connections_open = Gauge("serving_connections", "Open connections of clients.", registry=OURS, multiprocess_mode="livesum")
-log_waiting = Gauge("serving_log_waiting", "Predictions that wait to be written.", registry=OURS, multiprocess_mode="livesum")
-log_lag = Gauge("serving_log_lag_seconds", "Age of the oldest prediction that is not written.", registry=OURS, multiprocess_mode="livemax")
-registry_up = Gauge(
-    "serving_registry_up", "1: the model registry answered when it was last asked, and that is not too long ago.", registry=OURS, multiprocess_mode="livemin"
+requests = Counter("airloop_serving_requests", "Requests, by route and status.", ("route", "status"), registry=OURS)
+refused = Counter(
+    "airloop_serving_refused", "Rejected requests and shadow calls, by reason.", ("reason",), registry=OURS
 )
-registry_age = Gauge("serving_registry_age_seconds", "Since the model registry was last read.", registry=OURS, multiprocess_mode="livemax")
+predictions = Counter("airloop_serving_predictions", "Answered predictions.", ANSWERED, registry=OURS)
+prediction_seconds = Histogram(
+    "airloop_serving_prediction_seconds",
+    "Seconds from the parsed request to its answer.",
+    ANSWERED,
+    buckets=SECONDS,
+    registry=OURS,
+)
+failures = Counter(
+    "airloop_serving_prediction_failures",
+    "Instances for which a model raised an error or did not return a number.",
+    ANSWERED,
+    registry=OURS,
+)
+feature_age = Histogram(
+    "airloop_serving_feature_age_seconds",
+    "Age in seconds of looked-up values when they were used.",
+    ("model", "view"),
+    buckets=AGES,
+    registry=OURS,
+)
+gaps = Counter(
+    "airloop_serving_lookup_gaps",
+    "Gaps of feature look-ups, by kind (unknown_entity, stale_feature, missing_feature) and by the action taken.",
+    ("model", "view", "kind", "action"),
+    registry=OURS,
+)
+by_baseline = Counter(
+    "airloop_serving_baseline_answers",
+    "Instances answered by a version's baseline rule.",
+    ("model", "version"),
+    registry=OURS,
+)
+faults = Counter(
+    "airloop_serving_faults",
+    "Internal faults of the service, by place: request, connection or fast-path.",
+    ("where",),
+    registry=OURS,
+)
+caller_requests = Counter(
+    "airloop_serving_caller_requests",
+    "Requests of callers with a key, by status class.",
+    ("caller", "outcome"),
+    registry=OURS,
+)
+access_log_dropped = Counter(
+    "airloop_serving_access_log_dropped", "Lines of the access log that could not be written.", registry=OURS
+)
+connections_closed = Counter(
+    "airloop_serving_connections_closed",
+    "Connections that the service closed or refused, by reason: a slow client or a connection limit.",
+    ("reason",),
+    registry=OURS,
+)
+swaps = Counter(
+    "airloop_serving_swaps", "New versions, by outcome: swapped, refused or error.", ("model", "outcome"), registry=OURS
+)
+feedback = Counter("airloop_serving_feedback_labels", "Labels accepted.", ("model",), registry=OURS)
+log_rows = Counter(
+    "airloop_serving_log_rows", "Predictions for the prediction log, written or dropped.", ("fate",), registry=OURS
+)
+log_errors = Counter("airloop_serving_log_errors", "Failed attempts to write the prediction log.", registry=OURS)
+
+in_flight = Gauge(
+    "airloop_serving_requests_in_flight",
+    "Requests that are being answered.",
+    registry=OURS,
+    multiprocess_mode="livesum",
+)
+connections_open = Gauge(
+    "airloop_serving_connections", "Open client connections.", registry=OURS, multiprocess_mode="livesum"
+)
+log_waiting = Gauge(
+    "airloop_serving_log_waiting",
+    "Predictions that wait to be written to the log.",
+    registry=OURS,
+    multiprocess_mode="livesum",
+)
+log_lag = Gauge(
+    "airloop_serving_log_lag_seconds",
+    "Age in seconds of the oldest prediction that is not yet written.",
+    registry=OURS,
+    multiprocess_mode="livemax",
+)
+registry_up = Gauge(
+    "airloop_serving_registry_up",
+    "1 if the model registry answered the last request and this answer is recent.",
+    registry=OURS,
+    multiprocess_mode="livemin",
+)
+registry_age = Gauge(
+    "airloop_serving_registry_age_seconds",
+    "Seconds since the model registry was last read.",
+    registry=OURS,
+    multiprocess_mode="livemax",
+)
 rollout_up = Gauge(
-    "serving_rollout_readable", "1: the model's rollout document is followed, or there is none.", ("model",), registry=OURS, multiprocess_mode="livemin",
-)  # fmt: skip
-lookup_up = Gauge("serving_lookup_up", "1: features can be looked up.", registry=OURS, multiprocess_mode="livemin")
-model_up = Gauge("serving_model_up", "1: the wanted version answers; 0: another one, or none, does.", ("model",), registry=OURS, multiprocess_mode="livemin")
+    "airloop_serving_rollout_readable",
+    "1 if the model's rollout document is applied or does not exist.",
+    ("model",),
+    registry=OURS,
+    multiprocess_mode="livemin",
+)
+lookup_up = Gauge(
+    "airloop_serving_lookup_up", "1 if features can be looked up.", registry=OURS, multiprocess_mode="livemin"
+)
+model_up = Gauge(
+    "airloop_serving_model_up",
+    "1 if the wanted version answers, 0 if another version or none answers.",
+    ("model",),
+    registry=OURS,
+    multiprocess_mode="livemin",
+)
 lost = Gauge(
-    "serving_champion_lost", "1: the registry names no champion any more, so the last one answers.", ("model",), registry=OURS, multiprocess_mode="livemax",
-)  # fmt: skip
-answering = Gauge("serving_model_answers", "1: this version answers, as this arm.", ANSWERED, registry=OURS, multiprocess_mode="livemax")
+    "airloop_serving_champion_lost",
+    "1 if the registry no longer names a champion, and the last one answers.",
+    ("model",),
+    registry=OURS,
+    multiprocess_mode="livemax",
+)
+answering = Gauge(
+    "airloop_serving_model_answers",
+    "1 if this version answers as this arm.",
+    ANSWERED,
+    registry=OURS,
+    multiprocess_mode="livemax",
+)
 
 
-class Meters:
-    """The metrics of one version in one arm, looked up once."""
+class ModelMetrics:
+    """The metrics of one version in one arm. The labels are resolved once."""
 
     def __init__(self, model: str, version: str, arm: str) -> None:
         self.labels = (model, version, arm)
@@ -82,12 +176,15 @@ class Meters:
         self._ages: dict[str, list[float]] = {}
 
     def note(self, instances: int, took: float) -> None:
-        """A request was answered. Noted only: it is counted with others, by ``flush``, which costs a tenth of counting each."""
+        """Record an answered request. ``flush`` adds it to the metrics.
+
+        Updating the metrics for many requests together costs a tenth of updating them per request.
+        """
         self._answered += instances
         self._noted.append(took)
 
     def note_age(self, view: str, seconds: float) -> None:
-        """Values of a view were used that are so old. Counted by ``flush``, too."""
+        """Record the age of a view's values that were used. ``flush`` adds it to the metrics."""
         self._ages.setdefault(view, []).append(seconds)
 
     def flush(self) -> None:
@@ -100,7 +197,10 @@ class Meters:
             observe_all(self.seconds, noted)
 
     def forget(self) -> None:
-        """The version has gone: its series end here (several workers' last until they end)."""
+        """End the series of a version that is no longer loaded.
+
+        With several workers, the series last until the workers end.
+        """
         answering.labels(*self.labels).set(0)
         if not SHARED:
             for metric in (predictions, prediction_seconds, failures, answering):
@@ -108,7 +208,10 @@ class Meters:
 
 
 def observe_all(histogram: Histogram, values: list[float]) -> None:
-    """``histogram.observe`` of each value, at once. A test holds the two to each other: this uses the library's insides."""
+    """Call ``histogram.observe`` for each value, in one pass.
+
+    A test compares both, because this uses private attributes of the library.
+    """
     counts = [0] * len(histogram._upper_bounds)
     for value in values:
         counts[bisect_left(histogram._upper_bounds, value)] += 1
@@ -118,29 +221,29 @@ def observe_all(histogram: Histogram, values: list[float]) -> None:
             bucket.inc(count)
 
 
-class Pulse:
-    """Gauges, from what the parts say of themselves; taken every second, and when somebody scrapes."""
+class GaugeUpdater:
+    """Update the gauges from the state of the components, every second and on each scrape."""
 
-    def __init__(self, parts: Callable[[], Mapping[str, Any]]) -> None:
-        self._parts = parts
+    def __init__(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        self._state = state
         self._counted = {"written": 0, "dropped": 0, "errors": 0}
 
     def take(self) -> None:
-        parts = self._parts()
-        for meters in parts["meters"]:
-            meters.flush()
-        in_flight.set(parts["in_flight"])
-        connections_open.set(parts["connections"])
-        registry_up.set(parts["registry"])
-        registry_age.set(parts["registry_age"])
-        for name, readable in parts["rollouts"].items():
+        state = self._state()
+        for model_metrics in state["model_metrics"]:
+            model_metrics.flush()
+        in_flight.set(state["in_flight"])
+        connections_open.set(state["connections"])
+        registry_up.set(state["registry"])
+        registry_age.set(state["registry_age"])
+        for name, readable in state["rollouts"].items():
             rollout_up.labels(name).set(readable)
-        lookup_up.set(parts["lookup"])
-        for name, up in parts["models"].items():
+        lookup_up.set(state["lookup"])
+        for name, up in state["models"].items():
             model_up.labels(name).set(up)
-        for name, gone in parts["lost"].items():
+        for name, gone in state["lost"].items():
             lost.labels(name).set(gone)
-        log = parts["log"]
+        log = state["log"]
         log_waiting.set(log["waiting"])
         log_lag.set(time.monotonic() - log["oldest"] if log["oldest"] else 0)
         for fate in ("written", "dropped"):
@@ -149,20 +252,43 @@ class Pulse:
         self._counted = {key: log[key] for key in self._counted}
 
 
+class OldNames:
+    """A collector that adds each metric of another one under its name before 0.2.0.
+
+    The prefix was ``serving_``. These names end with 0.3.0.
+    """
+
+    def __init__(self, collector: CollectorRegistry) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._collector.collect():
+            yield metric
+            if metric.name.startswith(PREFIX):
+                old = Metric(metric.name.removeprefix(PREFIX), f"Old name of {metric.name}.", metric.type)
+                old.samples = [sample._replace(name=sample.name.removeprefix(PREFIX)) for sample in metric.samples]
+                yield old
+
+
 def exposition() -> tuple[bytes, str]:
-    """The text for Prometheus, of all workers, and its media type."""
+    """Return the text for Prometheus, with the metrics of all workers, and its media type."""
     registry = OURS
     if SHARED:
         _forget_the_dead(Path(SHARED))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, SHARED)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    both = CollectorRegistry()
+    both.register(OldNames(registry))
+    return generate_latest(both), CONTENT_TYPE_LATEST
 
 
 def _forget_the_dead(folder: Path) -> None:
-    """A killed worker's gauges would be told for ever; its counters stay, since what it answered was answered."""
+    """Remove the gauges of dead workers, which would otherwise be reported forever.
+
+    Their counters remain, because the answers that they count were given.
+    """
     for file in folder.glob("gauge_live*.db"):
         process = file.stem.rpartition("_")[2]
         if process.isdigit() and not Path(f"/proc/{process}").exists():
-            with suppress(FileNotFoundError):  # another worker was scraped at the same moment
+            with suppress(FileNotFoundError):  # Another worker was scraped concurrently.
                 mark_process_dead(int(process), str(folder))

@@ -1,4 +1,4 @@
-"""What went wrong with a request, as a problem document (RFC 9457) that names the field."""
+"""Describe errors of requests as problem documents (RFC 9457) that name the field."""
 
 import math
 from collections.abc import Mapping
@@ -7,15 +7,16 @@ from typing import Any
 LONGEST_TEXT = 500
 
 
-class Problem(Exception):
-    """An answer other than the wanted one.
+class ProblemError(Exception):
+    """Raised to answer a request with an error.
 
     Attributes:
-        kind: short name of the kind of problem; its ``type`` is ``urn:airloop:<kind>``.
-        field: the part of the request that is meant, as ``instances[3].origin``; None: no part of it.
-        retry_after: seconds after which asking again may help; None: it does not help (1, where the service is at fault).
-        members: what else the document says (RFC 9457's extension members).
-        headers: of the answer.
+        kind: Short name of the kind of problem. Its ``type`` is ``urn:airloop:<kind>``.
+        field: The part of the request that is wrong, for example ``instances[3].origin``, or None.
+        retry_after: Seconds after which a retry may succeed, or None if it cannot. The default is 1
+            for status 503.
+        members: Additional members of the document (RFC 9457's extension members).
+        headers: Headers of the answer.
     """
 
     def __init__(
@@ -23,7 +24,14 @@ class Problem(Exception):
         field: str | None = None, retry_after: float | None = None, members: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(detail)
-        self.status, self.kind, self.title, self.detail, self.field, self.members = status, kind, title, detail, field, members or {}
+        self.status, self.kind, self.title, self.detail, self.field, self.members = (
+            status,
+            kind,
+            title,
+            detail,
+            field,
+            members or {},
+        )
         self.retry_after = 1.0 if retry_after is None and status == 503 else retry_after
         self._headers = headers or {}
 
@@ -40,12 +48,18 @@ class Problem(Exception):
         return headers
 
     def document(self, path: str = "") -> dict[str, Any]:
-        """What is told.
+        """Return the problem document.
 
         Args:
-            path: of the request; clients of the Open Inference Protocol look for ``error``.
+            path: The request's path. For ``/v2`` the document also contains ``error``, which
+                clients of the Open Inference Protocol read.
         """
-        document: dict[str, Any] = {"type": f"urn:airloop:{self.kind}", "title": self.title, "status": self.status, "detail": _printable(self.detail)}
+        document: dict[str, Any] = {
+            "type": f"urn:airloop:{self.kind}",
+            "title": self.title,
+            "status": self.status,
+            "detail": _printable(self.detail),
+        }
         if self.field is not None:
             document["field"] = _printable(self.field)
         document |= self.members
@@ -55,22 +69,26 @@ class Problem(Exception):
 def media_type(path: str) -> str:
     """Return the media type of a problem document.
 
-    The Open Inference Protocol has errors as application/json. KServe's client reads the message of no other type.
+    The Open Inference Protocol sends errors as application/json. KServe's client reads the message
+    only from this type.
     """
     return "application/json" if path.startswith("/v2") else "application/problem+json"
 
 
-def invalid(kind: str, title: str, detail: str, field: str) -> Problem:
-    """The request is wrong at ``field``; asking again does not help."""
-    return Problem(422, kind, title, detail, field=field)
+def invalid(kind: str, title: str, detail: str, field: str) -> ProblemError:
+    """Return the problem of a request that is wrong at ``field``. A retry does not help."""
+    return ProblemError(422, kind, title, detail, field=field)
 
 
-def unavailable(kind: str, title: str, detail: str) -> Problem:
-    """The service cannot answer now; asking again may help."""
-    return Problem(503, kind, title, detail)
+def unavailable(kind: str, title: str, detail: str) -> ProblemError:
+    """Return the problem of a service that cannot answer now. A retry may help."""
+    return ProblemError(503, kind, title, detail)
 
 
 def _printable(text: str) -> str:
-    """Return a text that an answer can carry: short, since a request can hold names of megabytes, and without half surrogate pairs."""
+    """Return the text, shortened and without lone surrogates.
+
+    A request can contain names of megabytes, and an answer must not repeat them.
+    """
     short = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
     return short.encode("utf-8", "replace").decode()

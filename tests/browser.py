@@ -1,6 +1,6 @@
-"""A real browser for tests of pages: Debian's Chromium, driven by selenium.
+"""Provide a real browser for tests of pages: Debian's Chromium, driven by Selenium.
 
-Every request that leaves the browser is recorded in Chromium's network log, whichever frame or process made it.
+Chromium's network log records every request that leaves the browser, from any frame or process.
 """
 
 import json
@@ -18,22 +18,23 @@ REQUIRED = "AIRLOOP_TEST_BROWSER"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-default-apps", "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1280,1600",
-    # No name is resolved: a test cannot reach a host outside this machine.
+    # Disable name resolution, so that a test cannot reach another host.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )  # fmt: skip
 NO_PAGE = "not an origin"
-# Errors of the console that no page of ours causes.
+# Console errors that our pages do not cause.
 NOT_OURS = ("favicon.ico",)
 
 
 def find_browser() -> tuple[str, str]:
     """Return the paths of Chromium and its driver.
 
-    Skips the test if one of them is missing; fails it if the environment says ``AIRLOOP_TEST_BROWSER=required``, as CI does.
+    Skip the test if one of them is missing, or fail it if ``AIRLOOP_TEST_BROWSER=required`` is set,
+    as in CI.
     """
-    found = [shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")]
-    if all(found):
-        return str(found[0]), str(found[1])
+    paths = [shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")]
+    if all(paths):
+        return str(paths[0]), str(paths[1])
     missing = "this test needs Chromium and its driver; install them: apt-get install chromium chromium-driver"
     if os.environ.get(REQUIRED) == "required":
         pytest.fail(f"{missing} ({REQUIRED}=required)")
@@ -44,7 +45,7 @@ class Browser:
     """One Chromium with an empty profile.
 
     Attributes:
-        driver: selenium's driver.
+        driver: Selenium's driver.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,31 +64,40 @@ class Browser:
         self.driver.set_script_timeout(30)
 
     def log_in(self, origin: str, token: str) -> None:
-        """Set Airflow's login cookie, as its login does."""
+        """Set Airflow's login cookie, as Airflow's login page does."""
         self.driver.get(f"{origin}/static/nothing")
         self.driver.add_cookie({"name": "_token", "value": token, "path": "/", "sameSite": "Lax", "httpOnly": True})
 
     def console_errors(self) -> list[str]:
-        """Return the errors of the console since the last call."""
+        """Return the console errors since the last call."""
         lines = self.driver.get_log("browser")
-        return [line["message"] for line in lines if line["level"] == "SEVERE" and not any(name in line["message"] for name in NOT_OURS)]
+        return [
+            line["message"]
+            for line in lines
+            if line["level"] == "SEVERE" and not any(name in line["message"] for name in NOT_OURS)
+        ]
 
     def quit(self) -> list[str]:
-        """End the browser; return the URL of every request that a page made or that led to a page, in their order.
+        """Close the browser and return the URLs of all requests of a page, in order.
 
-        Chromium's own requests (time, updates) are left out: no page makes those, and their initiator is none.
+        This includes requests that led to a page. Chromium's own requests (time, updates) are left
+        out: their initiator is None.
         """
         self.driver.quit()
         events = json.loads(self._net_log.read_text())
         start = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-        found = [event.get("params", {}) for event in events["events"] if event["type"] == start]
-        asked = [one["url"] for one in found if one.get("url") and (one.get("initiator", NO_PAGE) != NO_PAGE or "127.0.0.1" in one["url"])]
+        requests = [event.get("params", {}) for event in events["events"] if event["type"] == start]
+        asked = [
+            one["url"]
+            for one in requests
+            if one.get("url") and (one.get("initiator", NO_PAGE) != NO_PAGE or "127.0.0.1" in one["url"])
+        ]
         return [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")]
 
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Start a browser with an empty profile; end it afterwards."""
+    """Start a browser with an empty profile and close it afterwards."""
     find_browser()
     with tempfile.TemporaryDirectory(prefix="browser") as folder:
         browser = Browser(Path(folder))

@@ -1,4 +1,7 @@
-"""A server that speaks AWS Secrets Manager's language (moto), as a process of its own, and the means to reach it: a profile in a credentials file."""
+"""Run a server with the AWS Secrets Manager API (moto) as a separate process.
+
+Processes reach it through a profile in a credentials file.
+"""
 
 import os
 import socket
@@ -10,13 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ports import free_port
+
 PROFILE, REGION = "secrets", "eu-west-1"
 ACCESS_KEY, SECRET_KEY = "AKIAOFTHISTEST000001", "secret-key-of-the-secrets-manager"
 
 
 @dataclass
 class SecretsServer:
-    """``variables`` are those with which a process finds it; the credentials stand in a file alone."""
+    """A running Secrets Manager server.
+
+    ``variables`` are the environment variables that a process needs to find it. The credentials are
+    only in a file.
+    """
 
     folder: Path
     port: int
@@ -28,7 +37,9 @@ class SecretsServer:
             "AWS_ENDPOINT_URL_SECRETS_MANAGER": f"http://127.0.0.1:{self.port}",
             "AWS_REGION": REGION,
             "AWS_SHARED_CREDENTIALS_FILE": str(self.folder / "credentials"),
-            "AWS_EC2_METADATA_DISABLED": "true",  # a machine that is no EC2 would be asked for a role, for seconds
+            # Otherwise boto asks the EC2 metadata service for a role, which takes seconds outside
+            # EC2.
+            "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     def start(self) -> None:
@@ -36,11 +47,21 @@ class SecretsServer:
         (self.folder / "credentials").write_text(credentials)
         (self.folder / "credentials").chmod(0o600)
         with (self.folder / "moto.log").open("ab") as log:
-            command = [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-H", "127.0.0.1", "-p", str(self.port)]
+            command = [
+                sys.executable,
+                "-c",
+                "import sys; from moto.server import main; main(sys.argv[1:])",
+                "-H",
+                "127.0.0.1",
+                "-p",
+                str(self.port),
+            ]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while not self.answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "moto.log").read_text()[-3000:]
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "moto.log").read_text()[
+                -3000:
+            ]
             time.sleep(0.1)
 
     def answers(self) -> bool:
@@ -48,13 +69,13 @@ class SecretsServer:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
-        """``kill -9``; what it held is gone with it."""
+        """Send SIGKILL. The server's data is lost."""
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     def put(self, name: str, value: str) -> None:
-        """Make a secret there, as an operator does with the aws command."""
+        """Create a secret, as an operator does with the aws command."""
         client = self._client()
         try:
             client.create_secret(Name=name, SecretString=value)
@@ -65,15 +86,15 @@ class SecretsServer:
         import boto3
 
         keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
-        return boto3.Session(region_name=REGION, **keys).client("secretsmanager", endpoint_url=f"http://127.0.0.1:{self.port}")
+        return boto3.Session(region_name=REGION, **keys).client(
+            "secretsmanager", endpoint_url=f"http://127.0.0.1:{self.port}"
+        )
 
 
 @contextmanager
 def secrets_server(folder: Path) -> Iterator[SecretsServer]:
-    """One that is up, and gone afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = SecretsServer(folder, probe.getsockname()[1])
+    """Run a server and stop it afterwards."""
+    server = SecretsServer(folder, free_port())
     try:
         server.start()
         yield server
@@ -82,5 +103,5 @@ def secrets_server(folder: Path) -> Iterator[SecretsServer]:
 
 
 def without_aws() -> list[str]:
-    """The names of this machine's own variables AWS_*."""
+    """Return the names of this machine's own AWS_* variables."""
     return [name for name in os.environ if name.startswith("AWS_")]

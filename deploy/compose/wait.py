@@ -1,8 +1,11 @@
-"""Waits until the Compose stack is well: every service healthy, every one-shot ended with 0. Prints what changes; on failure the last words of who is ill.
+"""Wait until every service of the Compose stack is healthy and every one-shot has ended with 0.
+
+Changes are printed, and on failure the last log lines of each unhealthy service.
 
     python3 deploy/compose/wait.py [--engine docker|podman] [--project airloop] [--timeout 900]
 
-Needs Python's own library only. Podman runs health checks by timers of systemd; where there are none they are run here.
+Needs Python's own library only. Podman runs health checks by timers of systemd; where there are
+none they are run here.
 """
 
 import argparse
@@ -27,7 +30,9 @@ class Engine:
         """Service -> what the engine knows of its container."""
         ids = self.ask("ps", "--all", "--quiet", "--filter", f"label={PROJECT}={self.project}").split()
         found = json.loads(self.ask("inspect", *ids)) if ids else []
-        return {c["Config"]["Labels"][SERVICE]: c for c in found if c["Config"]["Labels"].get(ONE_OFF, "False") != "True"}
+        return {
+            c["Config"]["Labels"][SERVICE]: c for c in found if c["Config"]["Labels"].get(ONE_OFF, "False") != "True"
+        }
 
     def state(self, container: dict) -> str:
         """``well``, ``done``, ``failed`` (it will not get well by itself), or what it is at."""
@@ -43,13 +48,22 @@ class Engine:
         if self.program.endswith("podman"):
             return (
                 "well"
-                if subprocess.run([self.program, "healthcheck", "run", container["Id"]], capture_output=True, check=False).returncode == 0
+                if subprocess.run(
+                    [self.program, "healthcheck", "run", container["Id"]], capture_output=True, check=False
+                ).returncode
+                == 0
                 else "starting"
             )
         return "well" if (health := now["Health"]["Status"]) == "healthy" else health
 
     def last_words(self, container: dict) -> str:
-        said = subprocess.run([self.program, "logs", "--tail", "25", container["Id"]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        said = subprocess.run(
+            [self.program, "logs", "--tail", "25", container["Id"]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         return said.stdout
 
 
@@ -71,7 +85,10 @@ def wait(engine: Engine, timeout: float) -> bool:
         if states and not ill:
             return True
         if time.monotonic() - began > timeout:
-            print(f"not well after {timeout:.0f} s: {', '.join(f'{s} ({state})' for s, state in ill.items()) or 'there is no container'}", file=sys.stderr)
+            print(
+                f"not well after {timeout:.0f} s: {', '.join(f'{s} ({state})' for s, state in ill.items()) or 'there is no container'}",
+                file=sys.stderr,
+            )
             for service in ill:
                 print(f"--- the last words of {service}:\n{engine.last_words(containers[service])}", file=sys.stderr)
             return False

@@ -1,1 +1,4 @@
-"""`airloop check`: what is wrong with a project, without running it. Looked at: its declaration, its Feast objects, and the data that was ingested."""
+"""Find faults of a project without running it: `airloop check`.
+
+The check covers its declaration, its Feast objects, and the ingested data.
+"""

@@ -1,18 +1,18 @@
-"""The whole check of a project."""
+"""The complete check of a project."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from include.checks import declaration
 from include.checks.finding import Finding
-from include.outages import away
-from include.projects import BrokenProject, get_project
+from include.outages import outage_of
+from include.projects import BrokenProjectError, get_project
 from include.projects.base import Project
 from include.settings import Settings
 
 
 class Report(NamedTuple):
-    """What was found, and what could not be looked at (``skipped``)."""
+    """The findings, the checked parts, and the parts that could not be checked (``skipped``)."""
 
     findings: list[Finding]
     looked_at: list[str]
@@ -24,23 +24,27 @@ class Report(NamedTuple):
 
 
 def check(settings: Settings, name: str) -> Report:
-    """Check a project's declaration, and its code on the newest ingested rows: those of the store, else those that `airloop try` has made.
+    """Check a project's declaration, and its code on the newest ingested rows.
+
+    The rows come from the store, or else from an earlier `airloop try`.
 
     Raises:
-        UnknownProject: there is no such folder.
+        UnknownProjectError: The project's folder does not exist.
     """
     try:
         project = get_project(name)
-    except BrokenProject as error:
+    except BrokenProjectError as error:
         file, _, line = error.place.partition(", line ")
-        return Report([Finding(file, int(line) if line else None, "project", name, error.reason, stage="ingest")], [], [])
+        return Report(
+            [Finding(file, int(line) if line else None, "project", name, error.reason, stage="ingest")], [], []
+        )
     findings = declaration.findings(project)
     if any(one.stage != "train" for one in findings):
         return Report(findings, ["the declaration"], ["the data: what is found above comes first"])
     try:
         report, waiting = on_data(project, roots(settings, project)), _landed(settings, project)
     except Exception as error:
-        if (what := away(error)) is None:
+        if (what := outage_of(error)) is None:
             raise
         return Report(findings, ["the declaration"], [f"the data: the store does not answer ({what})"])
     looked_at = ["the declaration", *report.looked_at, *waiting.looked_at]
@@ -51,19 +55,26 @@ def _landed(settings: Settings, project: Project) -> Report:
     """Check files that wait to be ingested."""
     root = f"{settings.store}/{project.name}/landing"
     if "://" not in root and not Path(root).is_dir():
-        return Report([], [], [])  # without the libraries that read files
+        # Return before importing the libraries that read files.
+        return Report([], [], [])
     from include.checks import landed
 
-    found = landed.waiting(project)
-    if not found:
+    files = landed.waiting(project)
+    if not files:
         return Report([], [], [])
-    looked_at = f"the first files that wait in the landing zone ({', '.join(f'{name} {len(entries)}' for name, entries in found.items())})"
-    return Report(landed.findings(project, found), [looked_at], [])
+    looked_at = f"the first files that wait in the landing zone ({', '.join(f'{name} {len(entries)}' for name, entries in files.items())})"
+    return Report(landed.findings(project, files), [looked_at], [])
 
 
 def roots(settings: Settings, project: Project) -> list[str]:
-    """Return the folders where the project's data may be: the store, and the scratch store of `airloop try`."""
-    return [f"{settings.store}/{project.name}", str(settings.home / "try" / project.name / "work" / "store" / project.name)]
+    """Return the folders that may contain the project's data.
+
+    These are the store, and the scratch store of `airloop try`.
+    """
+    return [
+        f"{settings.store}/{project.name}",
+        str(settings.home / "try" / project.name / "work" / "store" / project.name),
+    ]
 
 
 def on_data(project: Project, folders: list[str]) -> Report:
@@ -79,7 +90,7 @@ def on_data(project: Project, folders: list[str]) -> Report:
 
 
 def _may_have_tables(folder: str) -> bool:
-    """Look without the libraries that read tables, whose import takes longer than all the rest."""
+    """Check without the libraries that read tables, because importing them is slow."""
     return "://" in folder or (Path(folder) / "tables").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""How the report of a check looks."""
+"""Terminal output of a check."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from include.checks.check import Report
 
 
 def show(name: str, report: Report, say: Callable[[str], None]) -> None:
-    """Print each finding, what was looked at, and what was not."""
+    """Print each finding, the checked parts, and the skipped parts."""
     for one in report.findings:
         say(f"{'warning' if one.warning else 'fault'}  {one}")
     for words in report.skipped:

@@ -1,4 +1,8 @@
-"""What a project declares, held against what there is: metrics, trainers, parameters, Feast's views, functions. Reads no data, imports no library of models."""
+"""Compare a project's declaration with the available objects.
+
+These are metrics, trainers, parameters, Feast's views and functions. The check reads no data and
+does not import ML libraries.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -12,27 +16,37 @@ from include.training.candidates import DISTRIBUTED
 # Functions that the loop calls -> the arguments that it passes.
 FUNCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "expectations": {"source_suite": (), "feature_suite": ()},
-    "features": {"compute": ("since", "cutoff"), "examples": ("since", "until", "cutoff"), "labels": ("since", "until")},
-    "feed": {"first_moment": (), "last_moment": (), "drop": ("since", "until")},
+    "features": {
+        "compute": ("since", "cutoff"),
+        "examples": ("since", "until", "cutoff"),
+        "labels": ("since", "until"),
+    },
+    "feed": {"first_moment": (), "last_moment": (), "files": ("since", "until")},
 }
 
 
 def findings(project: Project) -> list[Finding]:
-    """Return everything that is wrong with the declaration."""
+    """Return all faults of the declaration."""
     files = Files(project)
     return [*_metric(project, files), *_candidates(project, files), *_functions(files), *_features(project, files)]
 
 
 def _metric(project: Project, files: Files) -> Iterator[Finding]:
-    from include.training.metrics import UnknownMetric, check_direction, metrics_of
+    from include.training.metrics import UnknownMetricError, check_direction, metrics_of
 
     name, valid = project.metric.name, metrics_of(project.kind)
     if name not in valid:
-        yield files.finding("__init__", "metric", name, f"'{name}' is no metric of {project.kind} projects; there is {named(valid)}", valid=valid)
+        yield files.finding(
+            "__init__",
+            "metric",
+            name,
+            f"'{name}' is no metric of {project.kind} projects; there is {named(valid)}",
+            valid=valid,
+        )
         return
     try:
         check_direction(project.metric)
-    except UnknownMetric as error:
+    except UnknownMetricError as error:
         yield files.finding("__init__", "metric", name, str(error))
 
 
@@ -49,12 +63,16 @@ def _candidates(project: Project, files: Files) -> Iterator[Finding]:
             continue
         if candidate.workers > 1 and candidate.trainer not in DISTRIBUTED:
             what = f"candidate '{candidate.name}': trainer '{candidate.trainer}' has one worker only, the candidate asks for {candidate.workers}"
-            yield files.finding("__init__", "workers", candidate.trainer, f"{what}; several have {named(sorted(DISTRIBUTED))}")
+            yield files.finding(
+                "__init__", "workers", candidate.trainer, f"{what}; several have {named(sorted(DISTRIBUTED))}"
+            )
 
 
 def _parameters(project: Project, candidate: Candidate, files: Files) -> Iterator[Finding]:
     valid = sorted(parameters.PARAMETERS[candidate.trainer][project.kind])
-    for name, value, fault in parameters.faults_of(project.kind, candidate.trainer, candidate.parameters, candidate.search):
+    for name, value, fault in parameters.faults_of(
+        project.kind, candidate.trainer, candidate.parameters, candidate.search
+    ):
         lead = f"candidate '{candidate.name}': "
         if fault == "unknown":
             what = f"{lead}trainer '{candidate.trainer}' has no parameter '{name}' for {project.kind} projects; it has {named(valid)}"
@@ -64,18 +82,26 @@ def _parameters(project: Project, candidate: Candidate, files: Files) -> Iterato
 
 
 def _trainers() -> list[str]:
-    """Return the names of all trainers: a site may have added its own to those that have a table of parameters."""
+    """Return the names of all trainers.
+
+    A site may have added trainers to those with a table of parameters.
+    """
     from include.training.trainers import TRAINERS
 
     return list(TRAINERS)
 
 
 def _functions(files: Files) -> Iterator[Finding]:
-    """Find functions that the loop calls and that are missing, in modules whose import takes seconds: so they are parsed."""
+    """Find missing functions that the loop calls.
+
+    Importing the modules takes seconds, so they are only parsed.
+    """
     for part, functions in FUNCTIONS.items():
         stage: Stage = "ingest" if part != "features" else "build_features"
-        if files.path(part) is None:
-            yield files.finding(part, "file", f"{part}.py", "there is no such file, and the loop imports it", stage=stage)
+        if not files.exists(part):
+            yield files.finding(
+                part, "file", f"{part}.py", "there is no such file, and the loop imports it", stage=stage
+            )
             continue
         try:
             body = ast.parse(files.text(part)).body
@@ -84,7 +110,13 @@ def _functions(files: Files) -> Iterator[Finding]:
             continue
         there = {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
         bound = {alias.asname or alias.name for one in body if isinstance(one, ast.ImportFrom) for alias in one.names}
-        bound |= {target.id for one in body if isinstance(one, ast.Assign) for target in one.targets if isinstance(target, ast.Name)}
+        bound |= {
+            target.id
+            for one in body
+            if isinstance(one, ast.Assign)
+            for target in one.targets
+            if isinstance(target, ast.Name)
+        }
         for name, arguments in functions.items():
             if name in there:
                 given = there[name].args
@@ -94,7 +126,14 @@ def _functions(files: Files) -> Iterator[Finding]:
                     yield files.finding(part, "function", name, what, stage=stage)._replace(line=there[name].lineno)
             elif name not in bound:
                 others = [one for one in there if one not in functions]
-                missed = files.finding(part, "function", name, f"there is no function {name}(), which the loop calls", valid=others, stage=stage)
+                missed = files.finding(
+                    part,
+                    "function",
+                    name,
+                    f"there is no function {name}(), which the loop calls",
+                    valid=others,
+                    stage=stage,
+                )
                 yield missed._replace(line=there[missed.nearest].lineno if missed.nearest else None)
 
 
@@ -102,17 +141,33 @@ def _features(project: Project, files: Files) -> Iterator[Finding]:
     try:
         there = feast_objects.declared(project.name)
     except feast_objects.UnreadableError as error:
-        yield files.finding("feast", "feature views", project.name, f"it cannot be run: {error}", stage="build_features")._replace(line=error.line)
+        yield files.finding(
+            "feast", "feature views", project.name, f"it cannot be run: {error}", stage="build_features"
+        )._replace(line=error.line)
         return
     views = {view.name: view for view in there.views}
     for name in project.feature_views:
         if name not in views:
             what = f"feature_views names '{name}'; {files.name('feast')} has {named(views)}"
-            yield files.finding("__init__", "feature views", name, what, valid=set(views) - set(project.feature_views), stage="build_features")
+            yield files.finding(
+                "__init__",
+                "feature views",
+                name,
+                what,
+                valid=set(views) - set(project.feature_views),
+                stage="build_features",
+            )
     for name in views:
         if name not in project.feature_views:
             what = f"view '{name}' is not in feature_views of {files.name('__init__')}, which has {named(project.feature_views)}"
-            yield files.finding("feast", "feature views", name, what, valid=set(project.feature_views) - set(views), stage="build_features")
+            yield files.finding(
+                "feast",
+                "feature views",
+                name,
+                what,
+                valid=set(project.feature_views) - set(views),
+                stage="build_features",
+            )
     yield from _service(project, files, there)
     yield from _keys(project, files, there)
     yield from _inputs(project, files, there)
@@ -125,7 +180,9 @@ def _service(project: Project, files: Files, there: feast_objects.Declared) -> I
         yield files.finding("feast", "feature service", wanted, what, valid=there.services)
         return
     if missing := sorted(set(project.feature_views) - set(there.services[wanted])):
-        yield files.finding("feast", "feature service", wanted, f"feature service '{wanted}' lacks view {named(missing)}")
+        yield files.finding(
+            "feast", "feature service", wanted, f"feature service '{wanted}' lacks view {named(missing)}"
+        )
 
 
 def _keys(project: Project, files: Files, there: feast_objects.Declared) -> Iterator[Finding]:
@@ -148,9 +205,16 @@ def _keys(project: Project, files: Files, there: feast_objects.Declared) -> Iter
 def _inputs(project: Project, files: Files, there: feast_objects.Declared) -> Iterator[Finding]:
     features = [feature for view in there.views for feature in view.features]
     for feature in sorted({feature for feature in features if features.count(feature) > 1}):
-        yield files.finding("feast", "features", feature, f"two views have a feature '{feature}': a model could not tell them apart")
+        yield files.finding(
+            "feast", "features", feature, f"two views have a feature '{feature}': a model could not tell them apart"
+        )
     for feature in sorted({*project.request_features} & {*features}):
-        yield files.finding("__init__", "inputs", feature, f"'{feature}' is a request feature, and a feature of a view too: nobody can tell which one is meant")
+        yield files.finding(
+            "__init__",
+            "inputs",
+            feature,
+            f"'{feature}' is both a request feature and a feature of a view: rename one of them",
+        )
     valid = dict.fromkeys([*project.request_features, *project.entities, *features])
     columns = project.input_columns
     for column in sorted({column for column in columns if columns.count(column) > 1}):
@@ -158,7 +222,9 @@ def _inputs(project: Project, files: Files, there: feast_objects.Declared) -> It
     for column in dict.fromkeys(columns):
         if column not in valid:
             what = f"input '{column}' comes from nowhere: it is no request feature, no entity, and no feature of a view"
-            yield files.finding("__init__", "inputs", column, what, valid=[one for one in valid if one not in columns] or valid)
+            yield files.finding(
+                "__init__", "inputs", column, what, valid=[one for one in valid if one not in columns] or valid
+            )
     for column in project.request_features:
         if column not in columns:
             what = f"request feature '{column}' is not in inputs: who asks for a prediction must send what no model looks at"
@@ -167,6 +233,6 @@ def _inputs(project: Project, files: Files, there: feast_objects.Declared) -> It
 
 
 def stages_until(stage: str) -> tuple[str, ...]:
-    """Return the stages whose findings matter before a stage is run: itself and those before it."""
+    """Return the stages whose findings matter before a stage runs: it and all earlier ones."""
     order = ("ingest", "build_features", "train")
     return order[: order.index(stage) + 1] if stage in order else order

@@ -1,6 +1,7 @@
-"""The entities, views and services that a module of feature_repo declares, read without Feast: its import takes seconds.
+"""Read the entities, views and services that a project declares, without Feast.
 
-The module is run with stand-ins for Feast's classes, which keep what they are made with. A module for which these do not do is run with Feast itself.
+Importing Feast takes seconds. The module runs with stand-ins for Feast's classes, which store their
+arguments. A module that fails with the stand-ins runs with Feast itself.
 """
 
 import importlib
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from include.projects import feast_module, file_of, get_project
 from include.settings import get_settings
 
 
@@ -27,7 +29,7 @@ class View(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """What a module declares. ``services``: the names of each one's views."""
+    """The objects that a module declares. ``services`` maps each service to its views' names."""
 
     entities: tuple[str, ...]
     views: tuple[View, ...]
@@ -35,7 +37,7 @@ class Declared(NamedTuple):
 
 
 class UnreadableError(ValueError):
-    """A module of feature_repo cannot be run."""
+    """Raised when a project's feast.py cannot be run."""
 
     def __init__(self, message: str, line: int | None) -> None:
         super().__init__(message)
@@ -43,7 +45,7 @@ class UnreadableError(ValueError):
 
 
 class _Kind(type):
-    """Classes of Feast's that were never defined: their attributes are names."""
+    """The type of stand-ins for Feast's classes. Their undefined attributes are their names."""
 
     def __getattr__(cls, name: str) -> str:
         if name.startswith("__"):
@@ -67,26 +69,30 @@ class _StandIn(metaclass=_Kind):
 
     @property
     def join_key(self) -> str:
-        return (self._given.get("join_keys") or [self._given["name"]])[0]
+        key: str = (self._given.get("join_keys") or [self._given["name"]])[0]
+        return key
 
 
 def declared(project: str) -> Declared:
-    """Return what ``feature_repo/<project>.py`` declares.
+    """Return the objects that the project's ``feast.py`` declares.
 
     Raises:
-        UnreadableError: the module is missing, or raises.
+        UnreadableError: The module is missing or raises an error.
     """
+    # The package itself is imported with the real libraries.
+    get_project(project)
     with _modules_aside(project):
         try:
             with _stand_ins():
-                return _read(importlib.import_module(f"feature_repo.{project}"))
-        except (AttributeError, TypeError, KeyError, IndexError, ImportError):  # perhaps the stand-ins are to blame
+                return _read(importlib.import_module(feast_module(project)))
+        # The stand-ins may be the cause. Try again with Feast itself.
+        except (AttributeError, TypeError, KeyError, IndexError, ImportError):
             pass
         except (Exception, SystemExit) as error:
             raise _unreadable(project, error) from error
     with _modules_aside(project):
         try:
-            return _read(importlib.import_module(f"feature_repo.{project}"))
+            return _read(importlib.import_module(feast_module(project)))
         except (Exception, SystemExit) as error:
             raise _unreadable(project, error) from error
 
@@ -103,8 +109,15 @@ def _read(module: ModuleType) -> Declared:
 def _view(view: Any) -> View:
     if isinstance(view, _StandIn):
         keys = tuple(entity.join_key for entity in view.entities)
-        return View(view.name, keys, tuple(field.name for field in view.schema if field.name not in keys), str(view.source.path))
-    return View(view.name, tuple(view.join_keys), tuple(feature.name for feature in view.features), str(getattr(view.batch_source, "path", "")))
+        return View(
+            view.name, keys, tuple(field.name for field in view.schema if field.name not in keys), str(view.source.path)
+        )
+    return View(
+        view.name,
+        tuple(view.join_keys),
+        tuple(feature.name for feature in view.features),
+        str(getattr(view.batch_source, "path", "")),
+    )
 
 
 def _views_of(service: Any) -> list[Any]:
@@ -113,8 +126,8 @@ def _views_of(service: Any) -> list[Any]:
 
 @contextmanager
 def _modules_aside(project: str) -> Iterator[None]:
-    """Run the project's module anew, with places of this installation, and leave nothing of it behind."""
-    ours = {"feature_repo.shared", f"feature_repo.{project}"}
+    """Import the project's module with this installation's paths, and remove it afterwards."""
+    ours = {"feature_repo.shared", feast_module(project)}
     aside = {name: sys.modules.pop(name) for name in ours if name in sys.modules}
     before = os.environ.get("AIRLOOP_FEAST_SOURCES")
     os.environ["AIRLOOP_FEAST_SOURCES"] = get_settings().store
@@ -122,8 +135,9 @@ def _modules_aside(project: str) -> Iterator[None]:
         yield
     finally:
         for name in ours:
+            package, _, module = name.rpartition(".")
             sys.modules.pop(name, None)
-            getattr(sys.modules.get("feature_repo"), "__dict__", {}).pop(name.partition(".")[2], None)
+            getattr(sys.modules.get(package), "__dict__", {}).pop(module, None)
         sys.modules.update(aside)
         if before is None:
             del os.environ["AIRLOOP_FEAST_SOURCES"]
@@ -163,5 +177,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _unreadable(project: str, error: BaseException) -> UnreadableError:
     if isinstance(error, SyntaxError):
         return UnreadableError(f"{type(error).__name__}: {error.msg}", error.lineno)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(f"feature_repo/{project}.py")]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(file_of(project, "feast"))
+    ]
     return UnreadableError(f"{type(error).__name__}: {error}", lines[-1] if lines else None)

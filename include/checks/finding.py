@@ -1,19 +1,19 @@
-"""What the check of a project finds."""
+"""The findings of a project's check."""
 
 import difflib
 import re
 from collections.abc import Iterable
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from include.projects import file_name, file_of
 from include.projects.base import Project
 
-Stage = Literal["ingest", "build_features", "train"]  # the first stage that fails by it
+# The first stage that fails because of the finding.
+Stage = Literal["ingest", "build_features", "train"]
 
 
 class Finding(NamedTuple):
-    """A fault of a project, or a ``warning``, by which no stage fails."""
+    """A fault of a project, or a ``warning``, which does not make a stage fail."""
 
     file: str
     line: int | None
@@ -31,45 +31,57 @@ class Finding(NamedTuple):
 
 
 class Files:
-    """The files of a project. Findings name them, and the line where the value stands."""
+    """The files of a project. A finding refers to a file and to the line of the value."""
 
     def __init__(self, project: Project):
         self._name = project.name
         self._texts: dict[str, str] = {}
 
-    def finding(self, part: str, rule: str, value: Any, message: str, *, valid: Iterable[str] = (), stage: Stage = "train", warning: bool = False) -> Finding:
-        """Make a finding.
+    def finding(
+        self,
+        part: str,
+        rule: str,
+        value: Any,
+        message: str,
+        *,
+        valid: Iterable[str] = (),
+        stage: Stage = "train",
+        warning: bool = False,
+    ) -> Finding:
+        """Return a finding.
 
         Args:
             part: ``__init__``, ``expectations``, ``features``, ``feed`` or ``feast``.
-            valid: names that the value may be, of which the nearest one is proposed.
+            valid: Valid names. The one nearest to the value is suggested.
         """
         text = str(value)
-        return Finding(self.name(part), self.line(part, text), rule, text, message, nearest(text, valid), stage, warning)
+        return Finding(
+            self.name(part), self.line(part, text), rule, text, message, nearest(text, valid), stage, warning
+        )
 
     def name(self, part: str) -> str:
-        return f"feature_repo/{self._name}.py" if part == "feast" else f"include/projects/{self._name}/{part}.py"
+        return file_name(self._name, part)
 
     def line(self, part: str, value: str) -> int | None:
-        """Return the first line with the value as a literal."""
+        """Return the number of the first line with the value as a literal, or None."""
         literal = re.compile(rf"""(["']){re.escape(value)}\1""")
-        return next((number for number, line in enumerate(self.text(part).splitlines(), 1) if literal.search(line)), None)
+        return next(
+            (number for number, line in enumerate(self.text(part).splitlines(), 1) if literal.search(line)), None
+        )
+
+    def exists(self, part: str) -> bool:
+        return file_of(self._name, part).is_file()
 
     def text(self, part: str) -> str:
-        """Return the file's content; empty if there is no such file."""
+        """Return the file's content, or an empty text if the file does not exist."""
         if part not in self._texts:
-            path = self.path(part)
-            self._texts[part] = path.read_text(errors="replace") if path is not None and path.is_file() else ""
+            path = file_of(self._name, part)
+            self._texts[part] = path.read_text(errors="replace") if path.is_file() else ""
         return self._texts[part]
-
-    def path(self, part: str) -> Path | None:
-        folders = import_module("feature_repo" if part == "feast" else "include.projects").__path__
-        relative = f"{self._name}.py" if part == "feast" else f"{self._name}/{part}.py"
-        return next((Path(folder) / relative for folder in folders if (Path(folder) / relative).is_file()), None)
 
 
 def nearest(value: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name that is most like a value; None: none is like it."""
+    """Return the valid name that is most similar to a value, or None if no name is similar."""
     return next(iter(difflib.get_close_matches(value, list(valid), 1, 0.5)), None)
 
 

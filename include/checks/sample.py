@@ -1,6 +1,10 @@
-"""What only data can show: known_at, examples, labels, and whether a run over one day gives the rows of a run over all. Looks at the newest ingested rows."""
+"""Checks that need data, on the newest ingested rows.
 
-from collections.abc import Iterator
+They cover known_at, examples and labels. They also compare the feature rows of a run over one day
+with those of a run over all days.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -15,9 +19,11 @@ from include.projects import place_of
 from include.projects.base import Project, TaskKind
 from include.times import iso
 
-ROWS, LONGEST = 30_000, timedelta(days=60)  # of all sources together; the sample ends with the newest row
+# Limits for all sources together. The sample ends with the newest row.
+ROWS, LONGEST = 30_000, timedelta(days=60)
 DAY = timedelta(days=1)
-OLDEST = datetime(1971, 1, 1, tzinfo=UTC)  # what is near 1970 is a number of another unit that was taken for a time
+# A time near 1970 is a number with another unit that was parsed as a time.
+OLDEST = datetime(1971, 1, 1, tzinfo=UTC)
 
 
 class Sample(NamedTuple):
@@ -32,7 +38,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(project: Project, root: str) -> Sample | None:
-    """Return the newest rows below a folder of the project's data; None: nothing was ingested there."""
+    """Return the newest rows below a folder of the project's data, or None if it has no rows."""
     ends: list[tuple[datetime, datetime]] = []
     rows = 0
     for source in project.sources:
@@ -44,31 +50,35 @@ def sample_of(project: Project, root: str) -> Sample | None:
         rows += sum(count for count, _, _ in actions)
     if not ends:
         return None
-    # Of a day in the future, known_at is wrong, and the check says so: the sample ends now.
+    # If known_at is in the future, it is wrong, and the check reports it. The sample ends now.
     cutoff = min(max(high for _, high in ends), datetime.now(UTC))
     span = max(cutoff - min(low for low, _ in ends), DAY)
     floor = cutoff - min(LONGEST, max(3 * DAY, span * min(1.0, ROWS / max(rows, 1))))
     return Sample(KnownTables(project, cutoff, root=root, floor=floor), int(rows * min(1.0, (cutoff - floor) / span)))
 
 
+Check = Callable[[Project, Sample, Files], Iterable[Finding]]
+
+
 def findings(project: Project, sample: Sample) -> list[Finding]:
-    """Return everything that the sample shows."""
+    """Return all faults that the sample shows."""
     files = Files(project)
-    found = list(_known_at(project, sample, files))
-    found += _ran(files, "examples", _examples, project, sample)
-    found += _ran(files, "compute", _increments, project, sample)
-    return found
+    faults = list(_known_at(project, sample, files))
+    faults += _ran(files, "examples", _examples, project, sample)
+    faults += _ran(files, "compute", _increments, project, sample)
+    return faults
 
 
-def _ran(files: Files, function: str, check, project: Project, sample: Sample) -> list[Finding]:
-    """Return what a check of a project's own function finds, or that the function fails."""
+def _ran(files: Files, function: str, check: Check, project: Project, sample: Sample) -> list[Finding]:
+    """Return the findings of a check of a project's own function, or a finding that it fails."""
     try:
         return list(check(project, sample, files))
-    except Exception as error:  # the project's own code may raise anything
+    # The project's own code may raise any error.
+    except Exception as error:
         place = place_of(error, project.name)
         what = f"{function}() fails on {sample}: {type(error).__name__}: {error}"
-        found = files.finding("features", function, function, what, stage="build_features")
-        return [found._replace(line=int(place.rpartition(" ")[2])) if place and "features.py" in place else found]
+        finding = files.finding("features", function, function, what, stage="build_features")
+        return [finding._replace(line=int(place.rpartition(" ")[2])) if place and "features.py" in place else finding]
 
 
 def _known_at(project: Project, sample: Sample, files: Files) -> Iterator[Finding]:
@@ -77,7 +87,9 @@ def _known_at(project: Project, sample: Sample, files: Files) -> Iterator[Findin
         table = tables.open_table(f"{sample.known.root}/tables/{source.name}")
         if table is None:
             continue
-        if missing := [column for column in source.columns if column not in {one.name for one in table.schema().fields}]:
+        if missing := [
+            column for column in source.columns if column not in {one.name for one in table.schema().fields}
+        ]:
             what = f"source '{source.name}' declares column {named(missing)}, which its table lacks: ingest again into an empty table"
             yield files.finding("__init__", "sources", missing[0], what, stage="build_features")
             continue
@@ -94,11 +106,22 @@ def _known_at(project: Project, sample: Sample, files: Files) -> Iterator[Findin
 def _examples(project: Project, sample: Sample, files: Files) -> Iterator[Finding]:
     known, floor = sample.known, sample.known.floor
     examples = project.module("features").examples(known, since=floor, until=known.cutoff, cutoff=known.cutoff)
-    wanted = dict.fromkeys([*project.example_key, *project.entities, "event_timestamp", *project.request_features, "label", "label_known_at"])
+    wanted = dict.fromkeys(
+        [
+            *project.example_key,
+            *project.entities,
+            "event_timestamp",
+            *project.request_features,
+            "label",
+            "label_known_at",
+        ]
+    )
     for column in wanted:
         if column not in examples:
             what = f"examples() gives no column '{column}'; it gives {named(map(str, examples.columns))}"
-            yield files.finding("features", "examples", column, what, valid=[str(one) for one in examples if one not in wanted])
+            yield files.finding(
+                "features", "examples", column, what, valid=[str(one) for one in examples if one not in wanted]
+            )
     if examples.empty:
         return
     yield from _times(project, sample, files, examples)
@@ -109,14 +132,19 @@ def _examples(project: Project, sample: Sample, files: Files) -> Iterator[Findin
         twice = int(examples.duplicated([*project.example_key, "event_timestamp"]).sum())
         if twice:
             what = (
-                f"{twice} of {len(examples)} examples have the example_key and event_timestamp of another one: {named(project.example_key)} names no one thing"
+                f"{twice} of {len(examples)} examples have the example_key and event_timestamp of another one: "
+                f"{named(project.example_key)} names no one thing"
             )
             yield files.finding("__init__", "example_key", project.example_key[0], what)
 
 
 def _times(project: Project, sample: Sample, files: Files, examples: pd.DataFrame) -> Iterator[Finding]:
     for column in ("event_timestamp", "label_known_at"):
-        if column in examples and examples[column].notna().any() and not isinstance(examples[column].dtype, pd.DatetimeTZDtype):
+        if (
+            column in examples
+            and examples[column].notna().any()
+            and not isinstance(examples[column].dtype, pd.DatetimeTZDtype)
+        ):
             what = f"column '{column}' of examples() is {examples[column].dtype}, and must be a time with a time zone: pd.to_datetime(..., utc=True)"
             yield files.finding("features", "examples", column, what)
             return
@@ -165,7 +193,7 @@ def _numbers(project: Project, files: Files, examples: pd.DataFrame) -> Iterator
 
 
 def _increments(project: Project, sample: Sample, files: Files) -> Iterator[Finding]:
-    """Compare the feature rows of the last day, computed over all and over that day alone."""
+    """Compare the feature rows of the last day, computed over all days and over that day alone."""
     known, since = sample.known, sample.known.cutoff - DAY
     compute = project.module("features").compute
     whole, alone = compute(known, since=None, cutoff=known.cutoff), compute(known, since=since, cutoff=known.cutoff)
@@ -189,18 +217,36 @@ def _increments(project: Project, sample: Sample, files: Files) -> Iterator[Find
         yield from _differences(name, view, rows[rows["event_timestamp"] > pd.Timestamp(since)], new, files)
 
 
-def _differences(name: str, view: feast_objects.View, rows: pd.DataFrame, new: pd.DataFrame, files: Files) -> Iterator[Finding]:
+def _differences(
+    name: str, view: feast_objects.View, rows: pd.DataFrame, new: pd.DataFrame, files: Files
+) -> Iterator[Finding]:
     keys = [*view.join_keys, "event_timestamp"]
-    both = rows[[*keys, *view.features]].merge(new[[*keys, *view.features]], on=keys, how="outer", indicator=True, suffixes=("", "__alone"))
+    both = rows[[*keys, *view.features]].merge(
+        new[[*keys, *view.features]], on=keys, how="outer", indicator=True, suffixes=("", "__alone")
+    )
     lead = f"view '{name}' of the last day differs when compute(since=...) is given that day alone"
     fix = "what compute() reads must begin earlier than `since` by the longest window"
     if len(lacking := both[both["_merge"] == "left_only"]):
-        yield files.finding("features", "incremental features", name, f"{lead}: it lacks {len(lacking)} of {len(rows)} rows; {fix}", stage="build_features")
+        yield files.finding(
+            "features",
+            "incremental features",
+            name,
+            f"{lead}: it lacks {len(lacking)} of {len(rows)} rows; {fix}",
+            stage="build_features",
+        )
     if len(more := both[both["_merge"] == "right_only"]):
-        yield files.finding("features", "incremental features", name, f"{lead}: it has {len(more)} more rows; {fix}", stage="build_features")
+        yield files.finding(
+            "features",
+            "incremental features",
+            name,
+            f"{lead}: it has {len(more)} more rows; {fix}",
+            stage="build_features",
+        )
     matched = both[both["_merge"] == "both"]
     for feature in view.features:
-        left, right = (matched[column].to_numpy(dtype="float64", na_value=np.nan) for column in (feature, f"{feature}__alone"))
+        left, right = (
+            matched[column].to_numpy(dtype="float64", na_value=np.nan) for column in (feature, f"{feature}__alone")
+        )
         off = ~np.isclose(left, right, rtol=1e-6, atol=1e-9, equal_nan=True)
         if off.any():
             row = int(np.argmax(off))

@@ -1,4 +1,7 @@
-"""The `airloop` command. Each command is a few lines: what it does lies in the room that it imports when it is called."""
+"""The `airloop` command.
+
+Each command is a few lines. It imports its implementation from another package when it is called.
+"""
 
 import sys
 from typing import Annotated
@@ -13,9 +16,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
-    help="Airflow, MLflow and serving on this machine, and the loop that they run.\n\n"
-    "Begin with [bold]airloop up[/bold]; it prints where everything is and how to log in. Every setting is an environment variable "
-    "AIRLOOP_...: see include/settings.py.",
+    help="Run Airflow, MLflow and serving on this machine, and operate the training loop.\n\n"
+    "Start with [bold]airloop up[/bold], which prints all addresses and the login. Each setting is an environment variable AIRLOOP_... "
+    "(see include/settings/).",
 )
 for panel, commands in (("Services", services), ("The loop", loop), ("Models", models), ("Backup", archives)):
     for command in commands.app.registered_commands:
@@ -26,13 +29,21 @@ app.add_typer(users.app, name="users", rich_help_panel="Services")
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=lambda given: _print_version() if given else None, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda given: _print_version() if given else None,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
 ) -> None:
-    """The options of all commands."""
+    """Define the options that all commands share."""
 
 
 def main() -> None:
-    """Run the command that the command line names."""
+    """Run the command given on the command line."""
     boundary.run(app, next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
 
 

@@ -1,4 +1,4 @@
-"""``python -m include.cli``: where the package is not installed, as in an image."""
+"""Run the command with ``python -m include.cli`` where the package is not installed (images)."""
 
 from include.cli import main
 

@@ -12,11 +12,16 @@ app = typer.Typer()
 
 @app.command()
 def backup(
-    archive: Annotated[Path, typer.Argument(help="The file to write, like airloop-2026-01-31.zip. Nothing is overwritten.")],
+    archive: Annotated[
+        Path,
+        typer.Argument(help="File to write, for example airloop-2026-01-31.zip. An existing file is not overwritten."),
+    ],
 ) -> None:
-    """Save what the loop cannot do without: ledger, Feast's registry, MLflow's database; pointers to the tables and hashes of the models' files.
+    """Save the ledger, Feast's registry and MLflow's database to an archive.
 
-    The loop may run meanwhile. The data itself is not in it: that is for the file system's or the bucket's own backup. Read by its owner only.
+    The archive also contains pointers to the tables and hashes of the model files. It does not
+    contain the data itself: back that up with the file system's or the bucket's own tools. The loop
+    may run during the backup. Only the owner of the archive can read it.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -40,28 +45,50 @@ def backup(
 
 @app.command()
 def restore(
-    archive: Annotated[Path, typer.Argument(help="What `airloop backup` wrote.")],
-    data_from: Annotated[str | None, typer.Option(help="Copy the projects' data from this data root (a folder, s3://bucket/prefix) first.")] = None,
-    artifacts_from: Annotated[str | None, typer.Option(help="... and MLflow's artifacts from here: <home>/mlflow/artifacts, or <data root>/_mlflow.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look whether it can be done.")] = False,
+    archive: Annotated[Path, typer.Argument(help="Archive that `airloop backup` wrote.")],
+    data_from: Annotated[
+        str | None,
+        typer.Option(help="First copy the projects' data from this data root (a folder or s3://bucket/prefix)."),
+    ] = None,
+    artifacts_from: Annotated[
+        str | None,
+        typer.Option(help="First copy MLflow's artifacts from here: <home>/mlflow/artifacts or <data root>/_mlflow."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check whether the restore is possible, and change nothing.")
+    ] = False,
 ) -> None:
-    """Restore a backup into empty stores, also of another kind (SQLite to Postgres). Then everything is frozen: look, and `airloop thaw --all`.
+    """Restore a backup into empty stores, which may be of another kind (SQLite to Postgres).
 
-    Refused, by name: a store that is not empty, a damaged archive, another version. Killed in the middle, do it again.
+    Afterwards everything is frozen: check the result, then run `airloop thaw --all`.
+
+    The command names the cause if it refuses: a store that is not empty, a damaged archive, or an
+    archive of another version. If it is killed, run it again.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from include.data.storage import StorageUnavailable
+    from include.data.storage import StorageUnavailableError
     from include.operations.archive import ArchiveError
     from include.operations.moving import MovingError
     from include.operations.restore import RestoreError
     from include.operations.restore import restore as bring_back
     from include.operations.rows import RowsError
     from include.settings import SettingsError
-    from include.stack.migrations import MigrationError
+    from include.stack.stores.migrations import MigrationError
 
-    refused = (ArchiveError, RestoreError, MovingError, RowsError, MigrationError, SettingsError, StorageUnavailable, SQLAlchemyError)
+    refused = (
+        ArchiveError,
+        RestoreError,
+        MovingError,
+        RowsError,
+        MigrationError,
+        SettingsError,
+        StorageUnavailableError,
+        SQLAlchemyError,
+    )
     try:
-        bring_back(settings_or_exit(), archive, data_from=data_from, artifacts_from=artifacts_from, dry_run=dry_run, say=say)
+        bring_back(
+            settings_or_exit(), archive, data_from=data_from, artifacts_from=artifacts_from, dry_run=dry_run, say=say
+        )
     except refused as error:
         fail(f"not restored:\n{error}")

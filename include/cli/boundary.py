@@ -1,7 +1,9 @@
-"""One place where a command's errors end: an expected one is told in a line or two, with what to do; exit status 2.
+"""Handle the errors of all commands in one place.
 
-Expected is what an operator can put right: a server or store that is away, a setting, a file, a refusal of Airflow's or MLflow's. Anything else is a fault of
-Airloop, and keeps its traceback.
+An expected error is reported in one or two lines together with the fix, and the exit status is 2.
+An error is expected if an operator can fix its cause: an unavailable server or store, a setting, a
+file, or a refusal from Airflow or MLflow. Any other error is a bug in Airloop and keeps its
+traceback.
 """
 
 import sys
@@ -12,14 +14,14 @@ from typing import Any
 import typer
 
 from include.cli.exits import say
-from include.outages import away
+from include.outages import outage_of
 
-# Seconds after which a command that has said nothing says what it does.
+# Seconds after which a command without output reports that it is still running.
 PATIENCE = 4.0
-# They show their progress by themselves.
+# These commands show their own progress.
 TALKATIVE = {"up", "down", "demo", "try", "doctor", "migrate"}
 INTERRUPTED = 130
-# Modules of the libraries that speak to each server, and the setting that says where it is.
+# Modules of the libraries that call each server, and the setting with its address.
 SERVERS = (
     (("httpx", "include.stack.api"), "Airflow", "airflow_url"),
     (("mlflow", "requests", "urllib3"), "MLflow", "mlflow_url"),
@@ -30,10 +32,10 @@ SERVERS = (
 
 
 def run(command: Callable[[], Any], name: str) -> None:
-    """Run a command; end the process with its exit status.
+    """Run a command. End the process with the command's exit status.
 
     Args:
-        name: of the command, as it was typed.
+        name: Name of the command as typed.
     """
     notice = threading.Timer(PATIENCE, _say_that_it_waits, [name])
     notice.daemon = True
@@ -55,10 +57,10 @@ def run(command: Callable[[], Any], name: str) -> None:
 
 
 def expected(error: BaseException) -> str | None:
-    """Return what to tell of an error that an operator can put right; None: it is a fault of Airloop."""
+    """Return the message for an error that an operator can fix, or None if it is a bug."""
     from include.settings import SettingsError
 
-    if (what := away(error)) is not None:
+    if (what := outage_of(error)) is not None:
         return f"{_server(error)} does not answer ({what}). `airloop status` shows what runs, `airloop up` starts it; `airloop doctor` asks each store"
     if isinstance(error, SettingsError):
         return str(error)
@@ -70,7 +72,7 @@ def expected(error: BaseException) -> str | None:
 
 
 def _server(error: BaseException) -> str:
-    """Return the name and the address of the server that an error speaks of."""
+    """Return the name and address of the server that an error refers to."""
     from include.settings import SettingsError, get_settings
 
     top = _tops(error)
@@ -84,7 +86,7 @@ def _server(error: BaseException) -> str:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """Return the words of errors that say themselves what is wrong."""
+    """Return the message of an error that already describes its cause, or None for other errors."""
     text = " ".join(str(error).split())[:600]
     names = {f"{one.__module__.partition('.')[0]}.{one.__qualname__}" for one in type(error).__mro__}
     if "httpx.HTTPStatusError" in names:
@@ -94,25 +96,28 @@ def _refusal(error: BaseException) -> str | None:
     if "sqlite3.DatabaseError" in names or "sqlalchemy.DBAPIError" in names:
         return f"the database refuses: {text.partition(' [SQL:')[0]}. Is its file damaged? docs/runbooks/operations.md restores a backup"
     if type(error).__module__.startswith("include."):
-        # Errors of our own have a sentence for whoever runs the command.
+        # Airloop's own errors have a message for the user of the command.
         return text
     return None
 
 
 def _tops(error: BaseException) -> set[str]:
-    found: set[str] = set()
+    modules: set[str] = set()
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         module = type(current).__module__
-        found |= {module, module.partition(".")[0]}
+        modules |= {module, module.partition(".")[0]}
         current = current.__cause__ or current.__context__
-    return found
+    return modules
 
 
 def _say_that_it_waits(name: str) -> None:
     from include.cli import exits
 
-    if not exits.has_said:
-        typer.echo(f"airloop {name}: still at work after {PATIENCE:g} s. If a server hangs, `airloop doctor` finds out which; Ctrl-C ends this", err=True)
+    if not exits.has_printed:
+        typer.echo(
+            f"airloop {name}: still at work after {PATIENCE:g} s. If a server hangs, `airloop doctor` finds out which; Ctrl-C ends this",
+            err=True,
+        )

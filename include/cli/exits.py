@@ -1,7 +1,12 @@
-"""How a command ends: 0, it went well; 1, it looked and something is not well; 2, it could not do what was asked, and says why."""
+"""Exit statuses of the commands, and the functions that set them.
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+Status 0 means success, and 1 means that the command ran and found a problem. With status 2 the
+command could not do its work, and it reports why.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -10,23 +15,34 @@ from include.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from include.projects.base import Project
     from include.settings import Settings
     from include.stack.api import AirflowApi
 
-Found = TypeVar("Found")
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
-# Whether this process has told anything yet.
-has_said = False
-# Seconds within which a server must answer, or the command says that it does not.
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+# Whether this process has printed anything yet.
+has_printed = False
+# Seconds within which a server must answer. After that the command reports a failure.
 SERVER_SECONDS = 4.0
 
 
+def stated(value: str) -> str:
+    """Return an option's text without surrounding space. Callback of the options ``--reason``.
+
+    Raises:
+        typer.BadParameter: The text is empty.
+    """
+    if not value.strip():
+        raise typer.BadParameter("it is empty: say why")
+    return value.strip()
+
+
 def settings_or_exit() -> "Settings":
-    """The settings, with the standard variables of the libraries set from them."""
-    from include.settings import SettingsError, get_settings, hand_on_standard_variables
+    """Return the settings, and set the libraries' standard variables from them."""
+    from include.settings import SettingsError, export_library_env, get_settings
 
     try:
-        hand_on_standard_variables()
+        export_library_env()
         return get_settings()
     except SettingsError as error:
         fail(str(error))
@@ -38,59 +54,70 @@ def terminal() -> "Console":
     return Console(highlight=False)
 
 
-def or_exit(find: Callable[[str], Found], name: str) -> Found:
-    """What ``find`` gives, or its words and exit status 2."""
+def project_or_exit(name: str) -> "Project":
+    from include.projects import get_project
+
+    with exit_on(ValueError):
+        return get_project(name)
+
+
+@contextmanager
+def exit_on(*errors: type[Exception]) -> Iterator[None]:
+    """Print an error of these classes and exit with status 2."""
     try:
-        return find(name)
-    except ValueError as error:
+        yield
+    except errors as error:
         fail(str(error))
 
 
-def told(error: type[Exception], do: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``do`` gives, or the error's words and exit status 2."""
-    try:
-        return do(*arguments)
-    except error as fault:
-        fail(str(fault))
-
-
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print; a terminal must not obey what strangers wrote into a reason, a name or an error."""
-    global has_said
-    has_said = True
+    """Print a text.
+
+    Control characters are escaped, because reasons, names and errors may come from untrusted
+    sources.
+    """
+    global has_printed
+    has_printed = True
     typer.echo(printable(text, keep="\n\t"), err=err)
 
 
 def say_json(content: Any) -> None:
-    """Print a document for programs; what is no JSON is shown as text."""
+    """Print a JSON document. Values that JSON cannot represent are converted to text."""
     import json
 
     say(json.dumps(content, indent=1, default=str))
 
 
 def airflow_or_exit() -> "AirflowApi":
-    """Return the API of this installation's Airflow, or end with exit status 2: it does not answer in time, or another installation's does."""
+    """Return the API of this installation's Airflow.
+
+    Exit with status 2 if it does not answer in time, or if another installation's Airflow answers.
+    """
     from include import ledger
-    from include.stack.api import AirflowApi, WrongAirflow
+    from include.stack.api import AirflowApi, WrongAirflowError
 
     settings = settings_or_exit()
     _ask(f"{settings.airflow_url}/api/v2/version", "Airflow", settings.airflow_url)
-    airflow = AirflowApi.of(settings)
-    told(WrongAirflow, airflow.refuse_other, ledger.known_installation())
+    airflow = AirflowApi.from_settings(settings)
+    with exit_on(WrongAirflowError):
+        airflow.refuse_other(ledger.known_installation())
     return airflow
 
 
 def mlflow_or_exit(note: str = "") -> None:
-    """End with exit status 2 if MLflow does not answer in time. Set its client, which tries for minutes otherwise, to try once.
+    """Exit with status 2 if MLflow does not answer in time.
+
+    Limit MLflow's client, which otherwise retries for minutes, to one retry.
 
     Args:
-        note: told too if MLflow does not answer.
+        note: Text that is also printed if MLflow does not answer.
     """
     import os
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     settings = settings_or_exit()
-    address = os.environ.get("MLFLOW_TRACKING_URI") or settings.mlflow_url  # as MLflow's client finds it
+    # MLflow's client uses the same order.
+    address = os.environ.get("MLFLOW_TRACKING_URI") or settings.mlflow_url
     _ask(f"{address}/health", "MLflow", address, note)
 
 
@@ -98,7 +125,8 @@ def _ask(url: str, name: str, address: str, note: str = "") -> None:
     import httpx
 
     if not url.startswith(("http://", "https://")):
-        return  # a store of MLflow's in a file
+        # MLflow's store is a file.
+        return
     try:
         answer = httpx.get(url, timeout=SERVER_SECONDS, trust_env=False)
     except httpx.TransportError as error:

@@ -1,11 +1,23 @@
-"""The loop: a project, its data, its stages."""
+"""Commands for the loop: a project, its data and its stages."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, or_exit, say, say_json, settings_or_exit, terminal, told
+from include.cli.exits import (
+    Json,
+    airflow_or_exit,
+    exit_on,
+    exit_unless,
+    fail,
+    project_or_exit,
+    say,
+    say_json,
+    settings_or_exit,
+    stated,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from include.stack.api import AirflowApi
@@ -15,13 +27,18 @@ app = typer.Typer()
 
 @app.command()
 def demo(
-    months: Annotated[int, typer.Option(min=4, max=12, help="Replay January to this month.")] = 12,
-    restart: Annotated[bool, typer.Option("--restart", help="Stop the stack, forget all data under AIRLOOP_HOME, begin again.")] = False,
+    months: Annotated[
+        int, typer.Option(min=4, max=12, help="Number of the last month of the replay, which starts in January.")
+    ] = 12,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Stop the stack, delete all data under AIRLOOP_HOME, and start again.")
+    ] = False,
 ) -> None:
-    """Replay a year of real flights through the running Airflow and show what came of it.
+    """Replay a year of real flights through the running Airflow and show the result.
 
-    Starts the stack if need be and leaves it up. Killed in the middle, it goes on with the month that was not finished. The result is
-    a table here, a page with plots and a JSON file under AIRLOOP_HOME/demo.
+    Starts the stack if it is not running, and does not stop it afterwards. If the command is
+    killed, the next call continues with the unfinished month. The result is a table here, and a
+    page with plots and a JSON file under AIRLOOP_HOME/demo.
     """
     from include.demo import console
 
@@ -30,36 +47,58 @@ def demo(
 
 @app.command()
 def new_project(
-    name: Annotated[str, typer.Argument(help="Small letters, digits and _: the folder's name, and that of DAGs, model and serving address.")],
-    kind: Annotated[Literal["binary", "regression"], typer.Option(help="What is predicted: a probability, or a number.")] = "binary",
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the folder, the DAGs, the model and the serving address: lowercase letters, digits and _."
+        ),
+    ],
+    kind: Annotated[
+        Literal["binary", "regression"],
+        typer.Option(help="Kind of prediction: a probability (binary) or a number (regression)."),
+    ] = "binary",
 ) -> None:
-    """Make a project that works at once: a folder of include/projects and a module of feature_repo.
+    """Create a working project: one folder, in include/projects or the folder of AIRLOOP_PROJECTS.
 
-    Each file says, at each place, what to write instead. A made-up upstream comes with it, so that every stage can be tried first.
+    Each file marks the places to change. A synthetic upstream is included, so that you can try
+    every stage first.
     """
     from include.scaffold.new_project import new_project as make
 
-    for path in or_exit(lambda wanted: make(wanted, kind), name):
+    with exit_on(ValueError):
+        paths = make(name, kind)
+    for path in paths:
         say(path)
-    say(f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in: docs/adding-a-project.md")
+    say(
+        f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in: docs/adding-a-project.md"
+    )
 
 
 @app.command()
 def check(
-    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
     as_json: Json = False,
 ) -> None:
-    """Check a project in about a second, before anything runs. Exit status 1 if there is a fault; all faults are listed.
+    """Check a project in about a second, before anything runs. List all faults.
 
-    Looked at: metric, trainers and their parameters, inputs, Feast's views, the functions of each file; and on the newest ingested rows (or those of
-    `airloop try`) known_at, examples, labels, and whether features of one day alone equal those computed over all.
+    Exit status 1 if there is a fault. The command checks the metric, the trainers and their
+    parameters, inputs, Feast's views and the functions of each file. On the newest ingested rows
+    (or those of `airloop try`) it also checks known_at, examples and labels. There it compares the
+    features of one day alone with those computed over all days.
     """
     from include.checks.check import check as look
     from include.checks.console import show
 
-    report = or_exit(lambda name: look(settings_or_exit(), name), project)
+    with exit_on(ValueError):
+        report = look(settings_or_exit(), project)
     if as_json:
-        say_json({"findings": [one._asdict() for one in report.findings], "looked_at": report.looked_at, "skipped": report.skipped})
+        say_json(
+            {
+                "findings": [one._asdict() for one in report.findings],
+                "looked_at": report.looked_at,
+                "skipped": report.skipped,
+            }
+        )
     else:
         show(project, report, say)
     exit_unless(not report.faults)
@@ -67,77 +106,91 @@ def check(
 
 @app.command("try")
 def try_stage(
-    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
-    stage: Annotated[str, typer.Argument(help="ingest, build_features, train, deploy, score or monitor.")],
-    rows: Annotated[int, typer.Option(min=100, help="About so many things to predict.")] = 5000,
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+    stage: Annotated[str, typer.Argument(help="Stage: ingest, build_features, train, deploy, score or monitor.")],
+    rows: Annotated[int, typer.Option(min=100, help="Approximate number of examples in the sample.")] = 5000,
 ) -> None:
-    """Run one stage as its real DAG on a sample, in a scratch store, and say what it made and where.
+    """Run one stage as its real DAG on a sample, in a scratch store, and show the results.
 
-    The sample comes from the project's feed. The stages before are run on it too. The project's stages share one scratch store, and a next try
-    does only that again which your edits have changed. Tables, MLflow, Feast, ledger and Airflow are its own (AIRLOOP_HOME/try): the real ones are not touched.
+    The sample comes from the project's feed. Earlier stages run on it too. All stages of a project
+    share one scratch store, and a later call repeats only the stages that your edits affect.
+    Tables, MLflow, Feast, ledger and Airflow are separate (AIRLOOP_HOME/try): the real ones are not
+    touched.
     """
-    from include.projects import get_project
     from include.trial import console
 
-    or_exit(get_project, project)
+    project_or_exit(project)
     exit_unless(console.try_it(settings_or_exit(), terminal(), project, stage, rows))
 
 
 @app.command()
 def feed(
-    project: Annotated[str, typer.Argument(help="Whose upstream: a folder of include/projects.")],
-    since: Annotated[datetime, typer.Option(help="Files published after this (UTC).")],
-    until: Annotated[datetime, typer.Option(help="... and up to this; also the time that it then is for the project.")],
-    bad: Annotated[str | None, typer.Option(help="Drop a bad file of this kind too; an unknown kind lists them.")] = None,
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+    since: Annotated[datetime, typer.Option(help="Write files that were published after this time (UTC).")],
+    until: Annotated[
+        datetime,
+        typer.Option(help="Write files that were published up to this time (UTC). The project's clock is set to it."),
+    ],
+    bad: Annotated[
+        str | None, typer.Option(help="Also write a bad file of this kind. An unknown kind lists the known ones.")
+    ] = None,
 ) -> None:
-    """Drop files into the landing zone as the project's upstream would, and set the project's clock.
+    """Write files to the landing zone as the project's upstream would. Set the project's clock.
 
-    The rest of the system knows only the landing zone: you can as well copy files of your own there. Then run `<project>__ingest`.
+    The rest of the system reads only the landing zone, so you can also copy your own files there.
+    Then run `<project>__ingest`.
     """
     from datetime import UTC
 
     from include import ledger
-    from include.data.storage import StorageUnavailable
-    from include.projects import get_project
+    from include.data.feed import drop, drop_bad
+    from include.data.storage import StorageUnavailableError
 
-    found = or_exit(get_project, project)
-    upstream = found.module("feed")
+    definition = project_or_exit(project)
+    kinds = getattr(definition.module("feed"), "BAD_KINDS", ())
     since, until = since.replace(tzinfo=since.tzinfo or UTC), until.replace(tzinfo=until.tzinfo or UTC)
     if since >= until:
-        fail(f"--since {ledger.iso(since)} is not before --until {ledger.iso(until)}: no file can be between them. The clock of {project} was not touched")
-    if bad and bad not in getattr(upstream, "BAD_KINDS", ()):
-        fail(f"{project} has no bad file of kind '{bad}'; there is {', '.join(getattr(upstream, 'BAD_KINDS', ())) or 'none'}")
+        fail(
+            f"--since {ledger.iso(since)} is not before --until {ledger.iso(until)}: no file can be between them. The clock of {project} was not touched"
+        )
+    if bad and bad not in kinds:
+        fail(f"{project} has no bad file of kind '{bad}'; there is {', '.join(kinds) or 'none'}")
     try:
-        count = upstream.drop(found, since=since, until=until)
+        count = drop(definition, since=since, until=until)
         if bad:
-            say(f"bad: {upstream.drop_bad(found, bad, since=since, until=until)}")
-    except StorageUnavailable as error:
+            say(f"bad: {drop_bad(definition, bad, since=since, until=until)}")
+    except StorageUnavailableError as error:
         fail(str(error))
     ledger.set_clock(project, until)
-    say(f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`).")
+    say(
+        f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`)."
+    )
 
 
 @app.command()
 def run(
-    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
-    stage: Annotated[str, typer.Argument(help="ingest, build_features, train, deploy, score or monitor.")],
-    cutoff: Annotated[datetime | None, typer.Option(help="Use only what was known by then (UTC). Default: the project's present.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and tell what came of it. Exit status 1 if it failed.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="With --wait: seconds after which to wait no longer. The run goes on.")] = 86_400,
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+    stage: Annotated[str, typer.Argument(help="Stage: ingest, build_features, train, deploy, score or monitor.")],
+    cutoff: Annotated[
+        datetime | None, typer.Option(help="Use only data known by this time (UTC). Default: the project's present.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the run ends, and show its result. Exit status 1 if it failed.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after which --wait stops waiting. The run continues.")
+    ] = 86_400,
 ) -> None:
-    """Start a stage's DAG in the running Airflow. What it makes wakes the next stage, as always."""
-    from datetime import UTC
+    """Start a stage's DAG in the running Airflow. Its results start the next stage, as usual."""
 
-    from include import ledger
-    from include.projects import get_project
     from include.projects.base import STAGES
 
-    or_exit(get_project, project)
+    project_or_exit(project)
     if stage not in STAGES:
         fail(f"no stage '{stage}'; there is {', '.join(STAGES)}")
     if stage in {"train", "deploy"}:
         _say_if_frozen(project)
-    conf = {"cutoff": or_exit(lambda name: ledger.check_cutoff(name, cutoff.replace(tzinfo=cutoff.tzinfo or UTC)), project)} if cutoff else {}
+    conf = _cutoff_conf(project, cutoff)
     airflow, dag_id = airflow_or_exit(), f"{project}__{stage}"
     if stage == "train":
         _refuse_missing_pools(airflow, project)
@@ -145,7 +198,7 @@ def run(
     run_id = airflow.trigger(dag_id, conf)
     say(f"{settings_or_exit().airflow_url}/dags/{dag_id}/runs/{run_id}")
     if paused:
-        fail(f"{dag_id} is paused: the run waits until somebody unpauses it")
+        fail(f"{dag_id} is paused: the run waits until it is unpaused")
     if wait:
         _wait(airflow, dag_id, run_id, timeout)
 
@@ -155,17 +208,19 @@ def _refuse_missing_pools(airflow: "AirflowApi", project: str) -> None:
     from include.stack.runs import missing_pools
 
     if missing := missing_pools(airflow, get_project(project)):
-        fail(f"Airflow has no pool {', '.join(missing)}: steps of that compute class would wait for ever. `airloop pools` makes those that AIRLOOP_POOLS names")
+        fail(
+            f"Airflow has no pool {', '.join(missing)}: steps of that compute class would wait for ever. `airloop pools` makes those that AIRLOOP_POOLS names"
+        )
 
 
 def _wait(airflow: "AirflowApi", dag_id: str, run_id: str, timeout: float) -> None:
-    """Follow a run to its end, and tell what its stage has put on record."""
+    """Follow a run until it ends. Print the record that its stage wrote."""
     from include import ledger
     from include.stack.runs import errors, follow
 
     state = follow(airflow, dag_id, run_id, say, timeout=timeout)
     if state is None:
-        fail(f"{run_id} goes on after {timeout:.0f} s; `airloop status {dag_id.partition('__')[0]}` tells what becomes of it")
+        fail(f"{run_id} goes on after {timeout:.0f} s; `airloop status {dag_id.partition('__')[0]}` shows its progress")
     project, _, stage = dag_id.partition("__")
     record = ledger.last_cutoffs(project).get(stage)
     if record and record["dag_run"] == run_id:
@@ -180,29 +235,42 @@ def _wait(airflow: "AirflowApi", dag_id: str, run_id: str, timeout: float) -> No
 
 @app.command()
 def request(
-    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
-    reason: Annotated[str, typer.Option(help="Why: first_model, new_data, new_code, or your own word.")] = "person",
-    last_days: Annotated[int | None, typer.Option(min=1, help="Train on examples of the newest days only.")] = None,
-    cutoff: Annotated[datetime | None, typer.Option(help="Use only what was known by then (UTC). Default: the project's present.")] = None,
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+    reason: Annotated[
+        str,
+        typer.Option(callback=stated, help="Reason of the request: first_model, new_data, new_code, or your own text."),
+    ] = "person",
+    last_days: Annotated[
+        int | None, typer.Option(min=1, help="Train only on the examples of this many most recent days.")
+    ] = None,
+    cutoff: Annotated[
+        datetime | None, typer.Option(help="Use only data known by this time (UTC). Default: the project's present.")
+    ] = None,
 ) -> None:
-    """Ask for a retraining: a run of the project's train DAG that writes its request into the ledger. The gate decides.
+    """Request a retraining. The gate decides about the result.
 
-    Asking again for the same reason and cutoff joins a request that is not over yet; one that has ended is asked for anew.
+    This starts the project's train DAG, which writes the request into the ledger. A request with
+    the same reason and cutoff joins an earlier one that has not ended. If the earlier one has
+    ended, it becomes a new request.
     """
-    from datetime import UTC
 
     from include import ledger
-    from include.projects import get_project
 
-    or_exit(get_project, project)
+    project_or_exit(project)
     _say_if_frozen(project)
     parameters = {"last_days": last_days} if last_days else {}
-    given = {"cutoff": or_exit(lambda name: ledger.check_cutoff(name, cutoff.replace(tzinfo=cutoff.tzinfo or UTC)), project)} if cutoff else {}
-    if before := ledger.asked_before(project, cutoff=given.get("cutoff") or ledger.now(project), reason=reason, parameters=parameters):
-        what = "nothing new is asked for: this run takes it up, or is skipped if another run has it" if before.live else "this is a new request"
+    cutoff_conf = _cutoff_conf(project, cutoff)
+    if before := ledger.asked_before(
+        project, cutoff=cutoff_conf.get("cutoff") or ledger.now(project), reason=reason, parameters=parameters
+    ):
+        what = (
+            "nothing new is asked for: this run takes it up, or is skipped if another run has it"
+            if before.live
+            else "this is a new request"
+        )
         why = before.outcome.get("reason") or before.outcome.get("deploy_reason")
         say(f"Asked for before: {before}{f' ({why})' if why else ''}; {what}.", err=True)
-    conf = {"reason": reason, **parameters, **given}
+    conf = {"reason": reason, **parameters, **cutoff_conf}
     airflow = airflow_or_exit()
     _refuse_missing_pools(airflow, project)
     run_id = airflow.trigger(f"{project}__train", conf)
@@ -210,64 +278,96 @@ def request(
 
 
 @app.command()
-def materialize(project: Annotated[str, typer.Argument(help="A folder of include/projects.")]) -> None:
-    """Fill the online store again with all features of a project: after it has lost its data, or when it is another one now. Safe to repeat."""
+def materialize(
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+) -> None:
+    """Write all features of a project to the online store again. Safe to repeat.
+
+    Use it after the online store lost its data or was replaced.
+    """
     from feast.errors import FeastObjectNotFoundException
 
     from include.features.build import materialize_anew
-    from include.projects import get_project
 
-    found = or_exit(get_project, project)
+    definition = project_or_exit(project)
     settings_or_exit()
     try:
-        say(f"The online store has {project}'s features up to {materialize_anew(found)}.")
+        say(f"The online store has {project}'s features up to {materialize_anew(definition)}.")
     except (FeastObjectNotFoundException, ValueError) as error:
         fail(f"{error}")
 
 
 @app.command()
 def rewind(
-    project: Annotated[str, typer.Argument(help="A folder of include/projects.")],
-    reason: Annotated[str, typer.Option("--reason", "--why", help="Why; it is kept in the ledger.")],
-    to: Annotated[datetime | None, typer.Option(help="The last cutoff that stays (UTC). Default: the project's present, so that only future ones go.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be taken back.")] = False,
-    by: Annotated[str | None, typer.Option(help="Who does it. Default: the name of your login.")] = None,
+    project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
+    reason: Annotated[
+        str, typer.Option("--reason", "--why", callback=stated, help="Reason, which is recorded in the ledger.")
+    ],
+    to: Annotated[
+        datetime | None,
+        typer.Option(
+            help="Last cutoff to keep (UTC). Default: the project's present, so that only future cutoffs are removed."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and change nothing.")] = False,
+    by: Annotated[str | None, typer.Option(help="Name to record. Default: your login name.")] = None,
 ) -> None:
-    """Take back what runs with too late a cutoff left: features, predictions, records of stages, and decisions. Later runs then work again.
+    """Remove the results of runs whose cutoff was too late, so that later runs work again.
 
-    A stage takes a run for an earlier cutoff than its last one for an old run. So one cutoff in the future stops it until that date, and a history
-    that was loaded at today's cutoff has features without values up to today. It says what it cannot take back. It can be done again.
+    These are features, predictions, stage records and decisions. A stage treats a run for an
+    earlier cutoff than its last one as outdated. Therefore one cutoff in the future stops the stage
+    until that date, and a history loaded at today's cutoff has features without values up to today.
+    The command lists what it cannot remove. It is safe to repeat.
     """
     from datetime import UTC
 
     from include import ledger
     from include.operations import cutoffs
     from include.operations.freezing import who
-    from include.projects import get_project
     from include.stack.api import busy_stages
 
-    found = or_exit(get_project, project)
+    definition = project_or_exit(project)
     settings = settings_or_exit()
-    until = to.replace(tzinfo=to.tzinfo or UTC) if to else cutoffs.present(found)
-    seen = told(cutoffs.RewindError, cutoffs.traces, found, until)
-    if not seen.blocking:
+    until = to.replace(tzinfo=to.tzinfo or UTC) if to else cutoffs.present(definition)
+    with exit_on(cutoffs.RewindError):
+        effects = cutoffs.traces(definition, until)
+    if not effects.blocking:
         say(f"{project}: nothing is of a cutoff after {until:%Y-%m-%dT%H:%M:%SZ}.")
-    for line in (*seen.blocking, *(f"stays: {line}" for line in seen.lasting)):
+    for line in (*effects.blocking, *(f"stays: {line}" for line in effects.lasting)):
         say(line)
-    if dry_run or not seen.blocking:
+    if dry_run or not effects.blocking:
         return
     if to is None and ledger.later_than(project, until).clock:
-        fail(f"the clock of the replay of {project} is ahead of the time of day: give with --to the time that it is to have")
+        fail(
+            f"the clock of the replay of {project} is ahead of the time of day: give with --to the time that it is to have"
+        )
     if running := busy_stages(settings, project):
-        fail(f"{', '.join(running)} of {project} is running: wait until it has ended, or pause the DAG, and do it again")
+        fail(
+            f"{', '.join(running)} of {project} is running: wait until it has ended, or pause the DAG, and do it again"
+        )
     if not yes:
         typer.confirm(f"Take back everything of {project} after {until:%Y-%m-%dT%H:%M:%SZ}?", abort=True)
-    done = told(cutoffs.RewindError, lambda: cutoffs.rewind(found, until, by=by or who(), why=reason))
+    with exit_on(cutoffs.RewindError):
+        done = cutoffs.rewind(definition, until, by=by or who(), why=reason)
     say()
     for line in done.blocking:
         say(f"done: {line}")
-    say(f"Next: `airloop run {project} build_features{f' --cutoff {to:%Y-%m-%dT%H:%M:%S}' if to else ''}`; what it makes wakes the next stages.")
+    say(
+        f"Next: `airloop run {project} build_features{f' --cutoff {to:%Y-%m-%dT%H:%M:%S}' if to else ''}`; its results start the next stages."
+    )
+
+
+def _cutoff_conf(project: str, cutoff: datetime | None) -> dict[str, str]:
+    """Return a DAG run's configuration with this cutoff, or exit if the cutoff is not allowed."""
+    from datetime import UTC
+
+    from include import ledger
+
+    if not cutoff:
+        return {}
+    with exit_on(ValueError):
+        return {"cutoff": ledger.check_cutoff(project, cutoff.replace(tzinfo=cutoff.tzinfo or UTC))}
 
 
 def _say_if_frozen(project: str) -> None:

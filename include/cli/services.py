@@ -1,25 +1,42 @@
-"""The services on this machine or a cluster, and what they need before they start: settings, databases, pools, accounts."""
+"""Commands for the services on this machine or on a cluster, and for their prerequisites.
+
+The prerequisites are settings, databases, pools and accounts.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from include.cli.exits import Json, airflow_or_exit, exit_unless, fail, or_exit, say, say_json, settings_or_exit, terminal
+from include.cli.exits import (
+    Json,
+    airflow_or_exit,
+    exit_unless,
+    fail,
+    project_or_exit,
+    say,
+    say_json,
+    settings_or_exit,
+    terminal,
+)
 
 app = typer.Typer()
 
 
 @app.command()
 def up(
-    systemd: Annotated[bool, typer.Option("--systemd", help="Print unit files for systemd that run the same services, and start nothing.")] = False,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="Print systemd unit files for the same services, and start nothing.")
+    ] = False,
 ) -> None:
-    """Start what does not run (Airflow, MLflow, serving), wait until each answers, print addresses and login.
+    """Start missing services, wait until each answers, print addresses and login.
 
-    A service that dies later is restarted, unless AIRLOOP_RESTART is false.
+    The services are Airflow, MLflow and serving. A service that dies later is restarted, unless
+    AIRLOOP_RESTART is false.
 
-    Doing it again is harmless: only what is missing is started. State lies under AIRLOOP_HOME (data/ in the repository); ports are
-    AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT and AIRLOOP_SERVING_PORT. When a port is taken, nothing is started.
+    Running the command again is safe: only missing services are started. State is stored under
+    AIRLOOP_HOME (data/ in the repository). The ports are AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT
+    and AIRLOOP_SERVING_PORT. If a port is in use, nothing is started.
     """
     from include.stack import console
     from include.stack.systemd import UnitError, units
@@ -36,7 +53,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Stop everything that `airloop up` started, and whatever those processes started. Data stays."""
+    """Stop all processes that `airloop up` started, and their child processes. Data is kept."""
     from include.stack import console
 
     console.down(settings_or_exit(), terminal())
@@ -44,12 +61,17 @@ def down() -> None:
 
 @app.command()
 def status(
-    project: Annotated[str | None, typer.Argument(help="A folder of include/projects. Default: the services of this machine.")] = None,
+    project: Annotated[
+        str | None, typer.Argument(help="Name of a project. Default: show the services of this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show each service: whether it answers, its process, its address. Exit status 1 unless all of them answer.
+    """Show the state, process and address of each service, or the state of one project.
 
-    Of a project: its champion, the last cutoff of each stage, requests with their next step, paused DAGs, failed runs. Exit status 1 if a person is needed.
+    Exit status 1 unless all services answer.
+
+    For a project: the champion, the last cutoff of each stage, requests with their next step,
+    paused DAGs and failed runs. Exit status 1 if an operator must intervene.
     """
     from include.stack import console
 
@@ -67,32 +89,37 @@ def status(
 
     lines = lifecycle.status(settings_or_exit())
     broken = [str(one) for one in broken_projects()]
-    say_json({"services": [asdict(line) for line in lines], "freezes": [str(one) for one in ledger.freezes()], "broken_projects": broken})
+    say_json(
+        {
+            "services": [asdict(line) for line in lines],
+            "freezes": [str(one) for one in ledger.freezes()],
+            "broken_projects": broken,
+        }
+    )
     exit_unless(all(line.state == "answering" for line in lines) and not broken)
 
 
 def _project_status(name: str, as_json: bool) -> None:
     from include.operations.console import show_project
     from include.operations.project_status import project_status
-    from include.projects import get_project
     from include.registry.client import quick
 
-    found = or_exit(get_project, name)
+    project = project_or_exit(name)
     settings = settings_or_exit()
     with quick():
-        said = project_status(settings, found)
+        status = project_status(settings, project)
     if as_json:
-        say_json(said.document())
+        say_json(status.document())
     else:
-        show_project(said, say)
-    exit_unless(said.well)
+        show_project(status, say)
+    exit_unless(status.well)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Ask everything whether it is well: settings, disks, databases, stores, servers, DAGs, pools, and whether they belong together.
+    """Check settings, disks, databases, stores, servers, DAGs and pools, and their consistency.
 
-    Each fault comes with what to do about it. Exit status 1 if there is one.
+    Each fault is shown together with its fix. Exit status 1 if there is a fault.
     """
     from pydantic import ValidationError
 
@@ -111,47 +138,63 @@ def doctor(as_json: Json = False) -> None:
         else:
             show(console, unreadable_settings(error))
         raise typer.Exit(1) from None
-    found = examine(settings, lambda finding: None if as_json else show(console, finding))
-    faults = [finding for finding in found if finding.state == "fault"]
+    findings = examine(settings, lambda finding: None if as_json else show(console, finding))
+    faults = [finding for finding in findings if finding.state == "fault"]
     if as_json:
-        say_json([finding._asdict() for finding in found])
+        say_json([finding._asdict() for finding in findings])
         exit_unless(not faults)
         return
-    console.print(f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found." if faults else "All is well.", style="bold red" if faults else "bold green")
+    console.print(
+        f"{len(faults)} fault{'' if len(faults) == 1 else 's'} found." if faults else "All is well.",
+        style="bold red" if faults else "bold green",
+    )
     exit_unless(not faults)
 
 
 @app.command()
 def secrets(
-    profile: Annotated[Literal["compose", "kubernetes", "embedded"], typer.Option(help="Whose .env.<profile>.example is filled in.")] = "compose",
-    file: Annotated[Path | None, typer.Option(help="Where to; default: what AIRLOOP_ENV_FILE names, else .env in the repository.")] = None,
+    profile: Annotated[
+        Literal["compose", "kubernetes", "embedded"],
+        typer.Option(help="Profile whose .env.<profile>.example is filled in."),
+    ] = "compose",
+    file: Annotated[
+        Path | None, typer.Option(help="File to write. Default: AIRLOOP_ENV_FILE, or .env in the repository.")
+    ] = None,
 ) -> None:
-    """Make the settings file of a profile with a secret of its own in each place, for its owner's eyes only.
+    """Create the settings file of a profile with generated secrets, readable only by its owner.
 
-    What has a value is never touched: run it again after an upgrade, and it adds what is new.
+    Existing values are never changed. Run it again after an upgrade to add new secrets.
     """
     from include.settings import usual_settings_file
-    from include.stack.secrets_file import SecretsError, make_secrets
+    from include.stack.accounts.secrets_file import SecretsError, make_secrets
 
     target = file or usual_settings_file()
     try:
         made = make_secrets(profile, target)
     except (OSError, SecretsError) as error:
         fail(str(error))
-    say(f"{target}: {', '.join(made) if made else 'all secrets were there'}")
+    say(f"{target}: {', '.join(made) if made else 'all secrets exist already'}")
 
 
 @app.command("kubernetes-secrets")
 def kubernetes_secrets(
-    namespace: Annotated[str, typer.Option(help="Of MLflow and serving.")] = "airloop",
-    airflow_namespace: Annotated[str, typer.Option(help="Of Airflow.")] = "airflow",
-    keys: Annotated[Path | None, typer.Option(help="Serving's file of keys, with people's keys in it. The keys of Airloop itself are added.")] = None,
-    training_namespace: Annotated[bool, typer.Option(help="Print the training namespace too, with its Pod Security labels.")] = True,
+    namespace: Annotated[str, typer.Option(help="Namespace of MLflow and serving.")] = "airloop",
+    airflow_namespace: Annotated[str, typer.Option(help="Namespace of Airflow.")] = "airflow",
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Serving's key file with the keys of other callers. Airloop's own keys are added."),
+    ] = None,
+    training_namespace: Annotated[
+        bool, typer.Option(help="Also print the training namespace with its Pod Security labels.")
+    ] = True,
 ) -> None:
-    """Print the training namespace and the secrets of each part for a cluster: `airloop kubernetes-secrets | kubectl apply -f -`.
+    """Print a cluster's training namespace and the secrets of each part.
 
-    Each part gets what it needs and nothing else. The object store's credentials are those of the settings file or the
-    environment, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for one part alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
+    Use it as `airloop kubernetes-secrets | kubectl apply -f -`.
+
+    Each part gets only the secrets that it needs. The object store's credentials come from the
+    settings file or the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for one part
+    alone AIRFLOW_AWS_..., MLFLOW_AWS_..., SERVING_AWS_..., TRAINING_AWS_...
     """
     import json
     import os
@@ -159,7 +202,7 @@ def kubernetes_secrets(
 
     from include.settings import SettingsError, settings_file
     from include.stack import kubernetes
-    from include.stack.secrets_file import values
+    from include.stack.accounts.secrets_file import values
 
     if sys.stdout.isatty():
         fail("this prints passwords: airloop kubernetes-secrets | kubectl apply -f -")
@@ -167,7 +210,9 @@ def kubernetes_secrets(
         file = settings_file()
         environment = {**(values(file.read_text()) if file else {}), **os.environ}
         settings = settings_or_exit()
-        items = kubernetes.secrets(settings, environment, namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys)
+        items = kubernetes.secrets(
+            settings, environment, namespace=namespace, airflow_namespace=airflow_namespace, keys_file=keys
+        )
     except SettingsError as error:
         fail(str(error))
     first = [kubernetes.training_namespace(settings)] if training_namespace else []
@@ -176,11 +221,12 @@ def kubernetes_secrets(
 
 @app.command()
 def databases() -> None:
-    """Make the four databases on Postgres and their users, as the URLs in the settings name them; AIRLOOP_DATABASE_ADMIN_URL says as whom.
+    """Create the four Postgres databases and their users, as named in the settings' URLs.
 
-    Safe to repeat: what is there stays; a user whose password in the settings has changed gets the new one.
+    The command connects with AIRLOOP_DATABASE_ADMIN_URL. Safe to repeat: existing databases and
+    users stay. If a user's password in the settings has changed, the user gets the new one.
     """
-    from include.stack.databases import DatabasesError, make_databases
+    from include.stack.stores.databases import DatabasesError, make_databases
 
     try:
         make_databases(settings_or_exit(), say)
@@ -190,13 +236,15 @@ def databases() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the tables of every store up to this version: ledger, Airflow, MLflow, Feast, studies. `airloop up` does it too.
+    """Migrate the tables of every store to this version.
 
-    However many start it together, each migration runs once; killed in the middle, it can be run again.
+    The stores are ledger, Airflow, MLflow, Feast and studies. `airloop up` does this too. If
+    several processes start it concurrently, each migration still runs once. If it is killed, run it
+    again.
     """
     from include.settings import SettingsError
-    from include.stack.migrations import MigrationError
-    from include.stack.migrations import migrate as run
+    from include.stack.stores.migrations import MigrationError
+    from include.stack.stores.migrations import migrate as run
 
     try:
         run(settings_or_exit(), say)
@@ -207,27 +255,45 @@ def migrate() -> None:
 @app.command()
 def pools(
     from_cluster: Annotated[
-        bool, typer.Option("--from-cluster", help="Count what the nodes of the cluster (KUBECONFIG) have, instead of AIRLOOP_POOLS.")
+        bool,
+        typer.Option(
+            "--from-cluster",
+            help="Count the resources of the cluster's nodes (KUBECONFIG), instead of using AIRLOOP_POOLS.",
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be set.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print them for `airflow pools import`, and set nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the pools, and change nothing.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the pools as JSON for `airflow pools import`, and change nothing.")
+    ] = False,
 ) -> None:
-    """Set Airflow's pools, one a compute class: a slot a GPU, or a step that needs none. `airloop up` does it from the settings too.
+    """Create or resize one Airflow pool per compute class.
 
-    Do it again after the cluster has grown or shrunk; pools that are full let the steps that run end.
+    GPU classes get one slot per GPU. Other classes get one slot per concurrent step. `airloop up`
+    also sets the pools, from the settings. Run this again after the cluster has grown or shrunk. If
+    a pool is over its new size, running steps still finish.
     """
-    from include.stack import pools as of
+    from include.stack.stores.pools import (
+        PoolsError,
+        classes_of_projects,
+        for_import,
+        nodes_of_cluster,
+        pools_of_cluster,
+        pools_of_settings,
+        set_pools,
+    )
 
     settings = settings_or_exit()
     try:
-        slots = of.pools_of_cluster(of.nodes_of_cluster(), of.classes_of_projects()) if from_cluster else of.pools_of_settings(settings)
-    except of.PoolsError as error:
+        slots = (
+            pools_of_cluster(nodes_of_cluster(), classes_of_projects()) if from_cluster else pools_of_settings(settings)
+        )
+    except PoolsError as error:
         fail(str(error))
     if as_json:
-        say(of.for_import(slots))
+        say(for_import(slots))
         return
     if not dry_run:
         airflow_or_exit()
-        of.set_pools(settings, slots)
+        set_pools(settings, slots)
     for name, count in slots.items():
         say(f"{name}: {count}")

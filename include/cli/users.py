@@ -1,53 +1,68 @@
-"""Airflow's accounts and their roles."""
+"""Commands for Airflow's accounts and their roles."""
 
 from typing import Annotated, Literal
 
 import typer
 
-from include.cli.exits import Json, say, say_json, settings_or_exit, told
+from include.cli.exits import Json, exit_on, say, say_json, settings_or_exit
 
-app = typer.Typer(no_args_is_help=True, help="Airflow's accounts and their roles: viewer, editor, operator, admin (docs/runbooks/access.md).")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Manage Airflow's accounts and their roles: viewer, editor, operator, admin (see docs/runbooks/access.md).",
+)
 
 
 @app.command("add")
 def add_user(
-    name: Annotated[str, typer.Argument(help="As the person logs in.")],
-    role: Annotated[Literal["viewer", "editor", "operator", "admin"], typer.Option(help="viewer: reads. editor: also runs. operator: also configures.")],
-    email: Annotated[str | None, typer.Option(help="Default: NAME@localhost.")] = None,
+    name: Annotated[str, typer.Argument(help="Login name of the account.")],
+    role: Annotated[
+        Literal["viewer", "editor", "operator", "admin"],
+        typer.Option(
+            help="viewer can read. editor can also start runs. operator can also configure. admin can also manage accounts."
+        ),
+    ],
+    email: Annotated[str | None, typer.Option(help="Email address. Default: NAME@localhost.")] = None,
 ) -> None:
-    """Make an account, or give the one that is there another role; prints its new password, once."""
-    from include.stack import users as of
+    """Create an account, or change an existing account's role. Prints a new password once."""
+    from include.stack.accounts import users
 
-    say(told(of.UsersError, of.add, settings_or_exit(), name, role, email))
+    with exit_on(users.UsersError):
+        say(users.add(settings_or_exit(), name, role, email))
 
 
 @app.command("remove")
-def remove_user(name: Annotated[str, typer.Argument(help="As the person logs in.")]) -> None:
-    """Take an account away; whoever is logged in with it is out within half a minute."""
-    from include.stack import users as of
+def remove_user(name: Annotated[str, typer.Argument(help="Login name of the account.")]) -> None:
+    """Delete an account. Its sessions end within half a minute."""
+    from include.stack.accounts import users
 
-    told(of.UsersError, of.remove, settings_or_exit(), name)
+    with exit_on(users.UsersError):
+        users.remove(settings_or_exit(), name)
 
 
 @app.command("list")
 def list_users(as_json: Json = False) -> None:
     """Show every account with its roles."""
-    from include.stack import users as of
+    from include.stack.accounts import users
 
-    users = told(of.UsersError, of.listed, settings_or_exit())
+    with exit_on(users.UsersError):
+        accounts = users.listed(settings_or_exit())
     if as_json:
-        say_json(users)
+        say_json(accounts)
         return
-    for user in users:
-        say(f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>")
+    for user in accounts:
+        say(
+            f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>"
+        )
 
 
 @app.command("sync")
 def sync_users() -> None:
-    """Give the account admin the password of AIRLOOP_AIRFLOW_ADMIN_PASSWORD, and the roles their rights. `airloop migrate` does it too.
+    """Set the admin's password and the roles' permissions from the settings.
 
-    Doing it again changes nothing. A changed password ends the account's sessions.
+    The password of the account admin is AIRLOOP_AIRFLOW_ADMIN_PASSWORD. `airloop migrate` does this
+    too. Running it again changes nothing. A changed password ends the account's sessions.
     """
-    from include.stack import users as of
+    from include.stack.accounts import users
 
-    say(told(of.UsersError, of.sync, settings_or_exit()))
+    with exit_on(users.UsersError):
+        say(users.sync(settings_or_exit()))

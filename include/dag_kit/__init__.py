@@ -1,1 +1,1 @@
-"""With `include.assets` the only corner of the library that knows Airflow."""
+"""The part of the library that depends on Airflow, together with `include.assets`."""

@@ -1,16 +1,20 @@
-"""What a task may ask Airflow about other DAGs: the states of their runs, and whether they are paused."""
+"""Query Airflow from a task about other DAGs: run states, and whether a DAG is paused."""
 
 from typing import Any
 
 
 class AirflowStates:
-    """Asks over the task's own channel, so without a login. It is an ``include.ledger.Airflow``."""
+    """Query Airflow over the task's own channel, which works without a login.
+
+    Implements ``include.ledger.Airflow``.
+    """
 
     def __init__(self, ti: Any) -> None:
         self._ti = ti
 
     def run_state(self, dag_id: str, run_id: str) -> str | None:
-        # By counting: to ask for the state of a run that is not there is an error, which the task process cannot tell from others.
+        # Count runs by state. A request for the state of a missing run raises an error that the
+        # task process cannot distinguish from other errors.
         for state in ("running", "queued", "success", "failed"):
             if self._ti.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=[state]):
                 return state

@@ -1,4 +1,4 @@
-"""A person says whether a version may answer everybody: Airflow's own approval, with the evaluation before his eyes."""
+"""Approval of a version by a person, with Airflow's own approval and the evaluation in view."""
 
 from typing import Any
 
@@ -9,24 +9,34 @@ from include.projects import get_project
 from include.projects.base import Project
 from include.projects.rollout import Approval
 
-REASON = {"reason": Param("", type="string", description="Why; it stands with the version.", source="task")}
+REASON = {
+    "reason": Param(
+        "", type="string", description="Reason of the decision. It is stored with the version.", source="task"
+    )
+}
 
 
 class ApproveVersion(ApprovalOperator):
-    """Asks whether the version that a run of ``deploy`` has chosen may be promoted; it waits without holding a worker, or a slot of a pool.
+    """Ask a person whether the version that a run of ``deploy`` has chosen may be promoted.
 
-    No, and no answer in time, is a normal end: the version is taken back, that is on record, and what comes after is skipped. Whoever chose the version
-    by hand has said yes by that.
+    While it waits, the task occupies neither a worker nor a pool slot.
+
+    A rejection and a missing answer are normal ends: the version is withdrawn, the reason is
+    recorded, and the following tasks are skipped. A version that a user chose by hand counts as
+    approved.
 
     Args:
-        chosen, version, cutoff: what the tasks of these names give.
+        chosen, version, cutoff: The results of the tasks with these names.
     """
 
     template_fields = (*ApprovalOperator.template_fields, "chosen", "version", "cutoff")
 
-    def __init__(self, *, project: Project, approval: Approval, chosen: Any, version: Any, cutoff: Any, **options: Any) -> None:
+    def __init__(
+        self, *, project: Project, approval: Approval, chosen: Any, version: Any, cutoff: Any, **options: Any
+    ) -> None:
         users = [{"id": name, "name": name} for name in approval.by]
-        # The DAG's params are no questions to the approver, and the time limit of its tasks is none for people.
+        # The approver must not be asked for the DAG's params, and the time limit of its tasks does
+        # not apply to people.
         options |= {"params": REASON, "execution_timeout": None}
         super().__init__(
             subject=f"{project.name}: may this version answer everybody?", assigned_users=users or None, defaults=self.REJECT,
@@ -49,13 +59,13 @@ class ApproveVersion(ApprovalOperator):
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        # The answer first: what it undoes must be undone, whatever becomes of the tasks after it.
+        # Withdraw a rejected version first. This must happen even if the following tasks fail.
         if self.REJECT in (event.get("chosen_options") or []):
             from include.rollout import promotion, records
 
             project, run = get_project(self.project_name), context["ti"].run_id
             reason = f"not approved by {_who(event)}{_why(event)}"
-            promotion.turn_down(project, self.version, dag_run=run, cutoff=self.cutoff, reason=reason)
+            promotion.reject(project, self.version, dag_run=run, cutoff=self.cutoff, reason=reason)
             records.record_end(project, self.chosen, "refused", reason, cutoff=self.cutoff, dag_run=run)
         return super().execute_complete(context, event)
 
@@ -66,5 +76,5 @@ def _who(event: dict[str, Any]) -> str:
 
 
 def _why(event: dict[str, Any]) -> str:
-    said = str((event.get("params_input") or {}).get("reason") or "").strip()
-    return f": {said}" if said else ""
+    reason = str((event.get("params_input") or {}).get("reason") or "").strip()
+    return f": {reason}" if reason else ""

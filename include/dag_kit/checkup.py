@@ -1,6 +1,9 @@
-"""What Airflow says of itself, as one line of JSON: ``python -m include.dag_kit.checkup``, in Airflow's environment. For ``airloop doctor``.
+"""Print what Airflow reports about itself as one line of JSON. For ``airloop doctor``.
 
-``{"dags": 6, "import_errors": {file: last line}, "pools": {name: slots} or an error, "connections": {id: null or {what, fix}}}``
+Run ``python -m include.dag_kit.checkup`` in Airflow's environment. The output is:
+
+``{"dags": 6, "import_errors": {file: last line}, "pools": {name: slots} or an error, "connections":
+{id: null or {what, fix}}}``
 """
 
 import json
@@ -32,24 +35,24 @@ def _pools() -> dict[str, int] | str:
 
 
 def _connections(settings: Settings) -> dict[str, dict[str, str] | None]:
-    found: dict[str, dict[str, str] | None] = {}
+    results: dict[str, dict[str, str] | None] = {}
     if settings.storage_connection:
-        found[settings.storage_connection] = _storage(settings)
+        results[settings.storage_connection] = _storage(settings)
     if settings.compute == "kubernetes":
-        found[settings.kubernetes_connection] = _cluster(settings)
-    return found
+        results[settings.kubernetes_connection] = _cluster(settings)
+    return results
 
 
 def _storage(settings: Settings) -> dict[str, str] | None:
-    """With the credentials that tasks are handed, and no others."""
-    from include.dag_kit.storage import NoSuchConnection, hand_on_storage
+    """Probe the object store with exactly the credentials that tasks get."""
+    from include.dag_kit.storage import ConnectionNotFoundError, export_storage_env
     from include.data import storage
 
     try:
-        hand_on_storage()
+        export_storage_env()
         for root in filter(None, (settings.store, settings.remote_logs)):
             storage.probe(root)
-    except (NoSuchConnection, storage.StorageUnavailable) as error:
+    except (ConnectionNotFoundError, storage.StorageUnavailableError) as error:
         what, _, fix = str(error).partition(" To do: ")
         return {"what": what, "fix": fix or "docs/runbooks/storage.md"}
     return None
@@ -62,16 +65,18 @@ def _cluster(settings: Settings) -> dict[str, str] | None:
     try:
         hook = KubernetesHook(conn_id=settings.kubernetes_connection)
         hook.core_v1_client.list_namespaced_pod(settings.kubernetes_namespace, limit=1, _request_timeout=10)
-    except Exception as error:  # Airflow's, the client's, urllib3's
-        said = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
+    # Errors come from Airflow, the Kubernetes client or urllib3.
+    except Exception as error:
+        message = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
         return {
-            "what": f"{where}: the cluster does not list pods: {said}",
+            "what": f"{where}: the cluster does not list pods: {message}",
             "fix": "mend the connection (kubeconfig, in-cluster), or its rights: docs/runbooks/train.md",
         }
     return None
 
 
 if __name__ == "__main__":
-    with redirect_stdout(sys.stderr):  # whatever a library prints is not the answer
-        said = checkup(get_settings())
-    print(json.dumps(said))
+    # Standard output is reserved for the result, and libraries may print to it.
+    with redirect_stdout(sys.stderr):
+        result = checkup(get_settings())
+    print(json.dumps(result))

@@ -1,8 +1,10 @@
-"""Compute: a training step is one command line; where it runs is a setting, not a matter of the DAG file.
+"""Run a training step as one command line. A setting selects where it runs, not the DAG file.
 
-It gets references as arguments and the URI of a manifest to write; what it made is read there. With ``AIRLOOP_COMPUTE=process`` it is a child
-process of the task, here; with ``kubernetes`` it is a pod, see ``include.dag_kit.pods``. The choice is made when the task runs: so the DAG, as
-Airflow knows it, is the same, and parsing never imports the Kubernetes client.
+The command gets references as arguments and the URI of a manifest to write. Its results are read
+from that manifest. With ``AIRLOOP_COMPUTE=process`` it is a child process of the task. With
+``kubernetes`` it is a pod, see ``include.dag_kit.pods.operator``. The choice is made when the task
+runs. Therefore the serialized DAG is the same in both cases, and parsing never imports the
+Kubernetes client.
 """
 
 import os
@@ -18,22 +20,24 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from include.dag_kit.forked_process import ForkedProcess, die_with_parent
 from include.dag_kit.requests import refuse_frozen_step
-from include.dag_kit.retries import OUTAGES, RETRIES, PatientWithStores
-from include.dag_kit.warm_child import WarmChild, die_with_parent
-from include.outages import STORE_AWAY, WILL_FAIL_AGAIN
+from include.dag_kit.retries import OUTAGES, RETRIES, BackendOutageRetryPolicy
+from include.outages import EX_DATAERR, EX_UNAVAILABLE
 from include.projects import get_project
 from include.projects.base import Project
 from include.projects.compute import ComputeClass
 from include.settings import REPOSITORY, get_settings, git_sha
 
 if TYPE_CHECKING:
-    from include.dag_kit.pods import StepPod
+    from include.dag_kit.pods.operator import StepPod
 
 MODULE = "include.training"
 BACKSTOP = timedelta(minutes=10)
-LAST_LINES = 20  # of the child's output, in the error of a failed step
-WARM = "AIRFLOW_WORKERS_ARE_WARM"  # set by config/airflow_local_settings.py, where it has imported the heavy libraries
+# Number of output lines of the child in the error of a failed step.
+LAST_LINES = 20
+# Set by config/airflow_local_settings.py after it has imported the heavy libraries.
+WARM = "AIRFLOW_WORKERS_ARE_WARM"
 
 
 def training_step(
@@ -47,21 +51,26 @@ def training_step(
     at_once: int | None = None,
     trigger_rule: str = "all_success",
     module: str = MODULE,
-):
-    """A task that runs ``python -m include.training <command>`` and returns the URI of the manifest that it wrote.
+) -> Any:
+    """Return a task that runs ``python -m include.training <command>``.
+
+    The task returns the URI of the manifest that the command wrote.
 
     Args:
         command: trial, fit, evaluate or refit.
-        arguments: name -> reference, or list of references; None is left out. Without it the step is mapped: ``.expand(arguments=...)``.
-        shared: arguments that all of a mapped step's tasks have.
-        compute: the step's compute class, one of the project's; it is also the Airflow pool.
-        task_id: by default ``in_class(command, compute)``.
-        at_once: how many of a mapped step's tasks may run at once; None: as many as the pool has slots.
-        trigger_rule: Airflow's, for a step after others that may be skipped.
-        module: a training module of the project's own, with the same command line.
+        arguments: name -> reference, or list of references. None values are omitted. Without
+            arguments the step is mapped: ``.expand(arguments=...)``.
+        shared: Arguments that all tasks of a mapped step have in common.
+        compute: The step's compute class, one of the project's. It is also the Airflow pool.
+        task_id: Default: ``in_class(command, compute)``.
+        at_once: Maximum number of tasks of a mapped step that run concurrently. None: limited only
+            by the pool.
+        trigger_rule: Airflow's trigger rule, for a step after others that may be skipped.
+        module: A training module of the project, with the same command line.
     """
     resources = project.compute_class(compute)
-    workers = 1 if command == "evaluate" else project.workers(compute)  # it fits nothing
+    # An evaluation does not fit a model, so one worker is enough.
+    workers = 1 if command == "evaluate" else project.workers(compute)
     common: dict[str, Any] = {
         "task_id": task_id or in_class(command, compute),
         "project": project.name,
@@ -73,11 +82,14 @@ def training_step(
         "compute_class": resources.model_dump(mode="json"),
         "pool": compute,
         "pool_slots": resources.slots * workers,
-        # Enough to go through all sizes of memory, and for two evictions beside. A step that fails by its own fault has RETRIES; see _failure.
-        # And for stores that are away.
+        # Enough tries for all memory sizes, for two evictions, and for unavailable stores. A step
+        # that itself fails has RETRIES, see _failure.
         "retries": RETRIES + len(resources.memory_sizes) - 1 + RETRIES + OUTAGES,
-        "retry_policy": PatientWithStores(own=None, retries=RETRIES + len(resources.memory_sizes) - 1 + RETRIES + OUTAGES),
-        # The class's own timeout is kept where the step runs, and named in its error; this one is behind it, with time to end a step that hangs.
+        "retry_policy": BackendOutageRetryPolicy(
+            own=None, retries=RETRIES + len(resources.memory_sizes) - 1 + RETRIES + OUTAGES
+        ),
+        # The class's own timeout is enforced where the step runs, and its error names it. This
+        # longer timeout leaves time to end a step that hangs.
         "execution_timeout": resources.timeout + BACKSTOP,
     }
     if arguments is None:
@@ -86,16 +98,19 @@ def training_step(
 
 
 def in_class(task: str, compute: str) -> str:
-    """The id of a task that there is once for each compute class: ``fit``, and ``fit_gpu_a`` for other classes than ``cpu``."""
+    """Return the id of a task that exists once per compute class.
+
+    The id is ``fit`` for the class ``cpu``, and e.g. ``fit_gpu_a`` for other classes.
+    """
     return task if compute == "cpu" else f"{task}_{compute}"
 
 
-class StoreAway(AirflowException):
-    """A step ended since MLflow, the object store or a database did not answer: no fault of its own."""
+class BackendUnavailableError(AirflowException):
+    """Raised when a step fails because MLflow, the object store or a database is unavailable."""
 
 
 class TrainingStep(BaseOperator):
-    """Runs one training step where the settings say, and ends it when the task ends."""
+    """Run one training step where the settings say, and end it when the task ends."""
 
     template_fields = ("arguments", "shared")
     ui_color = "#e8f0ff"
@@ -110,16 +125,18 @@ class TrainingStep(BaseOperator):
         compute_class: dict[str, Any] | None = None,
         compute: str = "cpu",
         module: str = MODULE,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.project, self.command, self.arguments, self.shared = project, command, arguments, shared or {}
-        self.module, self.compute, self.compute_class = module, compute, compute_class or {}  # {}: the defaults of a compute class
-        self._child: subprocess.Popen | WarmChild | None = None
+        # An empty dict selects the defaults of a compute class.
+        self.module, self.compute, self.compute_class = module, compute, compute_class or {}
+        self._child: subprocess.Popen[str] | ForkedProcess | None = None
         self._pod: StepPod | None = None
 
-    def execute(self, context) -> str:
-        context["candidate"] = self._called  # names the mapped task in the UI
+    def execute(self, context: Any) -> str:
+        # This names the mapped task in the UI.
+        context["candidate"] = self._called
         if request := self._references.get("request"):
             refuse_frozen_step(self.project, request, context["ti"].run_id, context["ti"])
         if get_settings().compute == "kubernetes":
@@ -132,8 +149,8 @@ class TrainingStep(BaseOperator):
             ti = context["ti"]
             raise self._failure(error, tries=self.retries - ti.max_tries + ti.try_number) from None
 
-    def pod_ended(self, context, event: dict[str, Any]) -> str:
-        """Comes back from the triggerer when the step's pod has ended, or will not get anywhere."""
+    def pod_ended(self, context: Any, event: dict[str, Any]) -> str:
+        """Resume after deferral when the step's pod has ended or cannot succeed."""
         context["candidate"] = self._called
         self._pod = self._pod or self._pod_of(context)
         if self._pod.overtaken(event):
@@ -149,23 +166,31 @@ class TrainingStep(BaseOperator):
         self._pod.accept()
         return uri
 
-    def pod_wanted(self, context, event: Any, since: str) -> str:
-        """Comes back after a while when the namespace's quota had no room for the step's pod."""
+    def pod_wanted(self, context: Any, event: Any, since: str) -> str:
+        """Resume after deferral and retry to create the pod that exceeded the namespace quota."""
         context["candidate"] = self._called
         self._pod = self._pod_of(context)
         return self.pod_ended(context, self._pod.start(context, "pod_ended", since))
 
     def on_kill(self) -> None:
         if self._child is not None and self._child.poll() is None:
-            os.killpg(self._child.pid, signal.SIGKILL)  # a step that is killed at any point is safe to run again
+            # A step can be killed at any point and run again.
+            os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
         if self._pod is not None:
             self._pod.on_kill()
 
     @staticmethod
     def _failure(error: AirflowException, tries: int) -> AirflowException:
-        """The error as it is, or, after so many tries that failed by the step's own fault, as one that Airflow tries no more."""
-        return AirflowFailException(str(error)) if tries > RETRIES and not isinstance(error, StoreAway) else error
+        """Return the error, or a non-retryable one after too many failures of the step itself.
+
+        The limit is RETRIES. An unavailable store does not count.
+        """
+        return (
+            AirflowFailException(str(error))
+            if tries > RETRIES and not isinstance(error, BackendUnavailableError)
+            else error
+        )
 
     @property
     def _references(self) -> dict[str, Any]:
@@ -173,7 +198,7 @@ class TrainingStep(BaseOperator):
 
     @property
     def _which(self) -> list[str]:
-        """What tells a mapped step's tasks apart: the candidate, and its trial's place."""
+        """Return what distinguishes a mapped step's tasks: candidate and trial number."""
         return [str(self._references[name]) for name in ("candidate", "trial") if name in self._references]
 
     @property
@@ -190,7 +215,7 @@ class TrainingStep(BaseOperator):
 
         return str(layout.training(get_project(self.project), self._references["request"]) / f"{self._name}.json")
 
-    def _line(self, context) -> list[str]:
+    def _line(self, context: Any) -> list[str]:
         from include.data import layout
 
         project, ti, references = get_project(self.project), context["ti"], self._references
@@ -201,36 +226,54 @@ class TrainingStep(BaseOperator):
         return [self.command, *command_line(references)]
 
     def _made(self) -> str:
-        """The URI of the manifest, if it is there and this step's."""
+        """Return the URI of the manifest, after checking that it exists and belongs to this step.
+
+        Raises:
+            AirflowException: The manifest is missing or belongs to another step or request.
+        """
         from include.training import manifest
 
         uri = self._manifest
         try:
             made = manifest.read(uri)
         except FileNotFoundError:
-            raise AirflowException(f"{self.command} ended well but wrote no manifest at {uri}: it made nothing that can be used") from None
+            raise AirflowException(
+                f"{self.command} ended well but wrote no manifest at {uri}: it made nothing that can be used"
+            ) from None
         if (made.get("step"), made.get("request")) != (self.command, self._references["request"]):
-            raise AirflowException(f"{uri} is not the manifest of {self.command} for request {self._references['request']}")
+            raise AirflowException(
+                f"{uri} is not the manifest of {self.command} for request {self._references['request']}"
+            )
         return uri
 
-    def _pod_of(self, context) -> "StepPod":
-        from include.dag_kit.pod_names import Step
-        from include.dag_kit.pods import StepPod
+    def _pod_of(self, context: Any) -> "StepPod":
+        from include.dag_kit.pods.names import PodStep
+        from include.dag_kit.pods.operator import StepPod
         from include.dag_kit.requests import episode_of
 
         request = self._references["request"]
         workers = self._workers()
-        step = Step(self.project, request, self._name, self._manifest, self.compute, git_sha(), episode_of(request))
+        step = PodStep(self.project, request, self._name, self._manifest, self.compute, git_sha(), episode_of(request))
         resources = ComputeClass.model_validate(self.compute_class)
         command = ["python", "-u", "-m", self.module, *self._line(context)]
         if workers > 1:
-            from include.dag_kit.pod_group import StepPodGroup
+            from include.dag_kit.pods.group import StepPodGroup
 
-            return StepPodGroup(workers=workers, task_id=self.task_id, step=step, resources=resources, command=command, settings=get_settings())
+            return StepPodGroup(
+                workers=workers,
+                task_id=self.task_id,
+                step=step,
+                resources=resources,
+                command=command,
+                settings=get_settings(),
+            )
         return StepPod(task_id=self.task_id, step=step, resources=resources, command=command, settings=get_settings())
 
     def _workers(self) -> int:
-        """How many pods fit the step's model together. A training module of the project's own has one."""
+        """Return the number of pods that fit the step's model together.
+
+        A project's own training module uses one pod.
+        """
         if self.module != MODULE:
             return 1
         from include.training.candidates import fitted_candidate
@@ -266,22 +309,31 @@ class TrainingStep(BaseOperator):
             clock.cancel()
             self.on_kill()
         if late.is_set():
-            raise AirflowException(f"{self.command} ran for longer than the {limit} of compute class {self.compute}: killed; last lines:\n" + "\n".join(last))
-        if code == STORE_AWAY:
-            raise StoreAway(f"{self.command} had no answer of a store; its last lines:\n" + "\n".join(last))
-        if code == WILL_FAIL_AGAIN:
-            raise AirflowFailException(f"{self.command} failed, and another try would fail in the same way; its last lines:\n" + "\n".join(last))
+            raise AirflowException(
+                f"{self.command} ran for longer than the {limit} of compute class {self.compute}: killed; last lines:\n"
+                + "\n".join(last)
+            )
+        if code == EX_UNAVAILABLE:
+            raise BackendUnavailableError(
+                f"{self.command} had no answer of a store; its last lines:\n" + "\n".join(last)
+            )
+        if code == EX_DATAERR:
+            raise AirflowFailException(
+                f"{self.command} failed, and another try would fail in the same way; its last lines:\n"
+                + "\n".join(last)
+            )
         if code != 0:
             raise AirflowException(f"{self.command} ended with exit code {code}; its last lines:\n" + "\n".join(last))
 
 
-def start(module: str, arguments: list[str]) -> subprocess.Popen | WarmChild:
-    """Start ``python -m <module> <arguments>`` as a child that dies with this process; in a warm worker without a new interpreter.
+def start(module: str, arguments: list[str]) -> subprocess.Popen[str] | ForkedProcess:
+    """Start ``python -m <module> <arguments>`` as a child that dies with this process.
 
-    It leads a process group of its own, so that what it starts can be killed with it.
+    In a warm worker the child is a fork, without a new interpreter. The child leads its own process
+    group, so that its own child processes can be killed with it.
     """
     if os.environ.get(WARM):
-        return WarmChild(module, arguments, env=child_environment(), cwd=str(REPOSITORY))
+        return ForkedProcess(module, arguments, env=child_environment(), cwd=str(REPOSITORY))
     parent = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-u", "-m", module, *arguments], cwd=REPOSITORY, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -290,9 +342,10 @@ def start(module: str, arguments: list[str]) -> subprocess.Popen | WarmChild:
 
 
 def propose_trial(project: Project, *, request: str, candidate: str, trial: str, **_: Any) -> str:
-    """Ask the study for a trial's parameters when its turn has come, so that it learns from those before it; gives their URI.
+    """Ask the study for a trial's parameters and return their URI.
 
-    Here and not in the step: what runs there, in a pod perhaps, needs no way into the database.
+    This is done just before the trial starts, so that the study learns from earlier trials. It is
+    done in the task because the step, which may be a pod, needs no access to the database.
     """
     from include.training import candidates, search
 
@@ -300,13 +353,20 @@ def propose_trial(project: Project, *, request: str, candidate: str, trial: str,
 
 
 def child_environment() -> dict[str, str]:
-    """The task's environment without Airflow's own variables (a step must not know Airflow); this repository is importable."""
+    """Return the task's environment without Airflow's own variables.
+
+    A training step must not depend on Airflow. This repository stays importable.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
 def command_line(references: dict[str, Any]) -> list[str]:
-    """``{"training_set": uri, "fits": [[a, b], [c]]}`` as ``--training-set uri --fits a b c``; what has no value is left out."""
+    """Return references as command-line arguments. Empty values are omitted.
+
+    For example, ``{"training_set": uri, "fits": [[a, b], [c]]}`` becomes
+    ``--training-set uri --fits a b c``.
+    """
     line: list[str] = []
     for name, value in references.items():
         if values := _flat(value):
@@ -315,7 +375,11 @@ def command_line(references: dict[str, Any]) -> list[str]:
 
 
 def _flat(value: Any) -> list[str]:
-    """The references in a value: one, or those of a mapped step (none, if it was skipped), or of several ones."""
+    """Return the references in a value as a flat list.
+
+    The value is one reference, the references of a mapped step (empty if it was skipped), or those
+    of several steps.
+    """
     if value is None:
         return []
     return [value] if isinstance(value, str) else [one for part in value for one in _flat(part)]

@@ -1,4 +1,4 @@
-"""The cutoff of a run: the one time that all its rules compare with."""
+"""The cutoff of a run: the time that all rules of the run compare with."""
 
 from typing import Any
 
@@ -7,15 +7,18 @@ from airflow.sdk import task
 from include.projects.base import Project
 
 
-def decide_cutoff(project: Project):
-    """First task of a stage: gives the run's cutoff as ISO text (UTC).
+def decide_cutoff(project: Project) -> Any:
+    """Return the first task of a stage, which decides the run's cutoff as ISO text (UTC).
 
-    It is what the producer of the asset event wrote (the latest, if Airflow merged several events), else the run's
-    parameter ``cutoff``, else the time of the run itself (``cutoff_of_run``). Cleared, a run decides the same again.
+    The cutoff comes from the producer of the asset event (the latest one, if Airflow merged several
+    events). Without an event it is the run's parameter ``cutoff``, or else the time of the run
+    itself (``cutoff_of_run``). A cleared run decides on the same cutoff again.
     """
 
     @task(task_id="decide_cutoff")
-    def decide(project_name: str, *, triggering_asset_events=None, params=None, dag_run=None) -> str:
+    def decide(
+        project_name: str, *, triggering_asset_events: Any = None, params: Any = None, dag_run: Any = None
+    ) -> str:
         refuse_backfill(dag_run)
         wanted = newest_cutoff(triggering_asset_events) or (params or {}).get("cutoff")
         return checked_cutoff(project_name, wanted) if wanted else cutoff_of_run(project_name, dag_run)
@@ -27,7 +30,8 @@ def checked_cutoff(project: str, cutoff: str) -> str:
     """Return a cutoff that a person or an event gave, as ISO text (UTC).
 
     Raises:
-        AirflowFailException: it lies in the future, or is no time with a zone. A retry would not help.
+        AirflowFailException: The cutoff is in the future, or it is not a time with a time zone. A
+            retry would not help.
     """
     from airflow.sdk.exceptions import AirflowFailException
 
@@ -40,10 +44,13 @@ def checked_cutoff(project: str, cutoff: str) -> str:
 
 
 def refuse_backfill(dag_run: Any) -> None:
-    """Refuse a run of a backfill. The stages go on from the state that they left, so a run for a past date repeats nothing of it.
+    """Refuse a run of a backfill.
+
+    Each stage continues from the state that it left, so a run for a past date would not repeat
+    earlier work.
 
     Raises:
-        AirflowFailException: what to do instead.
+        AirflowFailException: The run is a backfill. The message names the alternatives.
     """
     from airflow.sdk.exceptions import AirflowFailException
 
@@ -55,7 +62,10 @@ def refuse_backfill(dag_run: Any) -> None:
 
 
 def skip_superseded(why: str | None) -> None:
-    """Skip the task, and with it the rest of its run, if there is a reason to: a run that has nothing to do is not to look like one that has done its work."""
+    """Skip the task, and with it the rest of its run, if there is a reason.
+
+    A run without work must not look like a run that has done its work.
+    """
     from airflow.sdk.exceptions import AirflowSkipException
 
     if why:
@@ -63,17 +73,21 @@ def skip_superseded(why: str | None) -> None:
 
 
 def newest_cutoff(events: Any) -> str | None:
-    """The latest cutoff that the producers of a run's asset events wrote; None: no event has one."""
+    """Return the latest cutoff in the asset events of a run, or None if no event has one."""
     from include import ledger
 
-    told = [event.extra["cutoff"] for group in (events or {}).values() for event in group if event.extra.get("cutoff")]
-    return ledger.iso(max(told, key=ledger.moment)) if told else None
+    cutoffs = [
+        event.extra["cutoff"] for group in (events or {}).values() for event in group if event.extra.get("cutoff")
+    ]
+    return ledger.iso(max(cutoffs, key=ledger.moment)) if cutoffs else None
 
 
 def cutoff_of_run(project: str, dag_run: Any) -> str:
-    """The cutoff of a run that nobody told one: its ``run_after``, so its own minute on the schedule, or the moment of its trigger.
+    """Return the cutoff of a run that was started without one.
 
-    In a replayed project it is the replay's time at the first try. The ledger keeps it: that clock has moved on when the run is cleared.
+    This is the run's ``run_after``: its time on the schedule, or the moment of its trigger. In a
+    replayed project it is the replay's time at the first try. The ledger stores it, because the
+    replay's clock has advanced when the run is cleared later.
     """
     from include import ledger
 

@@ -1,9 +1,11 @@
-"""What the plugins' pages have in common: who asks, and what Airflow's auth manager, whichever it is, lets him do.
+"""Authentication and authorization for the plugins' pages, with any of Airflow's auth managers.
 
-Apps of plugins are open to the world unless they say otherwise. Imported by the API server alone, at a page's first request.
+A plugin's app is accessible without a login unless it declares otherwise. Only the API server
+imports this module, when a page is first requested.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
@@ -11,13 +13,15 @@ from fastapi import Depends, HTTPException, Request
 
 from include.projects import get_project, project_names
 from include.projects.base import STAGES, Project
-from include.stack.api import NotStarted
+from include.stack.api import RunNotStartedError
 
 
-async def logged_in(request: Request, bearer=Depends(bearer_scheme)):
-    """A dependency that gives the user, or answers 401: nobody's token, one that is forged, has run out, or is of an account that is no more.
+async def logged_in(request: Request, bearer: Any = Depends(bearer_scheme)) -> Any:
+    """Return the authenticated user, or raise 401. A FastAPI dependency.
 
-    Airflow's own answers 403 to the last two; a page must not look as if its reader lacked a permission when he has to log in again.
+    401 means that the token is missing, forged or expired, or that its account was deleted. Airflow
+    itself answers 403 in the last two cases. A page must not report a missing permission to a user
+    who has to log in again.
     """
     try:
         return await get_user(request, None, bearer)
@@ -26,17 +30,21 @@ async def logged_in(request: Request, bearer=Depends(bearer_scheme)):
 
 
 def may_read(entity: DagAccessEntity | None = None) -> Callable[..., None]:
-    """A dependency that answers 403 unless the user may see the DAG of the path's ``dag_id``, or what ``entity`` names of it."""
+    """Return a dependency that raises 403 unless the user may read a DAG.
+
+    The DAG is the path's ``dag_id``. If ``entity`` is given, the user must be allowed to read that
+    entity of the DAG.
+    """
     allowed = requires_access_dag("GET", entity)
 
-    def reads(request: Request, user=Depends(logged_in)) -> None:
+    def reads(request: Request, user: Any = Depends(logged_in)) -> None:
         allowed(request, user)
 
     return reads
 
 
-def may_start(request: Request, user, dag_ids: Iterable[str]) -> bool:
-    """Whether the user may start runs of all these DAGs."""
+def may_start(request: Request, user: Any, dag_ids: Iterable[str]) -> bool:
+    """Return whether the user may start runs of all these DAGs."""
     try:
         for dag_id in dag_ids:
             requires_access_dag("POST", DagAccessEntity.RUN, dag_id)(request, user)
@@ -46,16 +54,19 @@ def may_start(request: Request, user, dag_ids: Iterable[str]) -> bool:
 
 
 def project_of(dag_id: str) -> Project | None:
-    """Whose DAG it is; None: no project's."""
+    """Return the project that a DAG belongs to, or None if it does not belong to a project."""
     name, _, stage = dag_id.partition("__")
     return get_project(name) if name in project_names() and stage in STAGES else None
 
 
 def start_run(dag_id: str, conf: dict[str, str], run_id: str, *, by: str) -> str:
-    """Start a run from within the API server, which knows nobody's password; gives its id. One that is there already is as good.
+    """Start a run from within the API server and return its id.
+
+    The API server does not know the user's password. If a run with this id exists already, its id
+    is returned.
 
     Raises:
-        NotStarted: there is no such DAG, or Airflow refuses.
+        RunNotStartedError: The DAG does not exist, or Airflow refuses.
     """
     from airflow.api.common.trigger_dag import trigger_dag
     from airflow.exceptions import AirflowException, DagRunAlreadyExists
@@ -67,5 +78,5 @@ def start_run(dag_id: str, conf: dict[str, str], run_id: str, *, by: str) -> str
     except DagRunAlreadyExists:
         pass
     except (AirflowException, SQLAlchemyError, ValueError) as error:
-        raise NotStarted(f"{dag_id}: {error}") from error
+        raise RunNotStartedError(f"{dag_id}: {error}") from error
     return run_id

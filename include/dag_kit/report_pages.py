@@ -1,8 +1,10 @@
-"""How a task's report is shown inside a logged-in browser without trusting it.
+"""Show a task's report in a logged-in browser without trusting its content.
 
-A report may contain text from strangers. Each answer is therefore sandboxed: its origin is opaque, so it has neither the reader's login nor Airflow's
-page, and its policy lets it load and send nothing. HTML is put into a frame within our own page: the policy of that page applies to the frame too, and it
-keeps the report from navigating to another host, which a policy on the report itself cannot do. See ADR 45.
+A report may contain text from untrusted sources. Each response is therefore sandboxed. Its origin
+is opaque, so it cannot access the reader's login or Airflow's page. Its policy prevents it from
+loading or sending anything. HTML is put into a frame within our own page. The policy of that page
+applies to the frame too, and it keeps the report from navigating to another host. A policy on the
+report itself cannot do that. See ADR 45.
 """
 
 import json
@@ -16,8 +18,10 @@ Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HASH = re.compile(r"sha(256-[A-Za-z0-9+/]{43}=|384-[A-Za-z0-9+/]{64}|512-[A-Za-z0-9+/]{86}==)")
-# What a browser shows without running anything; every other type is a download.
-SHOWN = frozenset({"application/json", "image/gif", "image/jpeg", "image/png", "image/webp", "text/csv", "text/html", "text/plain"})
+# Types that a browser shows without running code. All other types are downloaded.
+SHOWN = frozenset(
+    {"application/json", "image/gif", "image/jpeg", "image/png", "image/webp", "text/csv", "text/html", "text/plain"}
+)
 FRAME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title>
 <style>html,body{{height:100%;margin:0}}iframe{{display:block;border:0;width:100%;height:100%}}</style>
 <iframe title="Report" sandbox="allow-scripts allow-downloads" srcdoc="{}"></iframe></html>
@@ -29,7 +33,7 @@ MESSAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}
 
 
 def headers(scripts: Sequence[str] = ()) -> dict[str, str]:
-    """The headers of an answer whose page may run the inline scripts with these hashes."""
+    """Return the headers of a response whose page may run the inline scripts with these hashes."""
     return {
         "Content-Security-Policy": f"sandbox allow-scripts allow-downloads; {policy(scripts)}; frame-ancestors 'self'",
         "X-Content-Type-Options": "nosniff",
@@ -39,22 +43,25 @@ def headers(scripts: Sequence[str] = ()) -> dict[str, str]:
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
         "Permissions-Policy": "camera=(), microphone=(), geolocation=(), clipboard-read=(), clipboard-write=()",
-        # A task that runs again writes its report again.
+        # A task that runs again overwrites its report.
         "Cache-Control": "private, no-cache",
     }
 
 
-def scripts_of(listed: bytes | None) -> list[str]:
-    """Read the list of script hashes that lies beside a page; what is not a hash is left out, so that nothing else gets into a header."""
+def scripts_of(content: bytes | None) -> list[str]:
+    """Return the script hashes that are stored next to a page.
+
+    Entries that are not a hash are dropped, so that no other text gets into a header.
+    """
     try:
-        found = json.loads(listed or b"[]")
+        hashes = json.loads(content or b"[]")
     except ValueError:
         return []
-    return [one for one in found if isinstance(one, str) and HASH.fullmatch(one)] if isinstance(found, list) else []
+    return [one for one in hashes if isinstance(one, str) and HASH.fullmatch(one)] if isinstance(hashes, list) else []
 
 
 def framed(report: bytes) -> Markup:
-    """Our page with the report in a frame."""
+    """Return our page with the report in a frame."""
     return fill(FRAME, report.decode("utf-8", errors="replace"))
 
 
@@ -63,7 +70,10 @@ def message(title: str, body: Markup) -> Markup:
 
 
 def with_headers(app: Callable[..., Awaitable[None]], added: dict[str, str]) -> Callable[..., Awaitable[None]]:
-    """An ASGI application whose every answer has these headers, those of its framework too; a header that an answer sets itself stays."""
+    """Return an ASGI application that adds these headers to all responses.
+
+    This includes responses of its framework. A header that a response already has is kept.
+    """
     lines = [(name.lower().encode(), value.encode()) for name, value in added.items()]
 
     async def guarded(scope: Scope, receive: Any, send: Send) -> None:

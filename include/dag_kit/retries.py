@@ -1,27 +1,37 @@
-"""When a task is tried again: never after an error that must come again, soon and seldom after another error of its own, for minutes while a store is away."""
+"""Decide when a task is tried again.
+
+After an error that every try would repeat: never. After another error of the task itself: soon, and
+few times. While a store is unavailable: for several minutes.
+"""
 
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import RetryDecision, RetryPolicy
 
-from include.outages import away, will_fail_again
+from include.outages import outage_of, will_fail_again
 
-RETRIES = 2  # after an error of its own; every task is safe to run again
-OUTAGES = 6  # beside them, each a little later: four minutes in all, in which a database is started again or fails over
-PAUSES = (5, 10, 20, 40, 60, 60, 60)  # seconds
+# After an error of the task itself. Every task is safe to run again.
+RETRIES = 2
+# In addition, with increasing pauses: four minutes in total, enough for a database to restart or
+# fail over.
+OUTAGES = 6
+PAUSES = (5, 10, 20, 40, 60, 60, 60)  # In seconds.
 
 
-class PatientWithStores(RetryPolicy):
-    """Gives a task ``RETRIES`` retries, and ``OUTAGES`` more when Postgres, Redis, the object store or MLflow did not answer.
+class BackendOutageRetryPolicy(RetryPolicy):
+    """Give a task ``RETRIES`` retries, and ``OUTAGES`` more while a store is unavailable.
 
-    An error that the same code on the same data raises again (``include.outages.will_fail_again``) ends the task at once.
+    The stores are Postgres, Redis, the object store and MLflow. An error that the same code on the
+    same data raises again (``include.outages.will_fail_again``) ends the task immediately.
 
-    A task that was killed from outside is not asked: Airflow tries it again as often as the task's ``retries`` say.
+    The policy does not apply to a task that was killed from outside: Airflow retries it as often as
+    the task's ``retries`` say.
 
     Args:
-        own: tries again after an error of the task's own; None: as many as the task's ``retries``, or it decides by itself.
-        retries: the task's, by which tries are counted that came before it was cleared.
+        own: Number of retries after an error of the task itself. None: use the task's ``retries``,
+            or let the task decide.
+        retries: The task's ``retries``, used to exclude tries from before the task was cleared.
     """
 
     def __init__(self, own: int | None = RETRIES, retries: int = RETRIES + OUTAGES):
@@ -29,13 +39,15 @@ class PatientWithStores(RetryPolicy):
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
         tries = max(1, try_number - max(0, max_tries - self.retries))
-        if said := away(exception):
-            return RetryDecision.retry(timedelta(seconds=PAUSES[min(tries, len(PAUSES)) - 1]), f"a store is away ({said})")
+        if outage := outage_of(exception):
+            return RetryDecision.retry(
+                timedelta(seconds=PAUSES[min(tries, len(PAUSES)) - 1]), f"a store is away ({outage})"
+            )
         if will_fail_again(exception):
             return RetryDecision.fail(f"another try would fail in the same way ({type(exception).__name__})")
         if self.own is not None and tries > self.own:
-            return RetryDecision.fail(f"failed {tries} times, and now not for a store that is away")
+            return RetryDecision.fail(f"failed {tries} times, and this time no store was unavailable")
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:
-        return {"type": "patient_with_stores", "own": self.own, "retries": self.retries}
+        return {"type": "backend_outage", "own": self.own, "retries": self.retries}

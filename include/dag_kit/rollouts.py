@@ -1,5 +1,9 @@
-"""How a rollout's ends look in Airflow: each goes on record, then skips or fails the task."""
+"""Translate the ends of a rollout into task states. Each end is recorded.
 
+The task is then skipped or fails.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -7,22 +11,25 @@ from include.projects.base import Project
 
 
 @contextmanager
-def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag_run: str):
-    """Around a task's work on the rollout of a chosen version.
+def record_rollout_outcome(project: Project, chosen: dict[str, Any], *, cutoff: str, dag_run: str) -> Iterator[None]:
+    """Record the end of a rollout and set the task's state. A context manager around its work.
 
-    * nothing to do any more (superseded): the task is skipped,
-    * the project is frozen: it is skipped, and says by whom and why,
-    * this run, or a person, has put the version back: the task fails if that is not on record yet (this run was killed just then), else it is skipped,
-    * the version was taken out after a look at its answers, a bad model, or an alias that somebody moved meanwhile: it fails, and a retry would not help,
-    * serving does not serve it: it fails without a retry, so that the old one comes back now,
-    * anything else (the registry is away) is tried again.
+    * The version is superseded: the task is skipped.
+    * The project is frozen: the task is skipped. The message says who froze it and why.
+    * This run or a person has rolled the version back: the task fails if that is not recorded yet
+      (this run was killed just then). Otherwise it is skipped.
+    * The version was removed after a look, the model is bad, or the alias was moved by another user
+      in the meantime: the task fails, and a retry would not help.
+    * Serving does not serve the version: the task fails without a retry, so that the old version is
+      restored now.
+    * Any other error (e.g. the registry is unavailable) is retried.
     """
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
     from include import ledger
     from include.rollout import promotion, records, served
-    from include.rollout.document import TakenBack
-    from include.rollout.steps import Breached
+    from include.rollout.document import OvertakenError, SupersededError, TakenBackError
+    from include.rollout.steps import RuleBreachedError
 
     def record(state: str, error: Exception) -> str:
         records.record_end(project, chosen, state, str(error), cutoff=cutoff, dag_run=dag_run)
@@ -30,19 +37,19 @@ def ends_on_record(project: Project, chosen: dict[str, Any], *, cutoff: str, dag
 
     try:
         yield
-    except ledger.Frozen as error:
+    except ledger.FrozenError as error:
         raise AirflowSkipException(record("frozen", error)) from error
-    except TakenBack as error:
+    except TakenBackError as error:
         if records.on_record(project, chosen, dag_run):
             raise AirflowSkipException(str(error)) from error
         raise AirflowFailException(record("rolled_back", error)) from error
-    except Breached as error:
+    except RuleBreachedError as error:
         raise AirflowFailException(record("rolled_back", error)) from error
-    except promotion.Superseded as error:
+    except SupersededError as error:
         raise AirflowSkipException(record("superseded", error)) from error
-    except promotion.Overtaken as error:
+    except OvertakenError as error:
         raise AirflowFailException(record("overtaken", error)) from error
-    except promotion.BadModel as error:
+    except promotion.UnfitModelError as error:
         raise AirflowFailException(record("refused", error)) from error
-    except served.NotServed as error:
+    except served.NotServedError as error:
         raise AirflowFailException(str(error)) from error

@@ -1,11 +1,15 @@
-"""Airflow's users and roles, kept by its FAB auth manager in its own database. Run as a process of its own, in Airflow's environment:
+"""Manage Airflow's users and roles in the database of its FAB auth manager.
 
-    python -m include.dag_kit.users sync                      the roles, and the account admin with the password of the settings
-    python -m include.dag_kit.users add NAME ROLE EMAIL       with the password that standard input gives
+Run it as a separate process in Airflow's environment:
+
+    python -m include.dag_kit.users sync                      create the roles, and the account
+                                                              admin with the settings' password
+    python -m include.dag_kit.users add NAME ROLE EMAIL       read the password from standard input
     python -m include.dag_kit.users remove NAME
-    python -m include.dag_kit.users list                      JSON
+    python -m include.dag_kit.users list                      print JSON
 
-``include.stack.users`` calls it so. Passwords are never arguments: everybody on the machine could read those.
+``include.stack.accounts.users`` calls it this way. Passwords are never arguments: all users of the
+machine could read those.
 """
 
 import json
@@ -14,28 +18,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# The field's words, and what FAB calls them. Each may all that the one before it may.
+# Airloop's role names, and FAB's. Each role includes the permissions of the role before it.
 ROLES = {"viewer": "Viewer", "editor": "User", "operator": "Op", "admin": "Admin"}
 ADMIN = "admin"
-# The UI builds the plugins' pages from this list; without it a viewer sees no report.
-EVERYBODYS = (("can_read", "Plugins"),)
+# The UI builds the plugins' pages from this list. Without it a viewer does not see reports.
+COMMON_PERMISSIONS = (("can_read", "Plugins"),)
 
 
 class UsersError(ValueError):
-    """The users cannot be changed so; the message says why."""
+    """Raised when the users cannot be changed as requested. The message says why."""
 
 
 def sync(password: str) -> str:
-    """Make the roles and the admin's account what they should be; gives what was done. However often and by however many it is called at once.
+    """Create or repair the roles and the admin's account. Return what was done.
+
+    Safe to call repeatedly and concurrently.
 
     Args:
-        password: of the account ``admin``. A changed secret becomes its password, and ends its sessions.
+        password: Password of the account ``admin``. If the secret has changed, it becomes the new
+            password, and the account's sessions end.
     """
     with _manager() as users:
         users.sync_roles()
         for name in ("Viewer", "User"):
             role = users.find_role(name)
-            for action, resource in EVERYBODYS:
+            for action, resource in COMMON_PERMISSIONS:
                 users.add_permission_to_role(role, users.create_permission(action, resource))
         admin = users.find_user(username=ADMIN)
         if admin is None:
@@ -51,62 +58,80 @@ def sync(password: str) -> str:
 
 
 def add(name: str, role: str, email: str, password: str) -> None:
-    """Make an account, or give the one that is there this role, address and password.
+    """Create an account, or set the role, address and password of an existing one.
 
     Raises:
-        UsersError: there is no such role, or it is the admin's account, which belongs to the settings.
+        UsersError: The role does not exist, or it is the admin's account, which the settings
+            manage.
     """
     if role not in ROLES:
         raise UsersError(f"there is no role '{role}'; there is {', '.join(ROLES)}")
     if name == ADMIN:
-        raise UsersError(f"the account {ADMIN} belongs to the setting AIRLOOP_AIRFLOW_ADMIN_PASSWORD; change that and run `airloop users sync`")
+        raise UsersError(
+            f"the account {ADMIN} belongs to the setting AIRLOOP_AIRFLOW_ADMIN_PASSWORD; change that and run `airloop users sync`"
+        )
     with _manager() as users:
-        found = users.find_user(username=name)
-        if found is None:
+        account = users.find_user(username=name)
+        if account is None:
             _add(users, name, role, email, password)
             return
-        found.roles, found.email = [users.find_role(ROLES[role])], email
-        users.update_user(found)
-        users.reset_password(found.id, password)
+        account.roles, account.email = [users.find_role(ROLES[role])], email
+        users.update_user(account)
+        users.reset_password(account.id, password)
 
 
 def remove(name: str) -> None:
-    """Take an account away; its tokens open nothing any more.
+    """Delete an account. Its tokens become invalid.
 
     Raises:
-        UsersError: there is none of this name, or it is the admin's.
+        UsersError: The account does not exist, or it is the admin's.
     """
     if name == ADMIN:
-        raise UsersError(f"the account {ADMIN} is the house's own: it is made again at the next start")
+        raise UsersError(f"the account {ADMIN} belongs to Airloop: the next start creates it again")
     with _manager() as users:
-        found = users.find_user(username=name)
-        if found is None:
+        account = users.find_user(username=name)
+        if account is None:
             raise UsersError(f"there is no user '{name}'")
-        found.roles.clear()
-        if not users.del_register_user(found):
+        account.roles.clear()
+        if not users.del_register_user(account):
             raise UsersError(f"'{name}' could not be removed; Airflow's own log says why")
 
 
 def listed() -> list[dict[str, Any]]:
-    """Every account: ``name``, ``roles`` in the field's words (a site's own roles by their own names), ``email``, ``active``."""
+    """Return all accounts: ``name``, ``roles``, ``email``, ``active``.
+
+    Roles have Airloop's names. A site's own roles keep their names.
+    """
     words = {theirs: ours for ours, theirs in ROLES.items()}
     with _manager() as users:
         return [
-            {"name": u.username, "roles": [words.get(r.name, r.name) for r in u.roles], "email": u.email, "active": bool(u.active)}
+            {
+                "name": u.username,
+                "roles": [words.get(r.name, r.name) for r in u.roles],
+                "email": u.email,
+                "active": bool(u.active),
+            }
             for u in sorted(users.get_all_users(), key=lambda user: user.username)
         ]
 
 
 @contextmanager
 def _manager() -> Iterator[Any]:
-    """FAB's security manager, under Airflow's own lock for migrations: whoever comes second waits, and finds it done."""
+    """Provide FAB's security manager, under Airflow's own lock for migrations.
+
+    A second process waits for the lock and finds the work done.
+    """
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
     from airflow.utils.db import DBLocks, create_global_lock
     from airflow.utils.providers_configuration_loader import providers_configuration_loaded
     from airflow.utils.session import create_session
 
     providers_configuration_loaded(lambda: None)()
-    with create_session() as session, create_global_lock(session, DBLocks.MIGRATIONS), get_application_builder() as builder:
+    with (
+        create_session() as session,
+        create_global_lock(session, DBLocks.MIGRATIONS),
+        get_application_builder() as builder,
+    ):
         yield builder.sm
 
 

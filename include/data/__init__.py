@@ -1,1 +1,1 @@
-"""From the landing zone to validated, versioned tables; what is bad goes to quarantine."""
+"""From the landing zone to validated, versioned tables. Bad rows are quarantined."""

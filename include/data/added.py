@@ -1,4 +1,4 @@
-"""Columns that no file has, and that ingest adds: ``row_id`` of a source without a key, and ``known_at`` of one that says it by an expression."""
+"""Columns that ingest adds: ``row_id`` without a key, and ``known_at`` from an expression."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.data.printable import said
+from include.data.printable import error_text
 from include.data.times import NAIVE, STORED, within_years
 from include.projects.base import Source
 from include.projects.source import KNOWN_AT, ROW_ID
@@ -14,21 +14,29 @@ from include.projects.source import KNOWN_AT, ROW_ID
 RESULTS = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS")
 
 
-class WrongExpression(ValueError):
-    """known_at of a source is no expression of its columns that gives a time: a fault of the project, not of a file."""
+class ExpressionError(ValueError):
+    """Raised when a source's known_at is not an expression of its columns that returns a time.
+
+    This is a fault of the project, not of a file.
+    """
 
 
 def row_ids(content: bytes, rows: int) -> pa.Array:
-    """A name of each row that is the same whenever the content comes: 32 hexadecimal digits of its hash, and the number of the row from 1."""
+    """Return an id of each row that is the same whenever the content is read.
+
+    It is 32 hexadecimal digits of the content's hash, and the number of the row from 1.
+    """
     digest = hashlib.sha256(content).hexdigest()[:32]
     return pa.array([f"{digest}-{number}" for number in range(1, rows + 1)], pa.string())
 
 
 def known_at(source: Source, columns: dict[str, pa.Array]) -> pa.Array:
-    """``known_at_expression`` over the typed columns: timestamp[us, UTC] [rows], null where it gives nothing, or an error for that row.
+    """Evaluate ``known_at_expression`` over the typed columns: timestamp[us, UTC] [rows].
+
+    A value is null if the expression returns null or fails for that row.
 
     Raises:
-        WrongExpression: it cannot be evaluated over any rows at all.
+        ExpressionError: it cannot be evaluated over any rows.
     """
     expression = source.known_at_expression
     plain = {name: pc.cast(values, NAIVE) if values.type == STORED else values for name, values in columns.items()}
@@ -44,21 +52,23 @@ def known_at(source: Source, columns: dict[str, pa.Array]) -> pa.Array:
         lead = f"source '{source.name}': known_at '{expression}'"
         try:
             if len(connection.extract_statements(f"SELECT ({expression}) AS moment FROM rows")) != 1:
-                raise WrongExpression(f"{lead} is no single expression; mend it in the project")
+                raise ExpressionError(f"{lead} is not one expression; correct it in the project")
             kind = str(connection.sql(f"SELECT ({expression}) AS moment FROM rows").types[0])
             query = connection.sql(f"SELECT TRY(CAST(({expression}) AS TIMESTAMP)) AS moment FROM rows")
         except duckdb.Error as error:
-            raise WrongExpression(f"{lead} cannot be evaluated ({said(error)}); mend it in the project") from error
+            raise ExpressionError(
+                f"{lead} cannot be evaluated ({error_text(error)}); mend it in the project"
+            ) from error
         if kind not in RESULTS:
-            raise WrongExpression(f"{lead} gives {kind}, and must give a TIMESTAMP; mend it in the project")
+            raise ExpressionError(f"{lead} gives {kind}, and must give a TIMESTAMP; mend it in the project")
         moments = query.to_arrow_table()["moment"].combine_chunks()
     if len(moments) != len(rows):
-        raise WrongExpression(f"{lead} gives {len(moments)} values for {len(rows)} rows, and must give one for each")
+        raise ExpressionError(f"{lead} gives {len(moments)} values for {len(rows)} rows, and must give one for each")
     return within_years(pc.cast(pc.cast(moments, NAIVE), pa.int64()).cast(STORED))
 
 
 def add(source: Source, content: bytes, columns: dict[str, pa.Array], rows: int) -> dict[str, pa.Array]:
-    """The columns with those that are added, in the source's order."""
+    """Return the columns including the added ones, in the source's order."""
     made = dict(columns)
     if source.known_at_expression:
         made[KNOWN_AT] = known_at(source, columns)

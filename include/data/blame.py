@@ -1,4 +1,4 @@
-"""Which of several files makes a function fail, when only the function over all of them is known to."""
+"""Find the files that make a function fail if it can only be called on all files together."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -9,51 +9,56 @@ File = TypeVar("File")
 Result = TypeVar("Result")
 
 
-def without_guilty(attempt: Callable[[list[File]], Result], files: list[File]) -> tuple[Result, list[tuple[File, Exception]]]:
-    """The result for all files but those with which the attempt raises an exception.
+def without_guilty(
+    attempt: Callable[[list[File]], Result], files: list[File]
+) -> tuple[Result, list[tuple[File, Exception]]]:
+    """Return the result for all files except those with which the attempt raises an exception.
 
-    The guilty file is the last one of the shortest beginning of the list that raises, found by halves. So a few files among many cost a few attempts each.
+    The guilty file is the last one of the shortest prefix of the list that raises, found by
+    bisection. So a few guilty files among many cost a few attempts each.
 
     Args:
-        attempt: the same files give the same result; it changes nothing.
+        attempt: a function that is deterministic and does not change anything.
 
     Returns:
         The result, and the guilty files, each with its exception.
 
     Raises:
-        Exception: the attempt's own, if no file is to blame: a server is away, it fails without any file and with each of them alone, or it fails
-            with all of them and with none of them alone.
+        Exception: the attempt's own exception if no file is to blame. A server is unavailable, the
+            attempt fails without files and with each file alone, or it fails with all files and
+            with none of them alone.
     """
     good = list(files)
     guilty: list[tuple[File, Exception]] = []
     while True:
         result, error = _tried(attempt, good)
         if error is not None:
-            result, error = _tried(attempt, good)  # it may have been a chance
+            result, error = _tried(attempt, good)  # the failure may have been transient
         if error is None:
             return cast(Result, result), guilty
         if _tried(attempt, [])[1] is None:
-            low, high = 0, len(good)  # the first `low` files do no harm, the first `high` do
+            # The first `low` files succeed, the first `high` files fail.
+            low, high = 0, len(good)
             while high - low > 1:
                 middle = (low + high) // 2
-                found = _tried(attempt, good[:middle])[1]
-                if found is None:
+                failure = _tried(attempt, good[:middle])[1]
+                if failure is None:
                     low = middle
                 else:
-                    high, error = middle, found
+                    high, error = middle, failure
             guilty.append((good.pop(high - 1), error))
             continue
         alone = [(file, _tried(attempt, [file])[1]) for file in good]
-        if all(found is not None for _, found in alone) or all(found is None for _, found in alone):
+        if all(failure is not None for _, failure in alone) or all(failure is None for _, failure in alone):
             raise error
-        guilty += [(file, found) for file, found in alone if found is not None]
-        good = [file for file, found in alone if found is None]
+        guilty += [(file, failure) for file, failure in alone if failure is not None]
+        good = [file for file, failure in alone if failure is None]
 
 
 def _tried(attempt: Callable[[list[File]], Result], files: list[File]) -> tuple[Result | None, Exception | None]:
     try:
         return attempt(files), None
     except Exception as error:
-        if outages.away(error):
+        if outages.outage_of(error):
             raise
         return None, error

@@ -1,4 +1,4 @@
-"""The bytes of a file: decompressed within a limit, decoded, and, where they are not what they should be, what they look like."""
+"""Decompress and decode the bytes of a file, and guess the format of unreadable content."""
 
 import csv
 import re
@@ -6,13 +6,14 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from include.data.printable import said, shown
+from include.data.printable import error_text, shown
 from include.projects.base import Source
 
 CHUNK = 2**20
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 UNPACKED_NAMES = (".gz", ".gzip", ".zst", ".zstd")
-BOMS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # the longer ones first
+# The longer ones come first.
+BOMS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 MAGIC = {
     b"PAR1": "Parquet",
     b"PARE": "encrypted Parquet",
@@ -32,11 +33,11 @@ MAGIC = {
 DELIMITERS = {";": "';'", "\t": "'\\t' (tab)", "|": "'|'", ",": "','", ":": "':'", "^": "'^'"}
 
 
-class Unreadable(ValueError):
-    """The content cannot be read; the message says why, and ``todo`` what to do about it.
+class UnreadableError(ValueError):
+    """Raised when content cannot be read. The message has the reason, and ``todo`` the fix.
 
     Attributes:
-        rule: of the refusal.
+        rule: the rule of the refusal.
     """
 
     def __init__(self, message: str, todo: str = "have it sent again", rule: str = "unreadable"):
@@ -45,10 +46,13 @@ class Unreadable(ValueError):
 
 
 def unpack(content: bytes, limit: int) -> bytes:
-    """The content of a gzip or zstd file, which is known by its first bytes; any other content as it is.
+    """Return the decompressed content of a gzip or zstd file, and any other content unchanged.
+
+    The format is detected from the first bytes.
 
     Raises:
-        Unreadable: it is damaged, or holds more than ``limit`` bytes; no more than that is ever decompressed.
+        UnreadableError: it is damaged, or contains more than ``limit`` bytes. Decompression stops
+            at that limit.
     """
     codec = _packed(content)
     if codec is None:
@@ -62,57 +66,81 @@ def unpack(content: bytes, limit: int) -> bytes:
                 if size > limit:
                     raise too_large(f"its {len(content):,} bytes of {codec} hold more than {limit:,} bytes", limit)
     except OSError as error:
-        raise Unreadable(f"it looks like {codec}, and cannot be decompressed ({said(error)})", "it was cut off or damaged: have it sent again") from error
+        raise UnreadableError(
+            f"it looks like {codec}, and cannot be decompressed ({error_text(error)})",
+            "it was cut off or damaged: have it sent again",
+        ) from error
     unpacked = b"".join(parts)
     inner = _packed(unpacked)
     if inner is not None:
-        raise Unreadable(f"it is {inner} within {codec}", "have it compressed once only")
+        raise UnreadableError(f"it is {inner} within {codec}", "have it compressed once only")
     return unpacked
 
 
-def too_large(what: str, limit: int) -> Unreadable:
-    return Unreadable(f"{what}; the source's max_bytes is {limit:,}", "have it split, or raise max_bytes of the source", rule="too_large")
+def too_large(what: str, limit: int) -> UnreadableError:
+    return UnreadableError(
+        f"{what}; the source's max_bytes is {limit:,}",
+        "have it split, or raise max_bytes of the source",
+        rule="too_large",
+    )
 
 
 def decode(source: Source, content: bytes) -> str:
-    """The text of a CSV or JSON file in the encoding that the source declares; a mark of the byte order is taken away.
+    """Return the text of a CSV or JSON file in the source's encoding, without a byte order mark.
 
     Raises:
-        Unreadable: it is in another encoding; the message names a likely one.
+        UnreadableError: it is in another encoding. The message names a likely one.
     """
     try:
         text = content.decode(source.encoding)
     except (UnicodeError, ValueError) as error:
-        raise Unreadable(f"it is not in {source.encoding} ({said(error)})", "") from error
+        raise UnreadableError(f"it is not in {source.encoding} ({error_text(error)})", "") from error
     return text.removeprefix("\ufeff")
 
 
 def looks_like(source: Source, content: bytes, kind: str) -> tuple[str, str]:
-    """What a content that cannot be read as ``kind`` (csv, json or parquet) looks like, and what to do.
+    """Guess the format of content that cannot be read as ``kind`` (csv, json or parquet).
 
     Returns:
-        ("it looks like ...", "do ..."); empty texts where nobody can tell.
+        ("it looks like ...", "do ..."), or empty texts if the format is unknown.
     """
-    if is_packed(content):  # unpack() has said it
+    if is_packed(content):  # unpack() has reported it
         return "", ""
     head = content[:4096]
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             if name == "Parquet" and kind == "parquet":
-                return ("it begins as Parquet and does not end as such", "it was cut off: have it sent again") if not content.endswith(b"PAR1") else ("", "")
+                return (
+                    ("it begins as Parquet and does not end as such", "it was cut off: have it sent again")
+                    if not content.endswith(b"PAR1")
+                    else ("", "")
+                )
             if name == "a zip archive" and b"xl/" in content:
                 name = "an Excel workbook (xlsx)"
             return f"it looks like {name}", f"have it sent as {kind}" if name != "Parquet" else "name it .parquet"
     encoding = _wide(head)
     if encoding and encoding.lower() != source.encoding.lower():
-        return f"it looks like {encoding}", f"declare encoding='{encoding.lower()}' for source '{source.name}', or have it sent in {source.encoding}"
-    if not encoding and source.encoding.lower().startswith(("utf-16", "utf-32", "utf16", "utf32")) and head[:64].isascii():
-        return "it looks like text in utf-8", f"declare encoding='utf-8' for source '{source.name}', or have it sent in {source.encoding}"
+        return (
+            f"it looks like {encoding}",
+            f"declare encoding='{encoding.lower()}' for source '{source.name}', or have it sent in {source.encoding}",
+        )
+    if (
+        not encoding
+        and source.encoding.lower().startswith(("utf-16", "utf-32", "utf16", "utf32"))
+        and head[:64].isascii()
+    ):
+        return (
+            "it looks like text in utf-8",
+            f"declare encoding='utf-8' for source '{source.name}', or have it sent in {source.encoding}",
+        )
     with suppress(UnicodeError, ValueError):
         return _looks_like_text(source, content.decode(source.encoding).removeprefix("\ufeff"), kind)
     encoding = _guessed(content)
     if encoding:
-        return f"it looks like text in {encoding}", f"declare encoding='{encoding}' for source '{source.name}', or have it sent in {source.encoding}"
+        return (
+            f"it looks like text in {encoding}",
+            f"declare encoding='{encoding}' for source '{source.name}', or have it sent in {source.encoding}",
+        )
     return "it looks like binary data", f"have it sent as {kind}"
 
 
@@ -126,9 +154,17 @@ def _looks_like_text(source: Source, text: str, kind: str) -> tuple[str, str]:
     if start.startswith(("{", "[")):
         if kind != "json":
             return "it looks like JSON", "name it .json"
-        return ("it ends in the middle of a value", "it was cut off: have it sent again") if not text.rstrip().endswith(("}", "]")) else ("", "")
+        return (
+            ("it ends in the middle of a value", "it was cut off: have it sent again")
+            if not text.rstrip().endswith(("}", "]"))
+            else ("", "")
+        )
     if kind != "csv":
-        return ("it looks like CSV", "name it .csv") if len(_fields(start, ",")) > 1 or delimiter_of(source, text) else ("", "")
+        return (
+            ("it looks like CSV", "name it .csv")
+            if len(_fields(start, ",")) > 1 or delimiter_of(source, text)
+            else ("", "")
+        )
     other = delimiter_of(source, text)
     if other and other != source.delimiter:
         shown_as = DELIMITERS[other]
@@ -138,16 +174,22 @@ def _looks_like_text(source: Source, text: str, kind: str) -> tuple[str, str]:
 
 
 def delimiter_of(source: Source, text: str) -> str | None:
-    """The delimiter that the first line has: the one that gives most of the source's columns."""
+    """Return the delimiter of the first line: the one that yields most of the source's columns.
+
+    Return None if that is the source's own delimiter, or if it cannot be determined.
+    """
     line = text.partition("\n")[0].rstrip("\r")
-    wanted = {*source.file_columns, *source.rename}
-    found = {delimiter: len(wanted & {field.strip() for field in _fields(line, delimiter)}) for delimiter in DELIMITERS}
-    best = max(found, key=lambda delimiter: found[delimiter])
-    if found[best] > max(1, found.get(source.delimiter, 0)):
+    columns = {*source.file_columns, *source.rename}
+    matches = {
+        delimiter: len(columns & {field.strip() for field in _fields(line, delimiter)}) for delimiter in DELIMITERS
+    }
+    best = max(matches, key=lambda delimiter: matches[delimiter])
+    if matches[best] > max(1, matches.get(source.delimiter, 0)):
         return best
-    if found.get(source.delimiter):
+    if matches.get(source.delimiter):
         return None
-    with suppress(csv.Error):  # none of the columns is there: what the values of several lines suggest
+    # None of the columns is found: use what the values of several lines suggest.
+    with suppress(csv.Error):
         sniffed = csv.Sniffer().sniff(text[:4096], "".join(DELIMITERS)).delimiter
         return sniffed if len(_fields(line, sniffed)) > 1 and sniffed != source.delimiter else None
     return None
@@ -160,7 +202,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def is_packed(content: bytes) -> bool:
-    """Whether the content is compressed with gzip or zstd."""
+    """Return whether the content is compressed with gzip or zstd."""
     return _packed(content) is not None
 
 
@@ -169,7 +211,7 @@ def _packed(content: bytes) -> str | None:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its mark or by where its zero bytes are."""
+    """Return UTF-16, UTF-32 or None, by the byte order mark or the positions of zero bytes."""
     for bom, name in BOMS.items():
         if head.startswith(bom):
             return name

@@ -1,8 +1,10 @@
-"""Great Expectations' Data Docs page of a validation, without scripts, without anything from other hosts, and with all values escaped.
+"""Great Expectations' Data Docs page of a validation, without scripts, with all values escaped.
 
-Great Expectations' own view (1.24) does not escape: its templates are rendered without autoescape, and cells, column names, the page's title and its
-links go into them as they are. It also loads 15 files from other hosts. This view renders the same content blocks by the same templates with autoescape
-on. A few templates are replaced: the page itself, and those that work by a script only.
+It does not load anything from other hosts. Great Expectations' own view (1.24) does not escape: its
+templates are rendered without autoescape, and cells, column names, the page's title and its links
+are inserted unchanged. It also loads 15 files from other hosts. This view renders the same content
+blocks with the same templates, but with autoescape. A few templates are replaced: the page itself,
+and those that need a script.
 """
 
 from collections.abc import Mapping
@@ -27,21 +29,21 @@ details{margin:.3rem 0}summary{cursor:pointer;color:#2563eb}"""
 TEMPLATES = {
     "page.j2": """<h1>{{ page_title }}</h1>
 {% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}""",
-    # A fold without a script.
+    # A collapsible block without a script.
     "collapse.j2": """<details><summary>{{ content_block.get("collapse_toggle_link", "Show more...") | render_content_block }}</summary>
 {% include 'content_block_header.j2' %}
 {% for block in content_block["collapse"] %}{{ block | render_content_block }}{% endfor %}</details>""",
     # All tabs, one below the other.
     "tabs.j2": """{% for tab in content_block["tabs"] %}<h6>{{ tab.get("tab_name", "") }}</h6>
 {{ tab.get("tab_content") | render_content_block }}{% endfor %}""",
-    # A plot needs a script; the figures behind it are shown instead.
+    # A plot needs a script, so its values are shown instead.
     "graph.j2": """<details><summary>Figures</summary><pre>{{ content_block["graph"] | tojson(indent=1) }}</pre></details>""",
     "bootstrap_table.j2": """<pre>{{ content_block["table_data"] | tojson(indent=1) }}</pre>""",
 }
 
 
 def data_docs_page(result: Any) -> Markup:
-    """The page of a validation result.
+    """Return the page of a validation result.
 
     Args:
         result: an ExpectationSuiteValidationResult.
@@ -54,7 +56,10 @@ def data_docs_page(result: Any) -> Markup:
 
 
 class _View(DefaultJinjaPageView):
-    """Great Expectations' view with autoescape; a filter's result is Markup only where this class has escaped what is in it."""
+    """Great Expectations' view with autoescape.
+
+    A filter's result is Markup only if this class has escaped its content.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,40 +72,70 @@ class _View(DefaultJinjaPageView):
         return Markup(super().render(document, template, **options))
 
     @pass_context
-    def render_content_block(self, context: Any, content_block: Any, index: Any = None, content_block_id: Any = None, render_to_markdown: bool = False) -> Any:
-        """HTML of a block; a value that is no block is returned as it is, and the template escapes it."""
+    def render_content_block(
+        self,
+        context: Any,
+        content_block: Any,
+        index: Any = None,
+        content_block_id: Any = None,
+        render_to_markdown: bool = False,
+    ) -> Any:
+        """Return the HTML of a block. A value that is not a block is returned unchanged.
+
+        The template then escapes it.
+        """
         if isinstance(content_block, list):
             return join(
-                self.render_content_block(context, one, number, content_block_id) if _is_block(one) else fill("<span>{}</span>", str(one))
+                self.render_content_block(context, one, number, content_block_id)
+                if _is_block(one)
+                else fill("<span>{}</span>", str(one))
                 for number, one in enumerate(content_block)
             )
-        found = super().render_content_block(context, content_block, index, content_block_id, render_to_markdown)
-        return Markup(found) if _is_block(content_block) else found
+        html = super().render_content_block(context, content_block, index, content_block_id, render_to_markdown)
+        return Markup(html) if _is_block(content_block) else html
 
     def render_string_template(self, template: Any) -> Any:
-        """HTML of a template with its parameters, which Great Expectations escapes; the template's own text, which it does not, is escaped here."""
+        """Return the HTML of a template with its parameters.
+
+        Great Expectations escapes the parameters, but not the template's own text. That is escaped
+        here.
+        """
         if not isinstance(template, Mapping):
             return template
-        text = str(escape(template.get("template", ""))).replace("&lt;br&gt;", "\n")  # a line break is the one tag that is kept
+        # A line break is the only tag that is kept.
+        text = str(escape(template.get("template", ""))).replace("&lt;br&gt;", "\n")
         return Markup(super().render_string_template({**template, "template": text}))
 
     def render_styling(self, styling: Mapping[str, Any]) -> Markup:
-        """Attributes of an element: classes, inline styles and others, but no event handlers and no links."""
+        """Return the attributes of an element: classes, inline styles and others.
+
+        Event handlers and links are removed.
+        """
         parts = [fill('class="{}" ', " ".join(styling["classes"]))] if styling.get("classes") else []
-        parts += [fill('{}="{}" ', name, value) for name, value in (styling.get("attributes") or {}).items() if _is_plain(name)]
+        parts += [
+            fill('{}="{}" ', name, value)
+            for name, value in (styling.get("attributes") or {}).items()
+            if _is_plain(name)
+        ]
         if styling.get("styles"):
             parts.append(fill('style="{}" ', " ".join(f"{name}:{value};" for name, value in styling["styles"].items())))
         return join(parts)
 
     def render_styling_from_string_template(self, template: Any) -> Any:
-        return self.render_styling(template["styling"]) if isinstance(template, Mapping) and "styling" in template else ""
+        return (
+            self.render_styling(template["styling"]) if isinstance(template, Mapping) and "styling" in template else ""
+        )
 
     def attributes_dict_to_html_string(self, attributes_dict: Mapping[str, Any], prefix: str = "") -> Markup:
         lead = f"{prefix}-" if prefix else ""
-        return join(fill('{}="{}" ', f"{lead}{name}", value) for name, value in attributes_dict.items() if _is_plain(f"{lead}{name}"))
+        return join(
+            fill('{}="{}" ', f"{lead}{name}", value)
+            for name, value in attributes_dict.items()
+            if _is_plain(f"{lead}{name}")
+        )
 
     def render_markdown(self, markdown: str) -> Markup:
-        """Notes of an expectation suite, as text."""
+        """Return the notes of an expectation suite as text."""
         return fill('<pre class="badge">{}</pre>', markdown)
 
 
@@ -109,5 +144,8 @@ def _is_block(value: Any) -> bool:
 
 
 def _is_plain(attribute: str) -> bool:
-    """Whether an attribute only describes: ``href`` would lead to pages that are not there, and ``on...`` is a script."""
+    """Return whether an attribute is only descriptive.
+
+    ``href`` would link to pages that do not exist, and ``on...`` is a script.
+    """
     return attribute in ("role", "title") or attribute.startswith(("aria-", "data-"))

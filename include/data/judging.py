@@ -1,4 +1,4 @@
-"""What becomes of new files, decided before anything is changed: each row is good, or has a reason against it."""
+"""Decide the outcome of new files before anything is changed: each row is good, or has a fault."""
 
 from datetime import datetime
 
@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from include.data import blame, feedback, gaps, reading, rules, tables
 from include.data.landing import LandedFile
-from include.data.printable import printable, said
+from include.data.printable import error_text, printable
 from include.data.quarantine import quarantined
-from include.data.reading import FileRefused, Reason
+from include.data.reading import FileRefusedError, Reason
 from include.data.report import FileOutcome, SourceReport
 from include.data.validation import Broken, Validation, validate
 from include.projects.base import Project, Source
@@ -21,11 +21,15 @@ Readable = list[tuple[LandedFile, reading.Rows]]
 
 
 def judge(project: Project, source: Source, files: list[LandedFile], cutoff: datetime) -> SourceReport:
-    """Read, validate (one checkpoint over the rows of all files) and compare with what is known; changes nothing.
+    """Read and validate new files, and compare them with known data. It changes nothing.
 
-    The first fault that is found of a row is its reason. A file with more faulty rows than the source tolerates is refused whole;
-    rows that only say again what is known do not count as faulty there: they do no harm, and some upstreams send all they have each day.
-    A file whose rows make the validation or a rule raise an exception is refused whole too, and the others are judged without it.
+    One checkpoint validates the rows of all files. The first fault found in a row is its reason. A
+    file with more faulty rows than the source tolerates is refused as a whole. Rows that only
+    repeat known data do not count as faulty there: they are harmless, and some upstreams send all
+    their data each day.
+
+    A file whose rows cause an exception in the validation or a rule is refused too, and the others
+    are judged without it.
     """
     outcomes, readable = _read(source, files)
     if not readable:
@@ -34,13 +38,16 @@ def judge(project: Project, source: Source, files: list[LandedFile], cutoff: dat
     def attempt(readable: Readable) -> SourceReport:
         return _judge_rows(project, source, readable, cutoff)
 
-    found, guilty = blame.without_guilty(attempt, readable)
+    source_report, guilty = blame.without_guilty(attempt, readable)
     outcomes += [_failed(file, len(rows), error) for (file, rows), error in guilty]
-    return found._replace(files=sorted([*outcomes, *found.files], key=lambda outcome: outcome.file))
+    return source_report._replace(files=sorted([*outcomes, *source_report.files], key=lambda outcome: outcome.file))
 
 
 def _judge_rows(project: Project, source: Source, readable: Readable, cutoff: datetime) -> SourceReport:
-    """What becomes of the rows of these files; of no files, an empty report, for which the suite and the rules are run all the same."""
+    """Return the outcome of the rows of these files.
+
+    Without files the report is empty, but the suite and the rules are still run.
+    """
     outcomes: list[FileOutcome] = []
     nothing = tables.to_pandas(tables.arrow_schema(source.columns).empty_table())
     typed = pd.concat([rows.typed for _, rows in readable], ignore_index=True) if readable else nothing
@@ -54,17 +61,21 @@ def _judge_rows(project: Project, source: Source, readable: Readable, cutoff: da
         for fault in rows.faults:
             faults.mark(*fault, among=owner == number)
     rights = feedback.rights(source, [file for file, _ in readable], lengths)
-    unfound = feedback.find_predictions(project, source, typed, rights)  # before the keys are looked at: it completes them
-    for found in (
+    # Do this before the keys are checked, because it completes them.
+    unfound = feedback.find_predictions(project, source, typed, rights)
+    for rule_faults in (
         [rules.from_the_future(source, typed, cutoff)],
         [(b.rule, b.detail, _rows_of(b, typed, owner)) for b in validation.broken if not b.warning],
         [rules.wrong_labels(project, source, typed)],
         unfound,
         rules.repeated_keys(source, typed, owner),
-        [(rule, message, mask & ~rights.corrects) for rule, message, mask in rules.known_already(project, source, typed)],
+        [
+            (rule, message, mask & ~rights.corrects)
+            for rule, message, mask in rules.known_already(project, source, typed)
+        ],
         [rules.dangling(project, source, typed)],
     ):
-        for fault in filter(None, found):
+        for fault in filter(None, rule_faults):
             faults.mark(*fault)
     taken, faults = _take_files(source, typed, owner, faults, lengths, rights.corrects)
 
@@ -77,14 +88,23 @@ def _judge_rows(project: Project, source: Source, readable: Readable, cutoff: da
         faulty = mine & faults.any
         reasons = [
             *_reasons(file, faults.rule[faulty], faults.message[faulty]),
-            *(Reason(rule, count, f"{file.name}: {text}", "warning") for of, rule, count, text in warned if of == number),
+            *(
+                Reason(rule, count, f"{file.name}: {text}", "warning")
+                for of, rule, count, text in warned
+                if of == number
+            ),
         ]
         if number not in taken:
             harm = int((faulty & ~np.isin(faults.rule, rules.HARMLESS)).sum())
             message = f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%}; the file is refused whole"
             outcomes.append(_refused(file, len(rows), [Reason("tolerance", harm, message), *reasons]))
             continue
-        counts = {"rows": len(rows), "table": int((mine & ~faulty).sum()), "quarantine": int(faulty.sum()), "refused": 0}
+        counts = {
+            "rows": len(rows),
+            "table": int((mine & ~faulty).sum()),
+            "quarantine": int(faulty.sum()),
+            "refused": 0,
+        }
         outcomes.append(_outcome(file, "ingested", counts, reasons))
         bad.append(quarantined(source.name, file.name, rows, faults.rule[mine], faults.message[mine], cutoff))
     return SourceReport(
@@ -107,7 +127,7 @@ def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], R
                 readable.append((file, rows))
                 continue
             count = len(rows)
-        except FileRefused as refusal:
+        except FileRefusedError as refusal:
             if file.first is None:
                 refused.append(_refused(file, refusal.reason.count, [refusal.reason]))
                 continue
@@ -118,17 +138,18 @@ def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], R
 
 
 class _Faults:
-    """The reason against each row: the first fault that is found of it."""
+    """The first fault found in each row."""
 
     def __init__(self, rows: int):
         self.rule, self.message = np.full(rows, None, dtype=object), np.full(rows, None, dtype=object)
 
     @property
     def any(self) -> np.ndarray:
-        return pd.notna(self.rule)
+        has_fault: np.ndarray = pd.notna(self.rule)
+        return has_fault
 
     def mark(self, rule: str, message: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
-        """Mark the rows of the mask; with ``among``, the mask is over those rows only."""
+        """Mark the rows of the mask. With ``among``, the mask covers only those rows."""
         whole = mask
         if among is not None:
             whole = np.zeros(len(self.rule), dtype=bool)
@@ -145,11 +166,16 @@ class _Faults:
         return twin
 
 
-def _take_files(source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Faults, lengths: list[int], corrects: np.ndarray) -> tuple[set[int], _Faults]:
-    """Return the files that are taken, and every row's fault: the content of a refused file must not count against the rows of another one.
+def _take_files(
+    source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Faults, lengths: list[int], corrects: np.ndarray
+) -> tuple[set[int], _Faults]:
+    """Return the accepted files, and every row's fault.
+
+    The content of a refused file must not count against the rows of another file.
 
     Args:
-        corrects: bool [rows]; such a row replaces rows of earlier files, and only a later such row replaces it.
+        corrects: bool [rows]. Such a row replaces rows of earlier files, and only a later such row
+            replaces it.
     """
     taken = set(range(len(lengths)))
     while True:
@@ -169,32 +195,46 @@ def _take_files(source: Source, typed: pd.DataFrame, owner: np.ndarray, own: _Fa
 
 
 def _rows_of(broken: Broken, typed: pd.DataFrame, owner: np.ndarray) -> np.ndarray:
-    """The rows that broke an expectation. One about the table as a whole names none: then it is all rows of the files that break it alone."""
+    """Return the rows that broke an expectation.
+
+    An expectation about the table as a whole does not name rows. Then it is all rows of the files
+    that break it alone.
+    """
     if broken.rows:
         mask = np.zeros(len(typed), dtype=bool)
         mask[broken.rows] = True
         return mask
     files = range(owner[-1] + 1 if len(owner) else 0)
-    guilty = [n for n in files if len(files) > 1 and validate("one_file", typed[owner == n], [broken.expectation]).broken]
+    guilty = [
+        n for n in files if len(files) > 1 and validate("one_file", typed[owner == n], [broken.expectation]).broken
+    ]
     return np.isin(owner, guilty or list(files))
 
 
 def _warnings(
-    project: Project, source: Source, validation: Validation, typed: pd.DataFrame, owner: np.ndarray, is_good: np.ndarray
+    project: Project,
+    source: Source,
+    validation: Validation,
+    typed: pd.DataFrame,
+    owner: np.ndarray,
+    is_good: np.ndarray,
 ) -> list[tuple[int, str, int, str]]:
-    """What is reported and keeps no row out: file number, rule, count, message."""
-    found = []
+    """Return warnings, which do not exclude rows: file number, rule, count, message."""
+    warnings = []
     for broken in validation.broken:
         if broken.warning:
             mask = _rows_of(broken, typed, owner)
-            found += [
+            warnings += [
                 (int(n), broken.rule, int(c), f"{broken.rule}: {c} rows; {broken.detail}")
                 for n, c in zip(*np.unique(owner[mask], return_counts=True), strict=True)
             ]
     expected = gaps.expected(project, source)
     if expected and is_good.any():
-        found += [(int(owner[row]), "gap", 1, message) for row, message in gaps.among(project, source, expected, typed[is_good])]
-    return found
+        warnings += [
+            (int(owner[row]), "gap", 1, message)
+            for row, message in gaps.among(project, source, expected, typed[is_good])
+        ]
+    return warnings
 
 
 def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> list[Reason]:
@@ -202,12 +242,18 @@ def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> l
     reasons = []
     for rule, part in table.groupby("rule", sort=False):
         todo = rules.WHAT_TO_DO.get(str(rule), "mend them upstream and send them in a new file")
-        reasons.append(Reason(str(rule), len(part), f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}; {todo}"))
+        reasons.append(
+            Reason(
+                str(rule),
+                len(part),
+                f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}; {todo}",
+            )
+        )
     return reasons
 
 
 def _failed(file: LandedFile, rows: int, error: Exception) -> FileOutcome:
-    message = f"{file.name}: judging its {rows} rows failed ({said(error)}); look at the file, have it sent again in another form, and report this error"
+    message = f"{file.name}: judging its {rows} rows failed ({error_text(error)}); look at the file, have it sent again in another form, and report this error"
     return _refused(file, rows, [Reason("failed", rows, message)])
 
 
@@ -216,6 +262,8 @@ def _refused(file: LandedFile, rows: int, reasons: list[Reason]) -> FileOutcome:
 
 
 def _outcome(file: LandedFile, status: str, counts: dict[str, int], reasons: list[Reason]) -> FileOutcome:
-    """With messages that a database can store, and none longer than a page."""
-    plain = [reason._replace(rule=printable(reason.rule), message=printable(reason.message)[:LONGEST]) for reason in reasons]
+    """Return the outcome, with messages that a database can store, limited to ``LONGEST``."""
+    plain = [
+        reason._replace(rule=printable(reason.rule), message=printable(reason.message)[:LONGEST]) for reason in reasons
+    ]
     return FileOutcome(file.name, file.identity, status, counts, [reason._asdict() for reason in plain])

@@ -1,17 +1,22 @@
-"""The landing zone: which files are new. Upstream systems write there, nobody else; a file is known by its content."""
+"""The landing zone, and which of its files are new.
+
+Only upstream systems write there. A file is identified by its content.
+"""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from upath import UPath
 
 from include import ledger
 from include.data import layout, storage
-from include.data.printable import in_line, said
+from include.data.printable import error_text, in_line
 from include.data.storage import Entry
 from include.projects.base import Project, Source
 
-LONGEST = 160  # bytes of a name in the folder of refused files: a file system takes 255, and something is added to it
+# Maximum length in bytes of a name in the folder of refused files. File systems allow 255, and a
+# suffix is added.
+LONGEST = 160
 NO_FILES = {
     "link": "it is a link, which is not followed; have the file itself put there",
     "folder": "it is a folder; have its files put beside it, not into it",
@@ -20,19 +25,20 @@ NO_FILES = {
 
 
 class Problem(NamedTuple):
-    """Why a file is refused without a look at its content."""
+    """Why a file is refused before its content is read."""
 
     rule: str
     message: str
 
 
 class LandedFile(NamedTuple):
-    """A file that was not looked at before.
+    """A new file.
 
     Attributes:
-        name: fit for messages and databases; where it has characters that are not, they are escapes.
-        identity: under which the ledger knows it: the hash of its content; of a second file with that content, of its name too.
-        first: name of the file that brought the same content before, or None.
+        name: suitable for messages and databases. Unsuitable characters are escaped.
+        identity: the file's key in the ledger: the hash of its content. For a second file with that
+            content, the hash also covers its name.
+        first: name of the file that had the same content before, or None.
         problem: why its content was not read, or None.
     """
 
@@ -45,21 +51,30 @@ class LandedFile(NamedTuple):
 
 
 def new_files(project: Project, source: Source) -> list[LandedFile]:
-    """Files that the ledger does not know, in the order of their names; also links, folders and what cannot be read, each with its problem.
+    """Return files that the ledger does not know, by name.
 
-    A refused file is looked at again when somebody has taken its reason away from the folder of refused files.
-    Names that begin with a dot are files that are still being written.
+    The result includes links, folders and unreadable files, each with its problem. A refused file
+    is processed again when a user has removed its reason from the folder of refused files. Names
+    that begin with a dot are files that are still being written.
     """
-    landed = [entry for entry in storage.entries(layout.landing(project, source)) if not entry.path.name.startswith(".")]
-    known = {r["sha256"]: r["file"] for r in ledger.file_records(project.name) if r["source"] == source.name and not _reopened(project, source, r)}
-    found: list[LandedFile] = []
+    landed = [
+        entry for entry in storage.entries(layout.landing(project, source)) if not entry.path.name.startswith(".")
+    ]
+    known = {
+        r["sha256"]: r["file"]
+        for r in ledger.file_records(project.name)
+        if r["source"] == source.name and not _reopened(project, source, r)
+    }
+    files: list[LandedFile] = []
 
     def refuse(entry: Entry, problem: Problem) -> None:
-        """Under an identity that changes when somebody mends it."""
-        identity = hashlib.sha256(f"{problem.rule}|{entry.kind}|{entry.size}|{entry.changed}|{in_line(entry.path.name)}".encode()).hexdigest()
+        """Add a file under an identity that changes when the file is fixed."""
+        identity = hashlib.sha256(
+            f"{problem.rule}|{entry.kind}|{entry.size}|{entry.changed}|{in_line(entry.path.name)}".encode()
+        ).hexdigest()
         if identity not in known:
             known[identity] = in_line(entry.path.name)
-            found.append(LandedFile(entry.path, known[identity], identity, b"", None, problem))
+            files.append(LandedFile(entry.path, known[identity], identity, b"", None, problem))
 
     readable = {}
     for entry in landed:
@@ -72,9 +87,15 @@ def new_files(project: Project, source: Source) -> list[LandedFile]:
             readable[entry.path] = entry
     for path, content in storage.read_each(readable):
         if isinstance(content, FileNotFoundError):
-            continue  # the upstream has taken it away meanwhile
+            continue  # the upstream has removed it in the meantime
         if isinstance(content, OSError):
-            refuse(readable[path], Problem("failed", f"it cannot be read ({said(content)}); let the account that runs ingest read it, or have it sent again"))
+            refuse(
+                readable[path],
+                Problem(
+                    "failed",
+                    f"it cannot be read ({error_text(content)}); let the account that runs ingest read it, or have it sent again",
+                ),
+            )
             continue
         name, sha256 = in_line(path.name), hashlib.sha256(content).hexdigest()
         first = known.get(sha256)
@@ -84,12 +105,16 @@ def new_files(project: Project, source: Source) -> list[LandedFile]:
         if identity in known:
             continue
         known[identity] = name
-        found.append(LandedFile(path, name, identity, content, first))
-    return sorted(found, key=lambda file: file.name)
+        files.append(LandedFile(path, name, identity, content, first))
+    return sorted(files, key=lambda file: file.name)
 
 
 def keep_refused(project: Project, source: Source, name: str, reasons: str) -> None:
-    """A copy of the file and why: the landing zone belongs to the upstream, which may clear it. Of a link or a folder, only why."""
+    """Store a copy of the file and the reasons.
+
+    The landing zone belongs to the upstream, which may clear it. For a link or a folder, only the
+    reasons are stored.
+    """
     folder = layout.refused(project, source)
     landed = _landed(project, source, name)
     if landed is not None:
@@ -98,12 +123,12 @@ def keep_refused(project: Project, source: Source, name: str, reasons: str) -> N
 
 
 def _landed(project: Project, source: Source, name: str) -> UPath | None:
-    """The file with that name, or whose name is shown so."""
+    """Return the file with that name, or whose escaped name it is. Return None if there is none."""
     entries = [entry for entry in storage.entries(layout.landing(project, source)) if entry.kind == "file"]
     return next((entry.path for entry in entries if in_line(entry.path.name) == name), None)
 
 
-def _reopened(project: Project, source: Source, record: dict) -> bool:
+def _reopened(project: Project, source: Source, record: dict[str, Any]) -> bool:
     return record["status"] == "refused" and not _reason(project, source, record["file"]).exists()
 
 
@@ -112,7 +137,7 @@ def _reason(project: Project, source: Source, name: str) -> UPath:
 
 
 def _kept(name: str) -> str:
-    """The name of a refused file's copy: its own, or, if that is long, its beginning and a hash."""
+    """Return the name of a refused file's copy: its own, or a prefix and a hash if too long."""
     encoded = name.encode()
     if len(encoded) <= LONGEST:
         return name

@@ -1,7 +1,8 @@
-"""HTML pages for people. All values are escaped here, and each page carries a policy under which it loads nothing and runs no other script.
+"""HTML pages for users, with all values escaped.
 
-``Markup`` is text that is HTML already; everything else is escaped when it is put into it. Code that makes pages fills templates with ``fill`` and
-never builds HTML from strings.
+Each page has a policy that forbids loading anything and running other scripts. ``Markup`` is text
+that is already HTML. Everything else is escaped when it is inserted. Code that makes pages fills
+templates with ``fill`` and never builds HTML from strings.
 """
 
 import base64
@@ -11,7 +12,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup as Markup
 from upath import UPath
 
 from include.data import storage
@@ -21,7 +22,10 @@ SCRIPTS_SUFFIX = ".scripts.json"
 
 
 def fill(template: str, *values: Any, **named: Any) -> Markup:
-    """Fill the template's ``{}``; a value that is not Markup is escaped, so it is text in elements and in quoted attributes."""
+    """Fill the template's ``{}``, escaping values that are not Markup.
+
+    An escaped value is safe in elements and in quoted attributes.
+    """
     return Markup(template).format(*values, **named)
 
 
@@ -31,19 +35,27 @@ def join(parts: Iterable[Any], separator: str = "") -> Markup:
 
 
 def markdown(value: Any) -> str:
-    """A value as text within Markdown, also in a cell of a table: no formatting, link, image or HTML of its own, and in one line."""
+    """Return a value as text within Markdown, also in a cell of a table.
+
+    It is one line, and cannot contain formatting, links, images or HTML.
+    """
     return "".join(f"\\{c}" if c in string.punctuation else c for c in one_line(value))
 
 
 def script_hash(script: str) -> str:
-    """The hash by which a Content-Security-Policy allows an inline script, e.g. ``sha256-...``."""
+    """Return the hash that allows an inline script in a Content-Security-Policy.
+
+    An example is ``sha256-...``.
+    """
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def policy(scripts: Sequence[str] = (), *, forms: bool = False) -> str:
-    """The Content-Security-Policy of a page: inline styles, images and fonts within the page, and the scripts with these hashes.
+    """Return the Content-Security-Policy of a page.
 
-    Nothing is loaded from anywhere, and inline handlers (``onerror=``) do not run. With ``forms``, forms go to the page's own server.
+    It allows inline styles, images and fonts within the page, and the scripts with these hashes.
+    Nothing is loaded from other locations, and inline handlers (``onerror=``) do not run. With
+    ``forms``, forms may be sent to the page's own server.
     """
     allowed = " ".join(f"'{one}'" for one in scripts) or "'none'"
     targets = "'self'" if forms else "'none'"
@@ -54,12 +66,12 @@ def policy(scripts: Sequence[str] = (), *, forms: bool = False) -> str:
 
 
 def document(title: str, *sections: Any, style: str = "", scripts: Sequence[str] = (), forms: bool = False) -> Markup:
-    """A whole page.
+    """Return a whole page.
 
     Args:
         title: text.
-        sections: its body; what is not Markup is escaped.
-        style: CSS, of ours.
+        sections: its body. Sections that are not Markup are escaped.
+        style: trusted CSS.
         scripts: hashes of the inline scripts among the sections.
         forms: whether it has forms, for its own server.
     """
@@ -72,12 +84,18 @@ def document(title: str, *sections: Any, style: str = "", scripts: Sequence[str]
 
 
 def embedded(page: str, title: str) -> Markup:
-    """A frame that holds a whole page, so that one report is one file: a sandboxed page cannot open another one with its reader's login."""
+    """Return a frame that contains a whole page, so that one report is one file.
+
+    A sandboxed page cannot open another one with its reader's login.
+    """
     return fill('<iframe sandbox title="{}" srcdoc="{}"></iframe>', title, str(page))
 
 
 def write_report_page(folder: UPath, page: str, *, name: str = "index.html", scripts: Sequence[str] = ()) -> None:
-    """Write a page of a task's report, and beside it the hashes of its scripts: the Report tab runs no other."""
+    """Write a page of a task's report, and next to it the hashes of its scripts.
+
+    The Report tab runs only these scripts.
+    """
     if scripts:
         storage.write(folder / f"{name}{SCRIPTS_SUFFIX}", json.dumps(list(scripts)))
     storage.write(folder / name, str(page))

@@ -1,4 +1,7 @@
-"""The rows of a file as they were written: text of CSV, values of JSON, Arrow's arrays of Parquet. What they mean is decided in ``conversion``."""
+"""The rows of a file as written: text of CSV, values of JSON, Arrow's arrays of Parquet.
+
+``conversion`` converts them to types.
+"""
 
 import csv
 import io
@@ -13,27 +16,29 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from include.data.contents import Unreadable, decode, too_large
-from include.data.printable import printable, said, shown
+from include.data.contents import UnreadableError, decode, too_large
+from include.data.printable import error_text, printable, shown
 from include.projects.base import Source
 
-LONG = 300  # digits of an integer in JSON: a longer one is kept as text
-BATCH = 65_536  # rows of a Parquet file that are decoded at once
+# Digits of an integer in JSON. A longer one is kept as text.
+LONG = 300
+BATCH = 65_536  # rows of a Parquet file that are decoded together
 
 
 class Number(str):
-    """A number in JSON, as it is written: a float would change it."""
+    """A number in JSON, as written, because a float would change it."""
 
     __slots__ = ()
 
 
 @dataclass
 class Parsed:
-    """Rows as they were written.
+    """Rows as written.
 
     Attributes:
         names: the file's columns, with repetitions.
-        columns: by name; Arrow's array, or a list of Python's values (JSON; numbers are ``int`` or ``Number``).
+        columns: by name, as an Arrow array, or a list of Python's values (JSON). Numbers of JSON
+            are ``int`` or ``Number``.
         rows: their number.
     """
 
@@ -42,16 +47,20 @@ class Parsed:
     rows: int
 
     def record(self, row: int) -> str:
-        """A row as JSON, for the quarantine. Numbers that a float does not hold exactly, and all that JSON has no type for, are text."""
+        """Return a row as JSON, for the quarantine.
+
+        Numbers that a float cannot represent exactly are text. So are values of types that JSON
+        does not have.
+        """
         return json.dumps({name: _plain(self.value(name, row)) for name in self.columns}, default=str)
 
     def value(self, name: str, row: int) -> Any:
-        """A value as it was written; one of Arrow that Python cannot hold is text."""
+        """Return a value as written. Arrow values that Python cannot represent become text."""
         return _value(self.columns[name], row)
 
 
 def parse(source: Source, kind: str, content: bytes) -> Parsed:
-    """Parse a content that is not empty.
+    """Parse content that is not empty.
 
     Raises:
         Unreadable, or any error of the libraries: it is not of that kind.
@@ -60,60 +69,85 @@ def parse(source: Source, kind: str, content: bytes) -> Parsed:
 
 
 def parse_csv(source: Source, content: bytes) -> Parsed:
-    """Every value as text; nothing between two delimiters, and ``""``, is no value.
+    """Parse every value as text. An empty field and ``""`` are missing values.
 
-    Arrow's reader, because pandas' fills up lines that are too short and shifts those that are too long. Arrow takes quotes that are not closed, or not
-    followed by a delimiter, for part of the value. So a file with quotes is checked by Python's strict reader first.
+    It uses Arrow's reader, because that of pandas pads short lines and shifts long ones. Arrow
+    treats unclosed quotes, and quotes without a following delimiter, as part of the value. So a
+    file with quotes is first checked by Python's strict reader.
     """
     text = decode(source, content)
     if not text.strip():
-        raise Unreadable("there is nothing in it", rule="empty_file")
+        raise UnreadableError("there is nothing in it", rule="empty_file")
     if '"' in text:
         csv.field_size_limit(2**31 - 1)
         try:
             deque(csv.reader(io.StringIO(text, newline=""), delimiter=source.delimiter, strict=True), maxlen=0)
         except csv.Error as error:
-            wrong = "a quoted value does not end" if "unexpected end" in str(error) else f"a quote within a value is not doubled ({said(error)})"
-            raise Unreadable(wrong, 'write a quote within a quoted value twice (""), or was it cut off? Have it sent again') from error
+            wrong = (
+                "a quoted value does not end"
+                if "unexpected end" in str(error)
+                else f"a quote within a value is not doubled ({error_text(error)})"
+            )
+            raise UnreadableError(
+                wrong, 'write a quote within a quoted value twice (""), or was it cut off? Have it sent again'
+            ) from error
     encoded = text.encode()
     del text
-    read = pacsv.ReadOptions(block_size=max(len(encoded), 1))  # else a value that does not fit into a block is an error
+    # Otherwise a value that does not fit into a block is an error.
+    read = pacsv.ReadOptions(block_size=max(len(encoded), 1))
     parsing = pacsv.ParseOptions(newlines_in_values=True, delimiter=source.delimiter)
     header = pacsv.read_csv(io.BytesIO(_header(encoded)), parse_options=parsing).column_names
-    as_text = pacsv.ConvertOptions(strings_can_be_null=True, null_values=[""], column_types=dict.fromkeys(header, pa.string()))
+    as_text = pacsv.ConvertOptions(
+        strings_can_be_null=True, null_values=[""], column_types=dict.fromkeys(header, pa.string())
+    )
     table = pacsv.read_csv(io.BytesIO(encoded), read_options=read, parse_options=parsing, convert_options=as_text)
     return _of_table(source, table)
 
 
 def parse_json(source: Source, content: bytes) -> Parsed:
-    """A list of objects, or objects one a line (JSON Lines)."""
+    """Parse a list of objects, or one object per line (JSON Lines)."""
     text = decode(source, content).strip()
     if not text:
-        raise Unreadable("there is nothing in it", rule="empty_file")
+        raise UnreadableError("there is nothing in it", rule="empty_file")
     records = _records(text)
     names = list(records[0]) if records else []
     for number, record in enumerate(records, 1):
         if record.keys() != records[0].keys():
             differing = ", ".join(shown(name) for name in sorted(record.keys() ^ records[0].keys()))
-            raise Unreadable(f"object {number} and the first one differ in their names ({differing})", "write null for what is missing")
+            raise UnreadableError(
+                f"object {number} and the first one differ in their names ({differing})",
+                "write null for a missing value",
+            )
     columns = {_renamed(source, name): [record[name] for record in records] for name in names}
     return Parsed([_renamed(source, name) for name in names], columns, len(records))
 
 
 def parse_parquet(source: Source, content: bytes) -> Parsed:
-    """Columns of single values, in batches. Texts are decoded from their dictionaries within the source's limit only.
+    """Parse columns of single values, in batches.
 
-    A column of lists or structs is refused before it is decoded: no declared type can hold it.
+    Texts are decoded from their dictionaries only up to the source's limit. A column of lists or
+    structs is refused before it is decoded, because it does not fit any declared type.
     """
     schema = pq.ParquetFile(pa.BufferReader(content)).schema_arrow
-    if len(set(schema.names)) < len(schema.names):  # it cannot be read by name; the check of the columns says which it is
-        return Parsed([_renamed(source, name) for name in schema.names], {}, pq.read_metadata(pa.BufferReader(content)).num_rows)
-    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=[f.name for f in schema if _is_text(f.type)], page_checksum_verification=True)
+    # Such a file cannot be read by name. The check of the columns reports which column is repeated.
+    if len(set(schema.names)) < len(schema.names):
+        return Parsed(
+            [_renamed(source, name) for name in schema.names], {}, pq.read_metadata(pa.BufferReader(content)).num_rows
+        )
+    file = pq.ParquetFile(
+        pa.BufferReader(content),
+        read_dictionary=[f.name for f in schema if _is_text(f.type)],
+        page_checksum_verification=True,
+    )
     nested = {f.name: f.type for f in schema if pa.types.is_nested(f.type)}
     rows = file.metadata.num_rows
     if nested:
         name, what = next(iter(nested.items()))
-        raise Unreadable(f"column {shown(name)} is of {printable(str(what))}", "write single values, a column each", rule="wrong_type")
+        raise UnreadableError(
+            f"column {shown(name)} is of {printable(str(what))}",
+            "write single values, a column each",
+            rule="wrong_type",
+        )
     if rows * len(schema) > source.max_bytes:
         raise too_large(f"it says that it has {rows:,} rows of {len(schema)} columns", source.max_bytes)
     batches, size = [], 0
@@ -143,7 +177,7 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _header(content: bytes) -> bytes:
-    """The first line, with line ends in quoted names."""
+    """Return the first line, including line ends in quoted names."""
     end = 0
     lines = content.replace(b"\r", b"\n", 1) if b"\n" not in content[:65_536] else content
     while True:
@@ -157,24 +191,31 @@ def _header(content: bytes) -> bytes:
 
 def _records(text: str) -> list[dict[str, Any]]:
     if text.startswith("["):
-        records = _loads(text, "it")
+        records: list[dict[str, Any]] = _loads(text, "it")
         if not all(isinstance(record, dict) for record in records):
-            raise Unreadable("it is not a list of objects", "write one object a row: [{...}, {...}], or one a line")
+            raise UnreadableError(
+                "it is not a list of objects", "write one object a row: [{...}, {...}], or one a line"
+            )
         return records
     if not text.startswith("{"):
-        raise Unreadable("it is neither a list of objects nor one object a line", "write one object a row: [{...}, {...}], or one a line")
+        raise UnreadableError(
+            "it must be a list of objects, or one object per line",
+            "write one object a row: [{...}, {...}], or one a line",
+        )
     records = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = _loads(line, f"line {number}")
-        except Unreadable:
+        except UnreadableError:
             if number == 1 and _is_one_object(text):
-                raise Unreadable("it is one object over several lines", "write a list of objects, or one object a line") from None
+                raise UnreadableError(
+                    "it is one object over several lines", "write a list of objects, or one object a line"
+                ) from None
             raise
         if not isinstance(record, dict):
-            raise Unreadable(f"line {number} is no object", "write one object a line")
+            raise UnreadableError(f"line {number} is no object", "write one object a line")
         records.append(record)
     return records
 
@@ -192,7 +233,7 @@ def _loads(text: str, what: str) -> Any:
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         todo = "it was cut off: have it sent again" if cut else "have it written by a library for JSON"
-        raise Unreadable(f"{what} is no JSON ({said(error)})", todo) from error
+        raise UnreadableError(f"{what} is no JSON ({error_text(error)})", todo) from error
 
 
 def _integer(text: str) -> int | Number:
@@ -200,7 +241,7 @@ def _integer(text: str) -> int | Number:
 
 
 def _no_number(text: str) -> Number:
-    """NaN and infinity are none of JSON; as text they are of no type either."""
+    """Return NaN or infinity as text, which no type accepts. They are not valid JSON."""
     return Number(text)
 
 
@@ -209,30 +250,43 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Unreadable(f"an object has the name {shown(twice)} twice", "write each name once an object")
+        raise UnreadableError(f"an object has the name {shown(twice)} twice", "write each name once an object")
     return made
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=Number, parse_constant=_no_number, object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(
+    parse_int=_integer, parse_float=Number, parse_constant=_no_number, object_pairs_hook=_object
+)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    is_text: bool = (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+    return is_text
 
 
 def _decoded_bytes(column: pa.Array) -> int:
-    """What it takes without its dictionary: a text of a megabyte that a million rows share is a kilobyte of Parquet."""
+    """Return the size without the dictionary.
+
+    A text of a megabyte that a million rows share is a kilobyte of Parquet.
+    """
     if not isinstance(column, pa.DictionaryArray):
-        return column.nbytes
+        plain: int = column.nbytes
+        return plain
     values = column.dictionary
     if not (_is_text(values.type) or pa.types.is_string_view(values.type)):
-        return len(column) * 8 + values.nbytes
+        size: int = len(column) * 8 + values.nbytes
+        return size
     lengths = pc.binary_length(values).cast(pa.int64())
     return len(column) * 4 + (pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def _flat(column: pa.Array) -> pa.Array:
-    """Plain values: of a dictionary, or of runs."""
+    """Return plain values of a dictionary or of runs."""
     while isinstance(column, pa.DictionaryArray | pa.RunEndEncodedArray):
         column = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else pc.run_end_decode(column)
     return column
@@ -243,15 +297,18 @@ def _value(column: pa.Array | list[Any], row: int) -> Any:
         return column[row]
     try:
         return column[row].as_py()
-    except (ValueError, OverflowError):  # text that is not UTF-8; a time that Python cannot hold
+    # Text that is not UTF-8, or a time that Python cannot represent.
+    except (ValueError, OverflowError):
         one = column.slice(row, 1)
         if _is_text(one.type):
-            return bytes(one.cast(pa.large_binary() if "large" in str(one.type) else pa.binary())[0].as_py()).decode("utf-8", "backslashreplace")
+            return bytes(one.cast(pa.large_binary() if "large" in str(one.type) else pa.binary())[0].as_py()).decode(
+                "utf-8", "backslashreplace"
+            )
         return str(one.cast(pa.int64())[0].as_py())
 
 
 def _plain(value: Any) -> Any:
-    """For JSON."""
+    """Convert a value for JSON."""
     if isinstance(value, Number):
         try:
             number = float(value)

@@ -1,4 +1,7 @@
-"""The files of serving's prediction log, each named by the time when it was written, which is after its rows were answered."""
+"""The files of serving's prediction log.
+
+A file's name is the time when it was written, which is after its rows were answered.
+"""
 
 import io
 import logging
@@ -11,8 +14,9 @@ from upath import UPath
 
 from include.data import storage
 
-SKEW = timedelta(minutes=1)  # between the clocks of those who write the log
-SETTLED = timedelta(seconds=2)  # what was answered longer ago than this is in the log: serving writes it within one
+SKEW = timedelta(minutes=1)  # between the clocks of the log's writers
+# Answers older than this are in the log, because serving writes them within one second.
+SETTLED = timedelta(seconds=2)
 
 
 def files(folder: UPath) -> list[UPath]:
@@ -20,25 +24,29 @@ def files(folder: UPath) -> list[UPath]:
 
 
 def newest_first(folder: UPath, *, since: datetime) -> Iterator[tuple[datetime | None, bytes]]:
-    """Contents of the files that were written after a time, with when that was; those whose name does not say so come first (None), to be sure."""
+    """Yield the contents of the files written after a time, with the time of each.
+
+    Files without a time in their name come first, with None, so that none is missed.
+    """
     times = {file: written(file.name) for file in files(folder)}
     wanted = [file for file, time in times.items() if time is None or time >= since - SKEW]
     wanted.sort(key=lambda file: (times[file] is None, file.name), reverse=True)
     yield from ((times[file], content) for file, content in storage.read_all(wanted))
 
 
-# Columns that came with later versions of the schema, and their value in older files.
+# Columns of later schema versions, and their value in older files.
 LATER: dict[str, str] = {"failed_arm": "", "caller": "-"}
 LOG = logging.getLogger(__name__)
 
 
 def table(content: bytes, columns: Sequence[str]) -> pa.Table | None:
-    """Return columns of a file of any version of the schema; None: the file cannot be read.
+    """Return columns of a file of any schema version, or None if the file cannot be read.
 
-    A file can be empty or cut off (a machine lost power while it wrote). It is reported, and does not stop its reader: the other files are complete.
+    A file can be empty or truncated if a machine lost power while it wrote. It is logged and
+    skipped, because the other files are complete.
 
     Args:
-        columns: their names; strings that a version lacks are filled.
+        columns: their names. Strings that a version does not have are filled.
     """
     try:
         file = pq.ParquetFile(io.BytesIO(content))
@@ -57,4 +65,4 @@ def written(name: str) -> datetime | None:
     try:
         return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
     except ValueError:
-        return None  # of whoever wrote it
+        return None  # a name from another writer

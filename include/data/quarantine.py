@@ -1,4 +1,4 @@
-"""The quarantine: rows that did not get into their table, each as it came, with the reason against it."""
+"""The quarantine: rows that were rejected from their table, as received, with the reason."""
 
 from datetime import datetime
 
@@ -22,11 +22,13 @@ QUARANTINE: dict[str, DType] = {
 }
 
 
-def quarantined(source: str, file: str, rows: Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime) -> pa.Table:
-    """The faulty rows of a file.
+def quarantined(
+    source: str, file: str, rows: Rows, rule_of: np.ndarray, message_of: np.ndarray, cutoff: datetime
+) -> pa.Table:
+    """Return the faulty rows of a file.
 
     Args:
-        rule_of, message_of: [rows of the file]; None for a good row.
+        rule_of, message_of: [rows of the file]. None for a good row.
     """
     faulty = np.flatnonzero(pd.notna(rule_of))
     columns = {

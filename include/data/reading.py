@@ -1,4 +1,4 @@
-"""Reading what an upstream dropped: strictly, with a reason for everything that is not as declared."""
+"""Read upstream files strictly, with a reason for every deviation from the declaration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ import pandas as pd
 import pyarrow as pa
 
 from include.data import added, contents
-from include.data.added import WrongExpression
-from include.data.contents import Unreadable
+from include.data.added import ExpressionError
+from include.data.contents import UnreadableError
 from include.data.conversion import Typed, convert
 from include.data.parsing import Parsed, parse
-from include.data.printable import printable, said, shown
+from include.data.printable import error_text, printable, shown
 from include.data.tables import ARROW, to_pandas
 from include.projects.base import Source
 from include.projects.source import KNOWN_AT
 
-KINDS = {"csv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet"}  # ending of the name -> what is in the file
+# Extension -> format of the content.
+KINDS = {"csv": "csv", "json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet"}
 
 
 class Reason(NamedTuple):
-    """Why a file, or rows of it, did not get into the table."""
+    """Why a file, or some of its rows, did not get into the table."""
 
     rule: str
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants of a reason
     message: str
-    severity: str = "error"  # a warning keeps nothing out
+    severity: str = "error"  # a warning excludes nothing
 
 
-class FileRefused(Exception):
-    """The file as a whole cannot be taken."""
+class FileRefusedError(Exception):
+    """Raised when a file as a whole cannot be accepted."""
 
     def __init__(self, reason: Reason):
         super().__init__(reason.message)
@@ -40,11 +41,12 @@ class FileRefused(Exception):
 
 @dataclass
 class Rows:
-    """A file's rows: as they came, as typed values, and which of them have which fault.
+    """A file's rows: as received, as typed values, and with their faults.
 
     Attributes:
         parsed: the values as written, for the quarantine.
-        typed: the source's columns with its dtypes (int64 and bool as pandas' nullable ones); what cannot be that is missing.
+        typed: the source's columns with its dtypes (int64 and bool as pandas' nullable ones).
+            Unconvertible values are missing.
         faults: (rule, message, mask over the rows), in the order in which they were found.
     """
 
@@ -56,31 +58,37 @@ class Rows:
         return len(self.typed)
 
     def records(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """Rows as they came, each as JSON."""
+        """Return rows as received, each as JSON."""
         return [self.parsed.record(int(row)) for row in rows]
 
 
 def read(source: Source, name: str, content: bytes) -> Rows:
-    """Parse a file of a source, by the ending of its name: csv, json (jsonl, ndjson) or parquet; each may be compressed with gzip or zstd.
+    """Parse a file of a source, by its extension: csv, json (jsonl, ndjson) or parquet.
 
-    A source's own format is what its sample feed writes; files may come in any of them.
+    Each may be compressed with gzip or zstd. A source's own format is only that of its sample feed.
+    Files may have any of these formats.
 
     Raises:
-        FileRefused: it is empty, cannot be parsed (cut off, say), or its columns are not those of the source; or a library fails on it, however.
-        WrongExpression: known_at of the source cannot be evaluated, whatever the file.
+        FileRefusedError: it is empty, cannot be parsed (for example because it is truncated), its
+            columns are not those of the source, or a library fails on it.
+        ExpressionError: the source's known_at cannot be evaluated, whatever the file.
     """
     try:
         return _read(source, name, content)
-    except (FileRefused, WrongExpression):
+    except (FileRefusedError, ExpressionError):
         raise
-    except Exception as error:  # what a file of an outsider does to a library is the file's fault: the others must go on
-        message = f"{name}: reading it failed ({said(error)}); look at the file, have it sent again in another form, and report this error"
-        raise FileRefused(Reason("failed", 0, message)) from error
+    # An external file that crashes a library is at fault itself. The other files must proceed.
+    except Exception as error:
+        message = f"{name}: reading it failed ({error_text(error)}); look at the file, have it sent again in another form, and report this error"
+        raise FileRefusedError(Reason("failed", 0, message)) from error
 
 
 def to_table(source: Source, rows: pd.DataFrame) -> pa.Table:
-    """Rows as the source's Delta table holds them."""
-    return pa.table([pa.array(rows[c], type=ARROW[dtype], from_pandas=True) for c, dtype in source.columns.items()], names=list(source.columns))
+    """Return the rows in the schema of the source's Delta table."""
+    return pa.table(
+        [pa.array(rows[c], type=ARROW[dtype], from_pandas=True) for c, dtype in source.columns.items()],
+        names=list(source.columns),
+    )
 
 
 def _read(source: Source, name: str, content: bytes) -> Rows:
@@ -88,21 +96,23 @@ def _read(source: Source, name: str, content: bytes) -> Rows:
     try:
         plain = contents.unpack(content, source.max_bytes)
         if not plain.strip():
-            raise FileRefused(Reason("empty_file", 0, f"{name}: the file is empty; have it sent again"))
+            raise FileRefusedError(Reason("empty_file", 0, f"{name}: the file is empty; have it sent again"))
         content = plain
         parsed = parse(source, kind, content)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise _refusal(source, name, kind, content, str(error), error.todo, error.rule) from error
     except (ValueError, pa.ArrowException, OSError, RecursionError) as error:
-        raise _refusal(source, name, kind, content, said(error), "", "unreadable") from error
+        raise _refusal(source, name, kind, content, error_text(error), "", "unreadable") from error
     if not parsed.rows:
-        raise FileRefused(Reason("empty_file", 0, f"{name}: there are no rows in the file; have it sent again"))
+        raise FileRefusedError(
+            Reason("empty_file", 0, f"{name}: the file has only a header or is empty; send it again")
+        )
     _check_columns(source, name, kind, content, parsed)
     columns, faults = {}, []
     for column, dtype in source.file_columns.items():
-        found = convert(source, column, dtype, parsed.columns[column], kind)
-        columns[column] = found.values
-        faults += _faults(source, name, column, parsed, found)
+        typed = convert(source, column, dtype, parsed.columns[column], kind)
+        columns[column] = typed.values
+        faults += _faults(source, name, column, parsed, typed)
     every = added.add(source, content, columns, parsed.rows)
     faults += _unknown_when(source, name, every, faults)
     return Rows(parsed, to_pandas(pa.table(every)), faults)
@@ -116,49 +126,66 @@ def _kind(source: Source, name: str) -> str:
     if kind is None:
         endings = ", ".join(f".{ending}" for ending in KINDS)
         message = f"{name}: files of '{source.name}' end in one of {endings} (and .gz or .zst after it); name it by what is in it"
-        raise FileRefused(Reason("unreadable", 0, message))
+        raise FileRefusedError(Reason("unreadable", 0, message))
     return kind
 
 
-def _refusal(source: Source, name: str, kind: str, content: bytes, why: str, todo: str, rule: str) -> FileRefused:
-    # The lines of CSV but its header; of other formats, and of what is still compressed, nobody can tell.
+def _refusal(source: Source, name: str, kind: str, content: bytes, why: str, todo: str, rule: str) -> FileRefusedError:
+    # The lines of CSV without its header. For other formats, and for compressed content, the number
+    # is unknown.
     count = max(len(content.splitlines()) - 1, 0) if kind == "csv" and not contents.is_packed(content) else 0
     like, instead = contents.looks_like(source, content, kind) if rule == "unreadable" else ("", "")
     todo = instead or todo or "was it cut off on its way? Have it sent again"
-    return FileRefused(Reason(rule, count, f"{name}: not readable as {kind} ({why}){'; ' if like else ''}{like}; {todo}"))
+    return FileRefusedError(
+        Reason(rule, count, f"{name}: not readable as {kind} ({why}){'; ' if like else ''}{like}; {todo}")
+    )
 
 
 def _check_columns(source: Source, name: str, kind: str, content: bytes, parsed: Parsed) -> None:
-    wanted, found = source.file_columns, parsed.names
-    missing = [column for column in wanted if column not in found]
-    extra = [column for position, column in enumerate(found) if column not in wanted or column in found[:position]]
+    expected, names = source.file_columns, parsed.names
+    missing = [column for column in expected if column not in names]
+    extra = [column for position, column in enumerate(names) if column not in expected or column in names[:position]]
     if missing:
         like, todo = contents.looks_like(source, content, kind)
-        what = f"; {like}: {todo}" if like else f"; the file has {_some(found)}, and needs {', '.join(wanted)}"
-        raise FileRefused(Reason("missing_column", parsed.rows, f"{name}: column {', '.join(map(shown, missing))} is missing ({parsed.rows} rows){what}"))
+        what = f"; {like}: {todo}" if like else f"; the file has {_some(names)}, and needs {', '.join(expected)}"
+        raise FileRefusedError(
+            Reason(
+                "missing_column",
+                parsed.rows,
+                f"{name}: column {', '.join(map(shown, missing))} is missing ({parsed.rows} rows){what}",
+            )
+        )
     if extra:
         message = f"{name}: column {_some(extra)} is not declared ({parsed.rows} rows); take it out, or declare it for source '{source.name}'"
-        raise FileRefused(Reason("extra_column", parsed.rows, message))
+        raise FileRefusedError(Reason("extra_column", parsed.rows, message))
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _faults(source: Source, name: str, column: str, parsed: Parsed, found: Typed) -> list[tuple[str, str, np.ndarray]]:
+def _faults(source: Source, name: str, column: str, parsed: Parsed, typed: Typed) -> list[tuple[str, str, np.ndarray]]:
     faults, dtype = [], source.columns[column]
-    if found.wrong.any():
-        example = shown(parsed.value(column, int(np.flatnonzero(found.wrong)[0])))
-        message = f"{name}: column '{column}' must be {dtype}; {int(found.wrong.sum())} values are not, e.g. {example}"
-        faults.append(("wrong_type", f"{message}; {found.hint}" if found.hint else message, found.wrong))
-    missing = ~found.present
+    if typed.wrong.any():
+        example = shown(parsed.value(column, int(np.flatnonzero(typed.wrong)[0])))
+        message = f"{name}: column '{column}' must be {dtype}; {int(typed.wrong.sum())} values are not, e.g. {example}"
+        faults.append(("wrong_type", f"{message}; {typed.hint}" if typed.hint else message, typed.wrong))
+    missing = ~typed.present
     if missing.any() and column not in source.nullable:
-        faults.append(("missing_value", f"{name}: column '{column}' has no value in {int(missing.sum())} rows; it is not nullable", missing))
+        faults.append(
+            (
+                "missing_value",
+                f"{name}: column '{column}' has no value in {int(missing.sum())} rows; it is not nullable",
+                missing,
+            )
+        )
     return faults
 
 
-def _unknown_when(source: Source, name: str, columns: dict[str, pa.Array], faults: list[Any]) -> list[tuple[str, str, np.ndarray]]:
-    """Rows without other faults for which the expression of known_at gives nothing."""
+def _unknown_when(
+    source: Source, name: str, columns: dict[str, pa.Array], faults: list[Any]
+) -> list[tuple[str, str, np.ndarray]]:
+    """Return rows without other faults for which the expression of known_at returns nothing."""
     if not source.known_at_expression:
         return []
     nothing = columns[KNOWN_AT].is_null().to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""Refused files, as an error that says what was refused and what to do."""
+"""Raise an error for refused files, with the reasons and instructions."""
 
 import re
 from collections import defaultdict
@@ -8,23 +8,24 @@ from include.data import report, storage
 from include.projects.base import Project
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-NAMED = 20  # files of a group that are named
+NAMED = 20  # maximum number of files of a group that are named
 
 
-class FilesRefused(RuntimeError):
-    """Files were refused whole; each with file, rule, count."""
+class FilesRefusedError(RuntimeError):
+    """Raised when files were refused. The message has file, rule and count of each."""
 
 
 def explain_refused(project: Project, done: list[dict[str, Any]]) -> None:
     """Raise if any of the sources' summaries names refused files.
 
     Args:
-        done: what ``ingest_source`` returned, by source; the reasons are read in the reports that it names.
+        done: what ``ingest_source`` returned, by source. The reasons are read from the reports that
+            it names.
 
     Raises:
-        FilesRefused: one line per first reason, with the files that it is of.
+        FilesRefusedError: one line for each distinct first reason, with its files.
     """
-    found = [
+    files = [
         (str(source["source"]), outcome.file, first)
         for source in done
         if source["refused_files"]
@@ -32,13 +33,17 @@ def explain_refused(project: Project, done: list[dict[str, Any]]) -> None:
         if outcome.status == "refused"
         for first in outcome.reasons[:1]
     ]
-    if found:
+    if files:
         where = f"copies and reasons lie in <store>/{project.name}/refused; docs/runbooks/ingest.md"
-        raise FilesRefused(f"{len(found)} files were refused whole ({where}):\n" + "\n".join(f"  {line}" for line in grouped(found)))
+        raise FilesRefusedError(
+            f"{len(files)} files were refused whole ({where}):\n" + "\n".join(f"  {line}" for line in grouped(files))
+        )
 
 
 def grouped(refused: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
-    """Lines about refused files, one for all that were refused for the same reason: that differ in name and numbers only.
+    """Return lines about refused files, one for all files with the same reason.
+
+    Reasons are the same if they differ only in names and numbers.
 
     Args:
         refused: source, file, its first reason (rule, count, message).
@@ -48,7 +53,15 @@ def grouped(refused: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
         groups[source, reason["rule"], NUMBER.sub("#", reason["message"].replace(file, ""))].append((file, reason))
     lines = []
     for (source, rule, _), members in groups.items():
-        rows, (_, first), others = sum(reason["count"] for _, reason in members), members[0], [file for file, _ in members[1:]]
-        more = f"; and {len(others)} more for the same reason: {', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''}" if others else ""
+        rows, (_, first), others = (
+            sum(reason["count"] for _, reason in members),
+            members[0],
+            [file for file, _ in members[1:]],
+        )
+        more = (
+            f"; and {len(others)} more for the same reason: {', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''}"
+            if others
+            else ""
+        )
         lines.append(f"{source}: rule {rule}, {rows} rows: {first['message']}{more}")
     return lines

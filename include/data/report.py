@@ -1,4 +1,4 @@
-"""The report of an ingest task: the result of each file, and the Data Docs page of the validation."""
+"""The report of an ingest task: each file's outcome, and the Data Docs page of the validation."""
 
 import json
 from typing import Any, NamedTuple
@@ -17,7 +17,11 @@ COUNTS = ("rows", "table", "quarantine", "refused")
 
 
 class FileOutcome(NamedTuple):
-    """What became of a file: ``counts`` of rows, table, quarantine, refused; ``reasons`` as dicts of rule, count, message, severity."""
+    """The outcome of a file.
+
+    ``counts`` are numbers of rows: rows, table, quarantine, refused. ``reasons`` are dicts of rule,
+    count, message, severity.
+    """
 
     file: str
     sha256: str
@@ -27,8 +31,9 @@ class FileOutcome(NamedTuple):
 
 
 class SourceReport(NamedTuple):
-    """What was found out about the new files of a source: ``page`` is the Data Docs page, ``good`` and ``bad`` the rows (None: no such row).
+    """The result of judging the new files of a source.
 
+    ``page`` is the Data Docs page. ``good`` and ``bad`` are the rows, or None if there are none.
     ``corrected`` are good rows that replace those of the same key.
     """
 
@@ -44,13 +49,17 @@ def totals(done: list[FileOutcome]) -> dict[str, int]:
 
 
 def outcomes(folder: UPath | None) -> list[FileOutcome]:
-    """What a run has done with files so far: what its earlier tries wrote down."""
+    """Return the outcomes that earlier tries of a run have recorded."""
     file = folder / "outcomes.json" if folder is not None else None
-    return [FileOutcome(**outcome) for outcome in json.loads(file.read_text())] if file is not None and file.exists() else []
+    return (
+        [FileOutcome(**outcome) for outcome in json.loads(file.read_text())]
+        if file is not None and file.exists()
+        else []
+    )
 
 
 def add_outcomes(folder: UPath | None, done: list[FileOutcome], more: list[FileOutcome]) -> list[FileOutcome]:
-    """Write down what was done with further files; the same ones again change nothing."""
+    """Record the outcomes of further files. Repeating it changes nothing."""
     added = {outcome.sha256 for outcome in more}
     both = [*(outcome for outcome in done if outcome.sha256 not in added), *more]
     if folder is not None:
@@ -63,7 +72,7 @@ def write_data_docs(folder: UPath, page: str) -> None:
 
 
 def write_page(folder: UPath, project: Project, source: Source, done: list[FileOutcome], silent: list[str]) -> None:
-    """``index.html``: the files with something to say first; what was refused on top."""
+    """Write ``index.html``: refused files first, then files with reasons."""
     total, refused = totals(done), sum(outcome.status == "refused" for outcome in done)
     lines = [_line(o) for o in sorted(done, key=lambda o: (o.status != "refused", not o.reasons, o.file))]
     head = fill(
@@ -72,16 +81,23 @@ def write_page(folder: UPath, project: Project, source: Source, done: list[FileO
     )  # fmt: skip
     sections = [head]
     if silent:
-        sections.append(fill("<h2>Nothing any more</h2><ul>{}</ul>", join(fill("<li>{}</li>", said) for said in silent)))
+        sections.append(
+            fill("<h2>Nothing any more</h2><ul>{}</ul>", join(fill("<li>{}</li>", message) for message in silent))
+        )
     columns = fill("<tr><th>file<th>status<th>rows<th>table<th>quarantine<th>refused<th>why</tr>")
     sections.append(fill("<table>{}{}</table>", columns, join(lines, "\n")))
     docs = folder / "data_docs.html"
     if docs.exists():
-        sections += [fill("<h2>Great Expectations</h2>"), embedded(docs.read_text(encoding="utf-8"), "Data Docs of this run")]
+        sections += [
+            fill("<h2>Great Expectations</h2>"),
+            embedded(docs.read_text(encoding="utf-8"), "Data Docs of this run"),
+        ]
     write_report_page(folder, document(f"ingest {project.name} {source.name}", *sections, style=STYLE))
 
 
 def _line(outcome: FileOutcome) -> Markup:
     counts = join(fill('<td class="n">{:,}', outcome.counts[what]) for what in COUNTS)
-    why = join((("warning: " if r["severity"] == "warning" else "") + r["message"] for r in outcome.reasons), Markup("<br>"))
+    why = join(
+        (("warning: " if r["severity"] == "warning" else "") + r["message"] for r in outcome.reasons), Markup("<br>")
+    )
     return fill('<tr><td>{}<td class="{}">{}{}<td>{}', outcome.file, outcome.status, outcome.status, counts, why)

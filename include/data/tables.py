@@ -17,7 +17,8 @@ ARROW: dict[DType, pa.DataType] = {
     "int64": pa.int64(),
     "float64": pa.float64(),
     "bool": pa.bool_(),
-    "timestamp": pa.timestamp("us", tz="UTC"),  # DuckDB cannot materialize nanoseconds through Feast
+    # DuckDB cannot materialize nanoseconds through Feast.
+    "timestamp": pa.timestamp("us", tz="UTC"),
 }
 
 
@@ -29,20 +30,26 @@ def arrow_schema(columns: dict[str, DType]) -> pa.Schema:
 
 
 def to_pandas(rows: pa.Table, nullable: Iterable[str] | None = None) -> pd.DataFrame:
-    """Rows as a frame, with every value as it is: pandas makes floats of integers beside a missing one, and so changes those beyond 2**53.
+    """Return rows as a frame with exact values.
+
+    By default, pandas converts integers to floats in columns with missing values, which changes
+    those beyond 2**53.
 
     Args:
-        nullable: columns whose int64 and bool become pandas' nullable Int64 and boolean, whether a value is missing or not; None: all columns.
-            In the others nothing is missing.
+        nullable: columns whose int64 and bool become pandas' nullable Int64 and boolean, whether a
+            value is missing or not. None: all columns. Other columns must not have missing values.
     """
     columns = set(rows.column_names if nullable is None else nullable)
     types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-    frames = {name: rows[name].to_pandas(types_mapper=types.get) if name in columns else rows[name].to_pandas() for name in rows.column_names}
+    frames = {
+        name: rows[name].to_pandas(types_mapper=types.get) if name in columns else rows[name].to_pandas()
+        for name in rows.column_names
+    }
     return pd.DataFrame(frames, index=pd.RangeIndex(len(rows)))
 
 
 def open_table(uri: str) -> DeltaTable | None:
-    """The table, or None if nothing was ever written there."""
+    """Return the table, or None if nothing was ever written there."""
     try:
         return DeltaTable(uri, storage_options=storage.delta_options(uri))
     except TableNotFoundError:
@@ -50,24 +57,25 @@ def open_table(uri: str) -> DeltaTable | None:
 
 
 def table_version(uri: str) -> int | None:
-    found = open_table(uri)
-    return None if found is None else found.version()
+    table = open_table(uri)
+    return None if table is None else table.version()
 
 
 def append(uri: str, rows: pa.Table, *, writer: str, sequence: int) -> int:
-    """Append rows once: a second call with the same writer and a sequence not above its last one changes nothing.
+    """Append rows once: repeating a call with the same writer and sequence changes nothing.
 
-    The pair is stored in the commit itself (Delta's application transactions), so a process that is killed after
-    the commit and run again does not double the rows.
+    A sequence not above the writer's last one counts as repeated. The pair is stored in the commit
+    itself (Delta's application transactions). So a process that is killed after the commit and run
+    again does not duplicate the rows.
 
     Args:
-        uri: the table; made with the rows' schema if missing.
-        rows: what to append.
-        writer: who appends, e.g. ``ingest/<sha256>`` or ``build_features``.
+        uri: the table. It is created with the rows' schema if missing.
+        rows: the rows to append.
+        writer: the name of the writer, e.g. ``ingest/<sha256>`` or ``build_features``.
         sequence: rises with every append of that writer.
 
     Returns:
-        The table's version that holds the rows (the current one if they were there already).
+        The table's version that contains the rows (the current one if they existed already).
     """
     for attempt in range(ATTEMPTS):
         existing = open_table(uri)
@@ -77,16 +85,19 @@ def append(uri: str, rows: pa.Table, *, writer: str, sequence: int) -> int:
                 return existing.version()
         try:
             once = CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)])
-            write_deltalake(uri, rows, mode="append", commit_properties=once, storage_options=storage.delta_options(uri))
+            write_deltalake(
+                uri, rows, mode="append", commit_properties=once, storage_options=storage.delta_options(uri)
+            )
             break
-        except CommitFailedError:  # two made the table at once: the quarantine has a writer per source
+        # Two writers created the table concurrently: the quarantine has a writer per source.
+        except CommitFailedError:
             if attempt == ATTEMPTS - 1:
                 raise
     return DeltaTable(uri, storage_options=storage.delta_options(uri)).version()
 
 
 def replace(uri: str, rows: pa.Table, *, key: tuple[str, ...], writer: str, sequence: int) -> int:
-    """Put rows in the place of those with the same key, or add them, once; arguments and result as of ``append``.
+    """Replace rows with the same key, or add them, once; arguments and result as of ``append``.
 
     Earlier versions of the table keep the earlier rows.
     """
@@ -104,27 +115,41 @@ def replace(uri: str, rows: pa.Table, *, key: tuple[str, ...], writer: str, sequ
 
 
 def file_ranges(table: DeltaTable, column: str) -> list[tuple[int, datetime, datetime]]:
-    """Return (rows, lowest, highest time) of each file of a table, from the statistics in its log; files without a value are left out."""
+    """Return (rows, lowest, highest time) of each file of a table, from the statistics in its log.
+
+    Files without a value are left out.
+    """
     actions = pa.table(table.get_add_actions(flatten=True))
     low, high = f"min.{column}", f"max.{column}"
-    if low not in actions.column_names or high not in actions.column_names:  # too far to the right: Delta keeps statistics of the first 32 columns
+    # The column is too far to the right: Delta keeps statistics of the first 32 columns.
+    if low not in actions.column_names or high not in actions.column_names:
         times = table.to_pyarrow_dataset().to_table(columns=[column])[column]
         ends = pa.compute.min_max(times).as_py()
         return [(len(times), ends["min"], ends["max"])] if ends["min"] is not None else []
     rows = zip(
-        *(actions[name].cast(pa.int64() if name == "num_records" else ARROW["timestamp"]).to_pylist() for name in ("num_records", low, high)), strict=True
+        *(
+            actions[name].cast(pa.int64() if name == "num_records" else ARROW["timestamp"]).to_pylist()
+            for name in ("num_records", low, high)
+        ),
+        strict=True,
     )
     return [(count or 0, first, last) for count, first, last in rows if first is not None and last is not None]
 
 
 def last_sequence(uri: str, writer: str) -> int | None:
-    """The last sequence that a writer appended: its watermark."""
+    """Return the last sequence that a writer appended: its watermark.
+
+    Return None if there is none.
+    """
     existing = open_table(uri)
     return None if existing is None else existing.transaction_version(writer)
 
 
 def sequence_by(uri: str, writer: str, until: int) -> int:
-    """The newest sequence of a writer that is not above ``until``, in the table as it is or as it was; 0: none, or the older versions are gone."""
+    """Return the newest sequence of a writer that is not above ``until``, in any table version.
+
+    Return 0 if there is none, or if the older versions were removed.
+    """
     existing = open_table(uri)
     if existing is None:
         return 0
@@ -140,30 +165,33 @@ def sequence_by(uri: str, writer: str, until: int) -> int:
 
 
 def rewind(uri: str, *, writer: str, sequence: int, column: str, after: datetime) -> tuple[int, int | None]:
-    """Delete rows and set a writer's watermark back. Earlier versions of the table keep the rows.
+    """Delete rows and reset a writer's watermark. Earlier versions of the table keep the rows.
 
     Args:
-        sequence: the last one that the writer counts as appended from now on.
-        column: a column of times; rows go whose time is later than ``after``.
+        sequence: the last sequence that counts as appended from now on.
+        column: a column of times. Rows whose time is later than ``after`` are deleted.
 
     Returns:
-        How many rows were deleted, and the table's version before (None: there is no table).
+        How many rows were deleted, and the table's version before, or None if the table does not
+            exist.
     """
     existing = open_table(uri)
     if existing is None:
         return 0, None
     before = existing.version()
     mark = CommitProperties(app_transactions=[Transaction(app_id=writer, version=sequence)])
-    predicate = f"{column} > arrow_cast('{after.astimezone(UTC):%Y-%m-%dT%H:%M:%S}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
+    predicate = (
+        f"{column} > arrow_cast('{after.astimezone(UTC):%Y-%m-%dT%H:%M:%S}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
+    )
     deleted = int(existing.delete(predicate, commit_properties=mark).get("num_deleted_rows") or 0)
-    if last_sequence(uri, writer) != sequence:  # a delete of no row makes no version
+    if last_sequence(uri, writer) != sequence:  # a delete of no rows does not create a version
         empty = existing.to_pyarrow_dataset().schema.empty_table()
         write_deltalake(uri, empty, mode="append", commit_properties=mark, storage_options=storage.delta_options(uri))
     return deleted, before
 
 
 def known_after(source: Source, time: datetime) -> ds.Expression:
-    """A filter for rows of a source's table that became known after a time."""
+    """Return a filter for rows of a source's table that became known after a time."""
     return ds.field(source.known_at) > pa.scalar(time, ARROW["timestamp"])
 
 
@@ -177,29 +205,29 @@ def read(
     version: int | None = None,
     root: str | None = None,
 ) -> pd.DataFrame:
-    """Rows of a source's table that were known by a time: known_at in (since, known_by].
+    """Return rows of a source's table that were known by a time: known_at in (since, known_by].
 
     Args:
-        project: whose table.
+        project: the project that owns the table.
         name: the source.
-        known_by: the run's cutoff; nothing known later is returned.
-        since: leave out what was known by then already.
-        columns: only these.
-        version: the table as it was at that version, instead of now.
-        root: folder of the project's data; None: the one in the store.
+        known_by: the run's cutoff. Rows known later are not returned.
+        since: exclude rows that were known by then.
+        columns: return only these.
+        version: read that version of the table instead of the current one.
+        root: folder of the project's data. None: the one in the store.
 
     Returns:
-        A frame with the source's dtypes (timestamps in UTC, microseconds; nullable int64 and bool as pandas' Int64 and boolean); empty if nothing
-        was ingested yet.
+        A frame with the source's dtypes (timestamps in UTC, microseconds; nullable int64 and bool
+            as pandas' Int64 and boolean). It is empty if nothing was ingested yet.
     """
     source: Source = project.source(name)
-    wanted = list(columns or source.columns)
-    found = open_table(f"{root}/tables/{name}" if root else layout.table(project, name))
-    if found is None:
-        return to_pandas(arrow_schema({c: source.columns[c] for c in wanted}).empty_table(), source.nullable)
+    names = list(columns or source.columns)
+    table = open_table(f"{root}/tables/{name}" if root else layout.table(project, name))
+    if table is None:
+        return to_pandas(arrow_schema({c: source.columns[c] for c in names}).empty_table(), source.nullable)
     if version is not None:
-        found.load_as_version(version)
+        table.load_as_version(version)
     condition = ds.field(source.known_at) <= pa.scalar(known_by, ARROW["timestamp"])
     if since is not None:
         condition &= ds.field(source.known_at) > pa.scalar(since, ARROW["timestamp"])
-    return to_pandas(found.to_pyarrow_dataset().to_table(columns=wanted, filter=condition), source.nullable)
+    return to_pandas(table.to_pyarrow_dataset().to_table(columns=names, filter=condition), source.nullable)

@@ -1,4 +1,7 @@
-"""Times: of text and of Arrow's types, in UTC and microseconds. Without a zone they mean nothing, unless the source declares one."""
+"""Convert times from text and from Arrow's types to UTC and microseconds.
+
+Times without a zone are rejected, unless the source declares one.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -14,23 +17,36 @@ from include.projects.base import Source
 
 STORED = ARROW["timestamp"]
 NAIVE = pa.timestamp("us")
-DATE, CLOCK, ZONE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}", r"[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,18})?)?", r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
+DATE, CLOCK, ZONE = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}",
+    r"[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,18})?)?",
+    r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)",
+)
 ZONED, LOCAL = f"^{DATE}{CLOCK}{ZONE}$", f"^{DATE}({CLOCK})?$"
 FINER = r"\.[0-9]{6}[0-9]*[1-9]"
-# Years that Python's datetime has: all who read the tables can hold them.
-FIRST, LAST = (int((moment - datetime(1970, 1, 1)).total_seconds()) * 10**6 for moment in (datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)))
+# Python's datetime supports these years, so all readers of the tables do too.
+FIRST, LAST = (
+    int((moment - datetime(1970, 1, 1)).total_seconds()) * 10**6
+    for moment in (datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59))
+)
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# What is tried on values that are no ISO 8601, to name their format. Day and month can be told apart only where a day is above 12.
+# Formats to try on values that are not ISO 8601, to suggest one. Day and month can be distinguished
+# only if a day is above 12.
 DATES = (
     "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%m-%d-%Y", "%d-%m-%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%Y%m%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y",
     "%b %d, %Y", "%Y-%m-%d",
 )  # fmt: skip
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", "T%H%M%S", "%H%M%S")
-FORMATS = tuple(f"{date}{clock}{zone}" for date in DATES for clock in CLOCKS for zone in ("", "%z", " %z") if clock or not zone)
+FORMATS = tuple(
+    f"{date}{clock}{zone}" for date in DATES for clock in CLOCKS for zone in ("", "%z", " %z") if clock or not zone
+)
 
 
 def of_text(source: Source, column: str, text: pa.Array) -> pa.Array:
-    """Times in text, by the source's date_format or as ISO 8601: timestamp[us, UTC] [rows], null where a text is none."""
+    """Convert times in text, by the source's date_format or as ISO 8601.
+
+    The result is timestamp[us, UTC] [rows], null where a text is not a time.
+    """
     date_format = source.date_format_of(column)
     if date_format:
         return _by_format(source, date_format, text)
@@ -39,15 +55,19 @@ def of_text(source: Source, column: str, text: pa.Array) -> pa.Array:
         text = _only(text, pc.invert(pc.match_substring_regex(text, FINER)))
     zoned = replaced(_only(text, pc.match_substring_regex(text, ZONED)), r" ([Z+-])", r"\1")
     zoned = replaced(zoned, r"(\.[0-9]{6})[0-9]+", r"\1")
-    found = within_years(_cast(zoned, STORED))
+    moments = within_years(_cast(zoned, STORED))
     if source.time_zone is None:
-        return found
+        return moments
     local = replaced(_only(text, pc.match_substring_regex(text, LOCAL)), r"(\.[0-9]{6})[0-9]+", r"\1")
-    return pc.coalesce(found, _localized(source, _cast(local, NAIVE)))
+    return pc.coalesce(moments, _localized(source, _cast(local, NAIVE)))
 
 
 def of_arrow(source: Source, raw: pa.Array) -> pa.Array:
-    """Times of Arrow's types timestamp and date: timestamp[us, UTC] [rows], null where a value is none, has no zone, or is finer than a microsecond."""
+    """Convert Arrow's types timestamp and date to timestamp[us, UTC] [rows].
+
+    The result is null where a value is missing, does not have a zone, or is finer than a
+    microsecond.
+    """
     kind = raw.type
     if pa.types.is_date(kind):
         days = pc.cast(raw, pa.date32(), safe=False) if pa.types.is_date64(kind) else raw
@@ -66,13 +86,18 @@ def of_arrow(source: Source, raw: pa.Array) -> pa.Array:
 
 
 def hint(source: Source, column: str, texts: list[str]) -> str:
-    """What texts that are no times look like, and what to do; empty if nobody can tell."""
+    """Describe texts that are not times, with a fix. The result is empty if nothing fits."""
     stripped = [text.strip() for text in texts]
     declared = source.date_format_of(column)
     array = pa.array([text.upper() for text in stripped])
     if not declared and source.time_zone is None and _all(array, LOCAL):
         return _no_zone(source)
-    if not declared and not source.truncate_times and pc.any(pc.match_substring_regex(array, FINER)).as_py() and _all(array, f"{ZONED}|{LOCAL}"):
+    if (
+        not declared
+        and not source.truncate_times
+        and pc.any(pc.match_substring_regex(array, FINER)).as_py()
+        and _all(array, f"{ZONED}|{LOCAL}")
+    ):
         return f"they are finer than a microsecond, which is what is stored: declare truncate_times=True for source '{source.name}'"
     if not declared and source.time_zone is not None and _all(array, LOCAL):
         return f"the clock in {source.time_zone} shows such a time twice, or never: have it sent with its offset"
@@ -85,7 +110,7 @@ def hint(source: Source, column: str, texts: list[str]) -> str:
 
 
 def zone_hint(source: Source, kind: pa.DataType) -> str:
-    """What keeps times of Arrow's types out, and what to do; empty if their type does not tell."""
+    """Return why Arrow times are rejected, with a fix. It is empty if the type does not tell."""
     naive = pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
     if naive and source.time_zone is None:
         return _no_zone(source)
@@ -99,11 +124,14 @@ def _no_zone(source: Source) -> str:
 
 
 def _by_format(source: Source, date_format: str, text: pa.Array) -> pa.Array:
-    """By Python's strptime: pandas' has nanoseconds and so ends in 2262. Equal texts are parsed once."""
+    """Parse by Python's strptime. Equal texts are parsed once.
+
+    pandas uses nanoseconds, which end in the year 2262.
+    """
     encoded = text.dictionary_encode()
     zone = ZoneInfo(source.time_zone) if source.time_zone else UTC
-    found = [_moment(one, date_format, zone) if one is not None else None for one in encoded.dictionary.to_pylist()]
-    return pa.array(found, STORED).take(encoded.indices)
+    moments = [_moment(one, date_format, zone) if one is not None else None for one in encoded.dictionary.to_pylist()]
+    return pa.array(moments, STORED).take(encoded.indices)
 
 
 def _moment(text: str, date_format: str, zone: Any) -> datetime | None:
@@ -128,7 +156,10 @@ def _fits(text: str, date_format: str) -> bool:
 
 
 def _cast(text: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Arrow's parser takes all or nothing; where there is a thirtieth of February, each value is parsed for itself."""
+    """Parse texts. If Arrow's parser refuses one of them, parse each value separately.
+
+    Arrow's parser fails as a whole, for example on a thirtieth of February.
+    """
     try:
         return pc.cast(text, kind)
     except pa.ArrowInvalid:
@@ -146,37 +177,48 @@ def _iso(text: str | None, zoned: bool) -> datetime | None:
 
 
 def _localized(source: Source, local: pa.Array) -> pa.Array:
-    """Times by the clock of the source's zone. What that clock shows twice, or never, is no time."""
+    """Convert local times of the source's zone. Ambiguous and nonexistent times become null."""
     if source.time_zone is None:
         return pa.nulls(len(local), STORED)
-    # Beyond these years zones are not defined, and pandas would need more than it has.
-    inside = pc.and_(pc.greater(pc.cast(local, pa.int64()), FIRST + 10**12), pc.less(pc.cast(local, pa.int64()), LAST - 10**12))
+    # Zones are not defined beyond these years, and pandas' range would be exceeded.
+    inside = pc.and_(
+        pc.greater(pc.cast(local, pa.int64()), FIRST + 10**12), pc.less(pc.cast(local, pa.int64()), LAST - 10**12)
+    )
     stamps = pd.Series(_only(local, inside).to_numpy(zero_copy_only=False).astype("datetime64[us]"))
     moments = stamps.dt.tz_localize(source.time_zone, ambiguous="NaT", nonexistent="NaT").dt.tz_convert("UTC")
     return pa.array(moments, STORED, from_pandas=True)
 
 
 def _micros(numbers: pa.Array, factor: int) -> pa.Array:
-    """Microseconds since 1970 within the years that there are: timestamp[us] without a zone."""
-    inside = pc.and_(pc.greater_equal(numbers, FIRST // factor), pc.less_equal(numbers, LAST // factor + (factor == 1) * 999_999))
+    """Return microseconds since 1970 within the supported years: timestamp[us] without a zone."""
+    inside = pc.and_(
+        pc.greater_equal(numbers, FIRST // factor), pc.less_equal(numbers, LAST // factor + (factor == 1) * 999_999)
+    )
     return pc.cast(pc.multiply(_only(numbers, inside), factor), NAIVE)
 
 
 def _floor_thousands(numbers: pa.Array) -> pa.Array:
-    """Nanoseconds as microseconds, towards the past."""
+    """Convert nanoseconds to microseconds, rounding down."""
     values = numbers.fill_null(0).to_numpy()
     return pa.array(np.floor_divide(values, 1000), mask=pc.is_null(numbers).to_numpy(zero_copy_only=False))
 
 
 def within_years(moments: pa.Array) -> pa.Array:
-    """Times of the years 1 to 9999, null for the others."""
+    """Return times of the years 1 to 9999, null for the others."""
     numbers = pc.cast(moments, pa.int64())
     return _only(moments, pc.and_(pc.greater_equal(numbers, FIRST), pc.less_equal(numbers, LAST + 999_999)))
 
 
 def replaced(texts: pa.Array, pattern: str, by: str) -> pa.Array:
-    """Replace a pattern where it occurs; to look first costs a fraction of replacing it in texts that do not have it."""
-    return pc.replace_substring_regex(texts, pattern, by) if pc.any(pc.match_substring_regex(texts, pattern)).as_py() else texts
+    """Replace a pattern, if it occurs at all.
+
+    The check costs a fraction of a replacement in texts without the pattern.
+    """
+    return (
+        pc.replace_substring_regex(texts, pattern, by)
+        if pc.any(pc.match_substring_regex(texts, pattern)).as_py()
+        else texts
+    )
 
 
 def _all(texts: pa.Array, pattern: str) -> bool:

@@ -1,1 +1,1 @@
-"""`airloop demo`: a year of flights through the running loop, and what came of it."""
+"""`airloop demo`: a year of flights through the running loop, and its results."""

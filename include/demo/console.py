@@ -1,9 +1,13 @@
-"""`airloop demo` in the terminal: what is going on, how long it took, what comes next; at the end a table, a page and the addresses."""
+"""`airloop demo` in the terminal: progress, durations and next steps; at the end the results.
+
+The results are a table, a page and the addresses.
+"""
 
 import json
 import shutil
 import time
 from contextlib import nullcontext
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,7 +16,7 @@ from rich.text import Text
 
 from include import ledger
 from include.demo import outcome, page
-from include.demo.replay import Replay, ReplayFailed, Step, StepRecord, year
+from include.demo.replay import Replay, ReplayFailedError, ReplayStep, StepRecord, year
 from include.printable import printable
 from include.projects import get_project
 from include.projects.base import STAGES
@@ -25,7 +29,7 @@ NEW_LINE = "\n"
 
 
 def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -> bool:
-    """Run the demo; True when it ended well. The stack stays up either way."""
+    """Run the demo. Return True if it succeeded. The stack stays up in both cases."""
     project = get_project(PROJECT)
     if restart:
         stack_console.down(settings, terminal)
@@ -34,30 +38,37 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     steps = year(months)
     if not (settings.home / "demo" / "steps.json").exists():
-        ledger.set_clock(PROJECT, steps[0].since)  # before Airflow runs: its daily runs must not take in 2013 as if it were today
+        # Set before Airflow runs. Otherwise its daily runs would ingest the data of 2013 at the
+        # current time.
+        ledger.set_clock(PROJECT, steps[0].since)
     if not stack_console.up(settings, terminal):
         return False
-    api = AirflowApi.of(settings)
+    api = AirflowApi.from_settings(settings)
     api.wait_for_dags([f"{PROJECT}__{stage}" for stage in STAGES], timeout=120)
 
     board = Board(steps, terminal)
     replay = Replay(project, api, board)
     if replay.records and len(replay.records) < len(steps):
-        terminal.print(f"Going on after {replay.records[-1].name}: {len(replay.records)} of {len(steps)} steps were done before.")
+        terminal.print(
+            f"Going on after {replay.records[-1].name}: {len(replay.records)} of {len(steps)} steps were done before."
+        )
     try:
         board.records = replay.records
         with Live(board, console=terminal, refresh_per_second=4) if terminal.is_terminal else nullcontext():
             replay.run(steps)
             board.finish()
-    except ReplayFailed as error:
-        terminal.print(Text.assemble("\n", ("The demo stopped:", "bold red"), f" {printable(error, keep=NEW_LINE)}"), soft_wrap=True)
+    except ReplayFailedError as error:
+        terminal.print(
+            Text.assemble("\n", ("The demo stopped:", "bold red"), f" {printable(error, keep=NEW_LINE)}"),
+            soft_wrap=True,
+        )
         terminal.print("Nothing is lost: mend it and run `airloop demo` again, it goes on from here.")
         return False
     replay_s = sum(record.seconds for record in replay.records)
-    found = outcome.result(project, replay.records, _setup_seconds(settings), replay_s)
-    json_path, html_path = outcome.write(found), page.write(project, found)
-    terminal.print(months_table(project.metric.name, found))
-    terminal.print(_summary(found))
+    summary = outcome.result(project, replay.records, _setup_seconds(settings), replay_s)
+    json_path, html_path = outcome.write(summary), page.write(project, summary)
+    terminal.print(months_table(project.metric.name, summary))
+    terminal.print(_summary(summary))
     terminal.print(
         f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow   {settings.mlflow_url}\nServing  {settings.serving_url}/docs"
     )
@@ -66,17 +77,17 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
 
 
 class Board:
-    """The live view of the replay (a rich renderable) that ``Replay`` tells what it does."""
+    """The live view of the replay (a rich renderable), to which ``Replay`` reports its progress."""
 
-    def __init__(self, steps: list[Step], terminal: Console):
+    def __init__(self, steps: list[ReplayStep], terminal: Console):
         self.steps, self.terminal = steps, terminal
         self.records: list[StepRecord] = []
         self.began = self.stage_began = time.monotonic()
-        self.current: Step | None = None
+        self.current: ReplayStep | None = None
         self.current_stage = ""
         self.notes: list[str] = []
 
-    def step(self, step: Step) -> None:
+    def step(self, step: ReplayStep) -> None:
         self.current = step
         self._line(f"{step.name}: until {step.cutoff:%Y-%m-%d}")
 
@@ -84,12 +95,12 @@ class Board:
         self.current_stage, self.stage_began = name, time.monotonic()
         self._line(f"  {name}")
 
-    def said(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.notes.append(f"{self.current.name if self.current else ''}: {text}")
         self._line(f"  {text}")
 
     def _line(self, text: str) -> None:
-        """Where no live view can be shown, a line for each thing that happens."""
+        """Print one line for each event if a live view cannot be shown."""
         if not self.terminal.is_terminal:
             self.terminal.print(f"{time.monotonic() - self.began:6.1f} s  {text}", soft_wrap=True)
 
@@ -102,7 +113,13 @@ class Board:
         for heading in ("", "until", "seconds", "monitor", "model"):
             table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
         for record in self.records:
-            table.add_row(f"[green]✓[/green] {record.name}", record.cutoff[:10], f"{record.seconds:.0f}", _monitor_line(record), _training_line(record))
+            table.add_row(
+                f"[green]✓[/green] {record.name}",
+                record.cutoff[:10],
+                f"{record.seconds:.0f}",
+                _monitor_line(record),
+                _training_line(record),
+            )
         if self.current and done < len(self.steps):
             running = time.monotonic() - self.stage_began
             table.add_row(
@@ -117,51 +134,71 @@ class Board:
         if self.current:
             following = self.steps[done + 1].name if done + 1 < len(self.steps) else "the result"
             left = f", about {elapsed / done * (len(self.steps) - done) / 60:.0f} min left" if done else ""
-            lines.append(Text(f"{done} of {len(self.steps)} steps, {elapsed / 60:.1f} min{left}; next: {following}", style="bold"))
+            lines.append(
+                Text(
+                    f"{done} of {len(self.steps)} steps, {elapsed / 60:.1f} min{left}; next: {following}", style="bold"
+                )
+            )
         return Group(*lines)
 
 
-def months_table(metric: str, found: dict) -> Table:
-    """Per month: which version served, the models' figures, what the monitor said, whether a model was trained and why (not)."""
-    second = next(name for name in found["months"][0]["served"] if name != metric)
-    table = Table(title=f"{metric.upper()} and {second} by month, of what was served, of the first model and of the baseline", pad_edge=False)
+def months_table(metric: str, summary: dict[str, Any]) -> Table:
+    """Return a table by month: served versions, metrics, the monitor's state, trainings."""
+    second = next(name for name in summary["months"][0]["served"] if name != metric)
+    table = Table(
+        title=f"{metric.upper()} and {second} by month, of what was served, of the first model and of the baseline",
+        pad_edge=False,
+    )
     for heading in ("month", "version", "served", "first model", "baseline", "monitor", "trained"):
         table.add_column(heading, no_wrap=heading == "month", overflow="fold")
-    for month in found["months"]:
+    for month in summary["months"]:
         figures = [f"{month[model][metric]:.3f} {month[model][second]:.3f}" for model in outcome.MODELS]
         versions = "v" + ", v".join(month["model_versions"])
-        table.add_row(month["month"], versions, *figures, month["monitor"].get("state", ""), _trained(month["trainings"]))
+        table.add_row(
+            month["month"], versions, *figures, month["monitor"].get("state", ""), _trained(month["trainings"])
+        )
     return table
 
 
-def _summary(found: dict) -> str:
-    lines = [f"Replay {found['replay_s'] / 60:.1f} min" + (f", set-up {found['setup_s']:.0f} s" if found["setup_s"] else "")]
-    if found["auc_served_may_dec"]:
+def _summary(summary: dict[str, Any]) -> str:
+    lines = [
+        f"Replay {summary['replay_s'] / 60:.1f} min"
+        + (f", set-up {summary['setup_s']:.0f} s" if summary["setup_s"] else "")
+    ]
+    if summary["auc_served_may_dec"]:
         lines.append(
-            f"AUC May to December: served {found['auc_served_may_dec']:.4f}, first model left alone {found['auc_first_model_may_dec']:.4f}, "
-            f"baseline {found['auc_baseline_may_dec']:.4f}"
+            f"AUC May to December: served {summary['auc_served_may_dec']:.4f}, first model left alone {summary['auc_first_model_may_dec']:.4f}, "
+            f"baseline {summary['auc_baseline_may_dec']:.4f}"
         )
-    lines.append(f"{found['requests']} retrain requests, {found['promotions']} promotions after the first model, {len(found['refused'])} refused")
-    for refused in found["refused"]:
-        lines.append(f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}): {'; '.join(refused['reasons'])}")
-    lines.append(f"Serving: {found['serving']['agreed_with_batch']} answers compared with the batch, all equal")
+    lines.append(
+        f"{summary['requests']} retrain requests, {summary['promotions']} promotions after the first model, {len(summary['refused'])} refused"
+    )
+    for refused in summary["refused"]:
+        lines.append(
+            f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}): {'; '.join(refused['reasons'])}"
+        )
+    lines.append(f"Serving: {summary['serving']['agreed_with_batch']} answers compared with the batch, all equal")
     return "\n".join(lines)
 
 
 def _monitor_line(record: StepRecord) -> str:
-    return record.monitor.get("state", "")
+    state: str = record.monitor.get("state", "")
+    return state
 
 
 def _training_line(record: StepRecord) -> str:
     return _trained(record.trainings)
 
 
-def _trained(trainings: list[dict]) -> str:
-    """What was trained and why, in few words; the page has the reasons in full."""
-    return ", ".join(f"v{t.get('version')} {t['state']} ({'injected' if t.get('injected') else t['reason'].partition(':')[0]})" for t in trainings)
+def _trained(trainings: list[dict[str, Any]]) -> str:
+    """Return trainings with reasons in a few words. The page has the full reasons."""
+    return ", ".join(
+        f"v{t.get('version')} {t['state']} ({'injected' if t.get('injected') else t['reason'].partition(':')[0]})"
+        for t in trainings
+    )
 
 
 def _setup_seconds(settings: Settings) -> float | None:
-    """What `make` took to set the machine up, written by it."""
+    """Return the set-up time of the machine, as recorded by `make`, or None."""
     path = settings.home / "setup.json"
     return json.loads(path.read_text()).get("setup_s") if path.exists() else None

@@ -1,4 +1,7 @@
-"""What came of the replay: the served model month by month, beside the first one left alone and the rule-based baseline."""
+"""The results of the replay: the served model by month, with two others for comparison.
+
+These are the first model without retraining, and the rule-based baseline.
+"""
 
 import json
 from dataclasses import asdict
@@ -20,19 +23,26 @@ STEPS_BEGIN_AT = pd.Timedelta(hours=10)  # see replay.year
 
 
 def scored(project: Project) -> pd.DataFrame:
-    """Every prediction that was served in the batch and has an outcome, with what two others would have said to the same inputs.
+    """Return every batch prediction with an outcome, and the predictions of two other models.
+
+    The others predict from the same inputs.
 
     Returns:
-        ``predicted_at``, ``month`` (the replay's: from 10:00 UTC on the first), ``label``, ``served``, ``first_model``, ``baseline``, ``model_version``.
+        ``predicted_at``, ``month`` (the replay's: from 10:00 UTC on the first), ``label``,
+            ``served``, ``first_model``, ``baseline``, ``model_version``.
     """
-    found = tables.open_table(layout.predictions(project))
-    if found is None:
+    table = tables.open_table(layout.predictions(project))
+    if table is None:
         raise ValueError(f"project {project.name} has no predictions yet")
-    log = found.to_pandas()
+    log = table.to_pandas()
     now = ledger.now(project.name)
-    outcome = project.module("features").labels(KnownTables(project, now), since=log["predicted_at"].min() - pd.Timedelta(seconds=1), until=now)
+    outcome = project.module("features").labels(
+        KnownTables(project, now), since=log["predicted_at"].min() - pd.Timedelta(seconds=1), until=now
+    )
     rows = log.merge(outcome, on=list(project.example_key))
-    first, baseline = (Bundle.load(folder) for folder in (versions.bundle(project, "1"), versions.baseline_bundle(project, "1")))
+    first, baseline = (
+        Bundle.load(folder) for folder in (versions.bundle(project, "1"), versions.baseline_bundle(project, "1"))
+    )
     return pd.DataFrame({
         "predicted_at": rows["predicted_at"], "month": (rows["predicted_at"] - STEPS_BEGIN_AT).dt.strftime("%Y-%m"), "label": rows["label"],
         "served": rows["prediction"], "first_model": first.predict(rows), "baseline": baseline.predict(rows), "model_version": rows["model_version"],
@@ -43,7 +53,7 @@ MODELS = ("served", "first_model", "baseline")
 
 
 def result(project: Project, records: list[StepRecord], setup_s: float | None, replay_s: float) -> dict[str, Any]:
-    """Everything that the demo found, as written to result.json."""
+    """Return all results of the demo, as written to result.json."""
     rows = scored(project)
     names = metrics.metrics_of(project.kind)[:2]
     by_cutoff = {record.cutoff[:7]: record for record in records}
@@ -79,7 +89,7 @@ def result(project: Project, records: list[StepRecord], setup_s: float | None, r
 
 
 def write(outcome: dict[str, Any]) -> str:
-    """Write <home>/demo/result.json; gives its path."""
+    """Write <home>/demo/result.json. Return its path."""
     target = get_settings().home / "demo" / "result.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(outcome, indent=1))

@@ -1,4 +1,4 @@
-"""The demo's result as one self-contained HTML page: what a person looks at first."""
+"""The demo's result as one self-contained HTML page."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ th{color:#56606b;font-weight:600} .best{font-weight:700;color:#1b7f5c} img{width
 
 
 def render(project: Project, outcome: dict[str, Any]) -> Markup:
-    """The page as HTML; pictures are inside it."""
+    """Return the page as HTML, with embedded pictures."""
     metric = project.metric.name
     figures = [
         (_number(outcome["auc_served_may_dec"]), f"{metric.upper()} of the served model, May to December"),
@@ -46,11 +46,19 @@ batch's and are equal. {} files went through validation; planted bad ones:
 {}.</small></p>""",
         outcome["serving"]["asked"], outcome["serving"]["agreed_with_batch"], outcome["files"]["ledger"], ", ".join(outcome["files"]["bad"]) or "none",
     )  # fmt: skip
-    return document(f"Airloop: {project.name}", head, _picture(outcome, metric), _table(outcome, metric), _refused(outcome), foot, style=STYLE)
+    return document(
+        f"Airloop: {project.name}",
+        head,
+        _picture(outcome, metric),
+        _table(outcome, metric),
+        _refused(outcome),
+        foot,
+        style=STYLE,
+    )
 
 
 def write(project: Project, outcome: dict[str, Any]) -> str:
-    """Write <home>/demo/result.html; gives its path."""
+    """Write <home>/demo/result.html. Return its path."""
     target = get_settings().home / "demo" / "result.html"
     target.write_text(render(project, outcome), encoding="utf-8")
     return str(target)
@@ -63,26 +71,42 @@ def _table(outcome: dict[str, Any], metric: str) -> Markup:
     for month in outcome["months"]:
         best = max(COLOURS, key=lambda model: month[model][metric])
         figures = join(
-            fill('<td class="{}">{}<td>{}', "best" if model == best else "", _number(month[model][metric]), _number(month[model][second])) for model in COLOURS
+            fill(
+                '<td class="{}">{}<td>{}',
+                "best" if model == best else "",
+                _number(month[model][metric]),
+                _number(month[model][second]),
+            )
+            for model in COLOURS
         )
         served = "v" + ", v".join(month["model_versions"])
         row = fill("<tr><td>{}<td>{}<td>{:,}{}", month["month"], served, month["rows"], figures)
-        lines.append(row + fill('<td class="text">{}<td class="text">{}', month["monitor"].get("state", ""), retrained(month)))
-    columns = fill('<tr><th>month<th>served<th>with outcome{}<th class="text">monitor<th class="text">retrained?</tr>', head)
+        lines.append(
+            row + fill('<td class="text">{}<td class="text">{}', month["monitor"].get("state", ""), retrained(month))
+        )
+    columns = fill(
+        '<tr><th>month<th>served<th>with outcome{}<th class="text">monitor<th class="text">retrained?</tr>', head
+    )
     return fill("<table>{}{}</table>", columns, join(lines, "\n"))
 
 
 def retrained(month: dict[str, Any]) -> str:
-    """One line: was a model trained at the end of the month, what became of it, and why."""
+    """Return one line about the training at the end of the month: its outcome and reason."""
     if not month["trainings"]:
         return "no: " + "; ".join(month["monitor"].get("reasons", ["nothing asked for it"]))
-    return "; ".join(f"{'injected, ' if t.get('injected') else ''}{t['reason']}: version {t.get('version')} {t['state']}" for t in month["trainings"])
+    return "; ".join(
+        f"{'injected, ' if t.get('injected') else ''}{t['reason']}: version {t.get('version')} {t['state']}"
+        for t in month["trainings"]
+    )
 
 
 def _refused(outcome: dict[str, Any]) -> Markup:
     if not outcome["refused"]:
         return Markup()
-    items = (fill("<li>{}, {}: {}</li>", r["cutoff"][:10], r["injected"] or r["reason"], "; ".join(r["reasons"])) for r in outcome["refused"])
+    items = (
+        fill("<li>{}, {}: {}</li>", r["cutoff"][:10], r["injected"] or r["reason"], "; ".join(r["reasons"]))
+        for r in outcome["refused"]
+    )
     return fill("<h2>Refused by the gate</h2><ul>{}</ul>", join(items))
 
 
@@ -94,7 +118,7 @@ def _picture(outcome: dict[str, Any], metric: str) -> Markup:
 
     months = outcome["months"]
     second = next(name for name in months[0]["served"] if name != metric)
-    plt.rcParams["text.parse_math"] = False  # a $ in a label is a $
+    plt.rcParams["text.parse_math"] = False  # a $ in a label is not math
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
     for axis, name in zip(axes, (metric, second), strict=True):
         for model, colour in COLOURS.items():
@@ -106,7 +130,12 @@ def _picture(outcome: dict[str, Any], metric: str) -> Markup:
                 label=NAMES[model],
                 lw=2.4 if model == "served" else 1.4,
             )
-        axis.set_title({"auc": "AUC by month (higher is better)", "brier": "Brier score by month (lower is better)"}.get(name, name), loc="left")
+        axis.set_title(
+            {"auc": "AUC by month (higher is better)", "brier": "Brier score by month (lower is better)"}.get(
+                name, name
+            ),
+            loc="left",
+        )
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.25)
     for position, month in enumerate(months):
@@ -114,12 +143,19 @@ def _picture(outcome: dict[str, Any], metric: str) -> Markup:
             deployed = training["state"] == "deployed"
             axes[0].axvline(position + 0.5, color="#1b7f5c" if deployed else "#c0392b", ls=":", lw=1.2)
             label = f"v{training.get('version')} {'promoted' if deployed else training['state']}"
-            axes[0].annotate(label, (position + 0.5, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right")
+            axes[0].annotate(
+                label, (position + 0.5, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right"
+            )
     axes[0].legend(frameon=False, fontsize=9, loc="upper right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return fill('<img alt="{} and {} by month" src="data:image/png;base64,{}">', metric, second, base64.b64encode(buffer.getvalue()).decode())
+    return fill(
+        '<img alt="{} and {} by month" src="data:image/png;base64,{}">',
+        metric,
+        second,
+        base64.b64encode(buffer.getvalue()).decode(),
+    )
 
 
 def _number(value: float | None) -> str:

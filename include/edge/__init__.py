@@ -1,1 +1,1 @@
-"""Edge bundles: a model version in one signed file, for those that cannot call an API."""
+"""Edge bundles: a model version in one signed file, for devices that cannot call an API."""

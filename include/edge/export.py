@@ -1,7 +1,9 @@
-"""``airloop export``: a model version as one signed file for those that cannot call an API.
+"""``airloop export``: a model version as one signed file, for devices that cannot call an API.
 
-A zip archive: ``model.onnx``, ``contract.json`` (the schema), ``golden.json``, ``manifest.json`` (what it is and where it comes from), and the client that
-predicts from it with onnxruntime alone. Its comment is an Ed25519 signature of every byte before. The same version and key give the same bytes.
+It is a zip archive: ``model.onnx``, ``contract.json`` (the schema), ``golden.json``,
+``manifest.json`` (its identity and origin), and the client that predicts from it with onnxruntime
+alone. Its comment is an Ed25519 signature of every byte before. The same version and key give the
+same bytes.
 """
 
 import io
@@ -20,11 +22,15 @@ from include.training.bundle import Bundle
 
 CLIENT = ("client.py", "ed25519.py")
 FORMAT = 1
-LINEAGE = ("cutoff", "fitted_until", "candidate", "git_sha", "gate", "table_versions")  # tags of the version that go with it
+# Tags of the version that are included.
+LINEAGE = ("cutoff", "fitted_until", "candidate", "git_sha", "gate", "table_versions")
 
 
-class NotExported(ValueError):
-    """There is nothing to export, or it is not what was registered; the message says why."""
+class ExportError(ValueError):
+    """Raised when there is nothing to export, or the files differ from the registered ones.
+
+    The message has the reason.
+    """
 
 
 class Exported(NamedTuple):
@@ -34,39 +40,47 @@ class Exported(NamedTuple):
 
 
 def export(project: Project, version: str | None = None, folder: Path | None = None) -> Exported:
-    """Write ``<project>-<version>.edge.zip``, and beside it the public key that it is checked with.
+    """Write ``<project>-<version>.edge.zip``, and next to it the public key to verify it.
 
     Args:
-        version: of the registered model; default: the champion.
-        folder: where to; default: the current one.
+        version: version of the registered model. Default: the champion.
+        folder: the target. Default: the current folder.
 
     Raises:
-        NotExported: there is no champion or no such version, or its files are not those that training wrote.
+        ExportError: there is no champion or no such version, or its files differ from those that
+            training wrote.
         SettingsError: there is no key to sign with.
     """
     number = version or versions.aliases(project).get(versions.CHAMPION)
     if number is None:
-        raise NotExported(f"project {project.name} has no champion to export: train one (airloop request {project.name}), or name a version")
-    found = versions.find_version(project, number)
-    if found is None:
-        raise NotExported(f"project {project.name} has no version {number}")
+        raise ExportError(
+            f"project {project.name} has no champion to export: train one (airloop request {project.name}), or name a version"
+        )
+    model_version = versions.find_version(project, number)
+    if model_version is None:
+        raise ExportError(f"project {project.name} has no version {number}")
     model = Bundle.load(versions.bundle(project, number))
-    wanted = json.loads(found.tags.get("bundle_sha256") or "{}")
-    if other := [name for name, value in model.hashes().items() if wanted and wanted.get(name) != value]:
-        raise NotExported(f"version {number} of {project.name}: {', '.join(other)} is not the file that was registered (its SHA-256 is another one)")
+    hashes = json.loads(model_version.tags.get("bundle_sha256") or "{}")
+    if other := [name for name, value in model.hashes().items() if hashes and hashes.get(name) != value]:
+        raise ExportError(
+            f"version {number} of {project.name}: {', '.join(other)} is not the file that was registered (its SHA-256 is another one)"
+        )
     model.check_golden()
     key = signing.private_key(get_settings())
     target = folder or Path()
     target.mkdir(parents=True, exist_ok=True)
     bundle, public = target / f"{project.name}-{number}.edge.zip", target / "airloop-edge.pem"
-    lineage = {name: found.tags[name] for name in LINEAGE if name in found.tags}
+    lineage = {name: model_version.tags[name] for name in LINEAGE if name in model_version.tags}
     _write(bundle, signing.sign(key, archive(model, {"project": project.name, "version": number, **lineage})))
     _write(public, signing.public_pem(key))
     return Exported(bundle, public, number)
 
 
 def archive(model: Bundle, about: dict[str, Any]) -> bytes:
-    """The unsigned archive, with room for a signature. Nothing in it depends on when or where it was made."""
+    """Return the unsigned archive, with space for a signature.
+
+    It does not depend on when or where it was made.
+    """
     here = Path(__file__).parent / "client"
     files = {
         "model.onnx": model.graph,
@@ -74,11 +88,18 @@ def archive(model: Bundle, about: dict[str, Any]) -> bytes:
         "golden.json": json.dumps(model.golden, indent=1).encode(),
         **{name: (here / name).read_bytes() for name in CLIENT},
     }
-    manifest = {"format": FORMAT, **about, "sha256": {name: sha256(content).hexdigest() for name, content in files.items()}}
+    manifest = {
+        "format": FORMAT,
+        **about,
+        "sha256": {name: sha256(content).hexdigest() for name, content in files.items()},
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
-        for name, content in {"manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(), **files}.items():
-            entry = zipfile.ZipInfo(name)  # of 1980, and for everybody to read
+        for name, content in {
+            "manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode(),
+            **files,
+        }.items():
+            entry = zipfile.ZipInfo(name)  # dated 1980, readable by all users
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             made.writestr(entry, content)
@@ -87,10 +108,10 @@ def archive(model: Bundle, about: dict[str, Any]) -> bytes:
 
 
 def verify(bundle: Path, public_key: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose signature holds.
+    """Return the manifest of a bundle after verifying its signature.
 
     Raises:
-        SignatureError: it does not.
+        SignatureError: the signature is invalid.
         OSError: a file cannot be read.
     """
     content = bundle.read_bytes()

@@ -1,4 +1,7 @@
-"""Signatures of edge bundles: Ed25519 (RFC 8032). The private key is a setting; on one machine it is made at the first use."""
+"""Signatures of edge bundles: Ed25519 (RFC 8032).
+
+The private key is a setting. On one machine it is generated at the first use.
+"""
 
 import os
 import secrets
@@ -15,14 +18,14 @@ SIGNATURE = 64  # bytes
 
 
 class SignatureError(ValueError):
-    """A file is not signed, or not with this key, or was changed since."""
+    """Raised when a file is unsigned, signed with another key, or was changed after signing."""
 
 
 def private_key(settings: Settings) -> Ed25519PrivateKey:
-    """The key of this installation.
+    """Return the signing key of this installation.
 
     Raises:
-        SettingsError: outside embedded it must be given.
+        SettingsError: the key is not set, and the profile is not embedded.
     """
     given = settings.edge_signing_key
     if given is not None:
@@ -43,25 +46,28 @@ def public_pem(key: Ed25519PrivateKey) -> bytes:
 
 
 def sign(key: Ed25519PrivateKey, archive: bytes) -> bytes:
-    """A zip archive whose comment is 64 bytes long, with the signature of everything before it in their place."""
+    """Sign a zip archive whose comment is 64 bytes long.
+
+    The signature of all preceding bytes replaces the comment.
+    """
     body = archive[:-SIGNATURE]
     return body + key.sign(body)
 
 
 def check(archive: bytes, public_key: bytes, *, name: str, key_name: str) -> None:
-    """Whether an archive is what was signed.
+    """Verify that an archive is unchanged since it was signed.
 
     Args:
         public_key: PEM.
-        name, key_name: what the archive and the key are called in errors.
+        name, key_name: names of the archive and the key in errors.
 
     Raises:
-        SignatureError: it is not, or that is no public key.
+        SignatureError: the signature is invalid, or the key is not a public key.
     """
     try:
         key = load_pem_public_key(public_key)
     except ValueError as error:
-        raise SignatureError(f"{key_name} is no public key in PEM: {error}") from None
+        raise SignatureError(f"{key_name} is not a public key in PEM: {error}") from None
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureError(f"{key_name} is no Ed25519 key")
     if archive[-SIGNATURE - 2 : -SIGNATURE] != SIGNATURE.to_bytes(2, "little"):
@@ -75,12 +81,16 @@ def check(archive: bytes, public_key: bytes, *, name: str, key_name: str) -> Non
 def _key(text: str, where: str) -> Ed25519PrivateKey:
     try:
         return Ed25519PrivateKey.from_private_bytes(urlsafe_b64decode(text))
-    except ValueError:  # also binascii's; its words could quote the key
+    # Includes binascii's error. Its message could quote the key.
+    except ValueError:
         raise SettingsError(f"{where} is not 32 bytes in URL-safe base64") from None
 
 
 def _write_private(file: Path, text: str) -> None:
-    """Whole or not at all, for its owner's eyes; if another process was faster, its key stands."""
+    """Write a file atomically, readable by its owner only.
+
+    If another process was faster, its key is kept.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)

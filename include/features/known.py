@@ -1,4 +1,4 @@
-"""The project's tables as they were known at a cutoff: what feature functions are given to read."""
+"""The project's tables as known at a cutoff, which feature functions read."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,10 +11,12 @@ from include.projects.base import Project
 
 @dataclass(frozen=True)
 class KnownTables:
-    """``known(name, since=None)`` gives the rows of a source with known_at in (since, cutoff]; nothing later can be reached.
+    """``known(name, since=None)`` returns the rows of a source with known_at in (since, cutoff].
 
-    With ``versions`` (source -> version of its Delta table) the tables are read as they were then, so that a training
-    set can be made again. ``root`` is another folder of the project's data than the store's, and nothing known by ``floor`` is read: for samples.
+    Later rows are not accessible. With ``versions`` (source -> version of its Delta table) the
+    tables are read at these versions, so that a training set can be rebuilt. For samples, ``root``
+    is another folder of the project's data than the store's, and rows known by ``floor`` are
+    excluded.
     """
 
     project: Project
@@ -25,9 +27,14 @@ class KnownTables:
 
     def __call__(self, name: str, *, since: datetime | None = None) -> pd.DataFrame:
         after = max((bound for bound in (since, self.floor) if bound is not None), default=None)
-        return tables.read(self.project, name, known_by=self.cutoff, since=after, version=self.versions.get(name), root=self.root)
+        return tables.read(
+            self.project, name, known_by=self.cutoff, since=after, version=self.versions.get(name), root=self.root
+        )
 
     def current_versions(self) -> dict[str, int]:
-        """Source -> version of its table; sources without a table are left out."""
-        found = {source.name: tables.table_version(layout.table(self.project, source.name)) for source in self.project.sources}
-        return {name: version for name, version in found.items() if version is not None}
+        """Return source -> version of its table. Sources without a table are left out."""
+        versions = {
+            source.name: tables.table_version(layout.table(self.project, source.name))
+            for source in self.project.sources
+        }
+        return {name: version for name, version in versions.items() if version is not None}

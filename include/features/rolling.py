@@ -1,4 +1,4 @@
-"""Rolling figures by entity over what had become known, for the projects' ``features.py``."""
+"""Rolling statistics by entity over known events, for the projects' ``features.py``."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -8,26 +8,35 @@ import pandas as pd
 
 
 def every(step: timedelta, *, after: datetime, until: datetime) -> pd.DatetimeIndex:
-    """Every full step (UTC) in (after, until]; the same times whichever range is asked for."""
+    """Return every full step (UTC) in (after, until]. The times do not depend on the range."""
     first = pd.Timestamp(after).floor(step) + pd.Timedelta(step)
     return pd.date_range(first, pd.Timestamp(until), freq=pd.Timedelta(step), unit="us")
 
 
 def rolling(
-    events: pd.DataFrame, entity: str, times: pd.DatetimeIndex, features: Mapping[str, tuple[str | None, timedelta]], *, silent_after: timedelta
+    events: pd.DataFrame,
+    entity: str,
+    times: pd.DatetimeIndex,
+    features: Mapping[str, tuple[str | None, timedelta]],
+    *,
+    silent_after: timedelta,
 ) -> pd.DataFrame:
-    """For each entity and time t, means and counts over the events that became known in (t - window, t].
+    """Return means and counts over the events that became known in (t - window, t].
+
+    There is one row for each entity and time t.
 
     Args:
-        events: the entity's column, ``known_at`` (UTC) and the columns to take means of, without missing values.
+        events: the entity's column, ``known_at`` (UTC) and the columns to average, without missing
+            values.
         entity: column to group by.
         times: ``event_timestamp`` of the rows to make.
-        features: name -> (column to take the mean of, or None to count events; window).
-        silent_after: an entity whose last event is longer ago than this gets no row. Longer than the longest window, else the online
-            store keeps an old value where there should be none.
+        features: name -> (column to average, or None to count events; window).
+        silent_after: an entity whose last event is longer ago than this gets no row. It must be
+            longer than the longest window. Otherwise the online store keeps an outdated value.
 
     Returns:
-        Columns entity, ``event_timestamp`` and the features (float64; a mean over no event is NaN), by entity and time.
+        Columns entity, ``event_timestamp`` and the features (float64; a mean over no event is NaN),
+            by entity and time.
 
     Raises:
         ValueError: ``silent_after`` is not longer than every window.
@@ -37,7 +46,11 @@ def rolling(
         raise ValueError(f"silent_after ({silent_after}) must be longer than the longest window ({longest})")
     events = events.sort_values("known_at")
     at = _microseconds(times)
-    empty = {entity: pd.Series(dtype="object"), "event_timestamp": times[:0], **{name: pd.Series(dtype="float64") for name in features}}
+    empty = {
+        entity: pd.Series(dtype="object"),
+        "event_timestamp": times[:0],
+        **{name: pd.Series(dtype="float64") for name in features},
+    }
     frames = []
     for key, rows in events.groupby(entity, sort=True):
         known = _microseconds(rows["known_at"])
@@ -50,7 +63,7 @@ def rolling(
                 values[name] = count
                 continue
             total = np.concatenate([[0.0], rows[column].to_numpy(dtype="float64").cumsum()])
-            with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as it should be
+            with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as intended
                 values[name] = (total[end] - total[begin]) / count
         frame = pd.DataFrame(values)[end > _first_after(known, at, silent_after)]
         if len(frame):
@@ -59,9 +72,11 @@ def rolling(
 
 
 def _first_after(known: np.ndarray, at: np.ndarray, window: timedelta) -> np.ndarray:
-    return np.searchsorted(known, at - pd.Timedelta(window) // pd.Timedelta(microseconds=1), side="right")
+    starts: np.ndarray = np.searchsorted(known, at - pd.Timedelta(window) // pd.Timedelta(microseconds=1), side="right")
+    return starts
 
 
 def _microseconds(times: pd.DatetimeIndex | pd.Series) -> np.ndarray:
-    """Microseconds since 1970, whatever the unit of the timestamps."""
-    return pd.DatetimeIndex(times).as_unit("us").asi8
+    """Return microseconds since 1970, whatever the unit of the timestamps."""
+    micros: np.ndarray = pd.DatetimeIndex(times).as_unit("us").asi8
+    return micros

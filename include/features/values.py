@@ -1,24 +1,30 @@
-"""What is wrong with values that a project's functions give: labels of no kind, and numbers that models cannot tell apart. Imports no Feast."""
+"""Check values of a project's functions: labels, and numbers that models cannot distinguish.
+
+It does not import Feast.
+"""
 
 import logging
 
 import numpy as np
 import pandas as pd
 
+from include.projects import file_name
 from include.projects.base import Project, TaskKind
 
 LOG = logging.getLogger(__name__)
 
 
 class WrongLabelsError(ValueError):
-    """Labels are not of the project's kind."""
+    """Raised when labels are not valid for the project's kind."""
 
 
 def check_labels(project: Project, labels: pd.Series) -> None:
-    """Refuse labels that the project's kind does not have: a binary project's are 0 and 1, others are finite.
+    """Refuse labels that are invalid for the project's kind.
+
+    A binary project's labels are 0 and 1, others are finite.
 
     Raises:
-        WrongLabelsError: the message names a value, how many there are, and what to do.
+        WrongLabelsError: the message has a value, the number of invalid labels, and the fix.
     """
     try:
         values = labels.to_numpy(dtype="float64", na_value=np.nan)
@@ -29,16 +35,21 @@ def check_labels(project: Project, labels: pd.Series) -> None:
     if wrong.any():
         distinct = ", ".join(f"{value:g}" for value in np.unique(values[wrong])[:3])
         valid = "0 or 1, as kind is binary" if binary else "finite numbers"
-        raise WrongLabelsError(f"project {project.name}: {int(wrong.sum())} of {len(values)} labels are not {valid}, such as {distinct}; {_fix(project)}")
+        raise WrongLabelsError(
+            f"project {project.name}: {int(wrong.sum())} of {len(values)} labels are not {valid}, such as {distinct}; {_fix(project)}"
+        )
 
 
 def _fix(project: Project) -> str:
     also = ", or declare kind=TaskKind.REGRESSION" if project.kind == TaskKind.BINARY else ""
-    return f"mend what examples() of include/projects/{project.name}/features.py gives as label, or the rows of source '{project.label_source}'{also}"
+    return f"mend what examples() of {file_name(project.name, 'features')} gives as label, or the rows of source '{project.label_source}'{also}"
 
 
 def warn_of_merged(project: Project, rows: pd.DataFrame) -> dict[str, int]:
-    """Warn of each numeric input whose distinct values models cannot tell apart, since they are given float32; gives how many values are lost."""
+    """Warn of numeric inputs with distinct values that become equal as float32, the models' type.
+
+    Return the number of lost values by column.
+    """
     lost = {}
     for column in project.inputs.numeric:
         if column in rows and (count := merged_by_float32(rows[column])):
@@ -48,18 +59,26 @@ def warn_of_merged(project: Project, rows: pd.DataFrame) -> dict[str, int]:
 
 
 def merged_by_float32(column: pd.Series) -> int:
-    """Return how many integers of a column become equal to another one as float32: ids above 2**24. Of fractions nobody expects all digits."""
+    """Return how many integers of a column become equal to another one as float32.
+
+    These are ids above 2**24. Fractions are not checked, because rounding them is expected.
+    """
     values = column.dropna().unique()
     try:
         exact = np.asarray(values, dtype="float64")
     except (TypeError, ValueError):
         return 0
-    if not len(exact) or not np.isfinite(exact).all() or np.abs(exact).max() <= 2**24 or (exact != np.floor(exact)).any():
+    if (
+        not len(exact)
+        or not np.isfinite(exact).all()
+        or np.abs(exact).max() <= 2**24
+        or (exact != np.floor(exact)).any()
+    ):
         return 0
     distinct = {int(value) for value in values}
     return len(distinct) - len(np.unique(exact.astype("float32")))
 
 
 def merged_words(column: str, count: int) -> str:
-    """Return what is said of such a column."""
+    """Return the warning for such a column."""
     return f"numeric input '{column}' has {count} whole numbers that are another one as float32, which models are given: an id belongs into inputs.categorical"

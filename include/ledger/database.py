@@ -1,14 +1,16 @@
-"""The way into the ledger's database, SQLite or Postgres: connections, transactions, and its tables brought up to this code's version.
+"""Access to the ledger's database (SQLite or Postgres): connections, transactions, migrations.
 
-The first connection of a process looks at the version that the database has. Where it is behind, the migrations run in one transaction, under a lock
-that the database itself keeps: however many processes start together, one migrates and the others wait and find it done. Killed in the middle, nothing
-has happened.
+The first connection of a process checks the version of the tables. If they are older than this
+code, the migrations run in one transaction, under a lock of the database itself. If several
+processes start concurrently, one migrates while the others wait. After a kill in the middle,
+nothing has changed.
 """
 
 import json
 import math
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,34 +21,38 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from include.settings import get_settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-VERSION_TABLE = "ledger_version"  # not alembic_version: whoever puts two products into one database still has two
+# Not Alembic's default name, so that another product can share the database.
+VERSION_TABLE = "ledger_version"
 HEAD = max(file.stem.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
-LOCK = 0x6C6564676572  # the key of Postgres's advisory lock: "ledger"
+# The key of Postgres's advisory lock: "ledger".
+LOCK = 0x6C6564676572
 
 _engines: dict[str, Engine] = {}
 _opening = threading.Lock()
 
 
 class LedgerError(RuntimeError):
-    """The ledger cannot be used by this code; the message says why and what to do."""
+    """Raised when this code cannot use the ledger. The message states the reason and the fix."""
 
 
 @contextmanager
-def transaction():
-    """One transaction of the ledger that the settings name; its tables are there and of this code's version."""
+def transaction() -> Iterator[Connection]:
+    """Begin a transaction of the configured ledger, after migrating its tables if needed."""
     with _engine(get_settings().ledger).begin() as connection:
         yield connection
 
 
 def migrate(url: str | None = None, *, to: str = HEAD) -> str:
-    """Bring the ledger's tables up to this code; gives the version that they had before ("" if there were none). Doing it again changes nothing.
+    """Migrate the ledger's tables to this code's version. Return the version that they had before.
+
+    The result is "" if there were no tables. Repeating it changes nothing.
 
     Args:
-        url: of its database; None: that of the settings.
+        url: the database. None: the one of the settings.
         to: an older version, to load a backup's rows into.
 
     Raises:
-        LedgerError: they are of newer code, or this user may not change them.
+        LedgerError: the tables are of newer code, or this user may not change them.
     """
     engine = connect(url or get_settings().ledger)
     try:
@@ -58,7 +64,9 @@ def migrate(url: str | None = None, *, to: str = HEAD) -> str:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
                 before = version_of(connection)
             if before > HEAD:
-                raise LedgerError(f"the ledger is at version {before}, this code knows {HEAD}: it was made by a newer Airloop. Use that, or restore a backup")
+                raise LedgerError(
+                    f"the ledger is at version {before}, this code knows {HEAD}: it was made by a newer Airloop. Use that, or restore a backup"
+                )
             if before < to:
                 _upgrade(connection, to)
             return before
@@ -66,37 +74,47 @@ def migrate(url: str | None = None, *, to: str = HEAD) -> str:
         if "permission denied" not in str(error).lower():
             raise
         whom = f"user '{engine.url.username}' of database '{engine.url.database}'"
-        raise LedgerError(f"the ledger's tables must be made or changed, and {whom} may not: let its owner run `airloop migrate`") from error
+        raise LedgerError(
+            f"the ledger's tables must be made or changed, and {whom} may not: let its owner run `airloop migrate`"
+        ) from error
     finally:
         engine.dispose()
 
 
 def version_of(connection: Connection) -> str:
-    """The version of the ledger's tables; "" where there are none, or such as were made before they had one."""
+    """Return the version of the ledger's tables.
+
+    Return "" if there are none, or if they were created before versions existed.
+    """
     if not inspect(connection).has_table(VERSION_TABLE):
         return ""
     return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar() or ""
 
 
 def connect(url: str) -> Engine:
-    """An engine for the ledger's database, which touches nothing by itself."""
+    """Return an engine for the ledger's database. It does not connect until it is used."""
     place = make_url(url)
     if place.drivername == "postgresql":
         place = place.set(drivername="postgresql+psycopg2")
     if place.get_backend_name() == "sqlite":
         Path(place.database or "").parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(place, json_serializer=to_json)
-        # SQLite begins a transaction as a reader and refuses, at once, to make two of them writers: so each begins as a writer, and waits.
+        # By default, an SQLite transaction begins as a reader. If two of them become writers,
+        # SQLite refuses one of them immediately. So each begins as a writer, and waits for the
+        # other.
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         return engine
-    # A server that was away and is back has forgotten its connections: each is tried before it is used.
+    # After a server restart, pooled connections are stale, so each is tested before use.
     arguments = {"connect_timeout": 10, "application_name": "airloop-ledger"}
     return create_engine(place, json_serializer=to_json, pool_pre_ping=True, pool_size=2, connect_args=arguments)
 
 
 def upsert(table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
-    """Write one row, replacing it if it is there: two tries, since another process may insert in between."""
+    """Insert one row, or update it if it exists.
+
+    It tries twice, because another process may insert the row in between.
+    """
     where = [table.c[name] == value for name, value in key.items()]
     for _ in range(2):
         try:
@@ -110,7 +128,10 @@ def upsert(table: Table, key: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def to_json(value: Any) -> str:
-    """JSON as every database takes it: a figure that is no number is none. (SQLite would keep a NaN, Postgres refuses it.)"""
+    """Return JSON that every database accepts: non-finite numbers become null.
+
+    SQLite would store a NaN, but Postgres refuses it.
+    """
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -137,7 +158,8 @@ def _engine(url: str) -> Engine:
 
 
 def _upgrade(connection: Connection, to: str) -> None:
-    from alembic import command  # here: only who finds the tables behind pays for it
+    # Import Alembic only if a migration is needed, because it is slow to load.
+    from alembic import command
     from alembic.config import Config
 
     config = Config()
@@ -146,13 +168,17 @@ def _upgrade(connection: Connection, to: str) -> None:
     command.upgrade(config, to)
 
 
-def _prepare_sqlite(connection, _record) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Stop the driver from beginning transactions itself.
+    connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout = 30000")
 
 
 def _forget_in_child() -> None:
-    """A forked child must not speak on its parent's connections: it opens its own, and leaves those alone."""
+    """Drop the parent's connections in a forked child, without closing them.
+
+    The child opens its own.
+    """
     for engine in _engines.values():
         engine.dispose(close=False)
 

@@ -1,4 +1,7 @@
-"""Freezes: while one holds, nothing of the project is trained, promoted or rolled out. Who asked for it and why stands beside it."""
+"""Freezes: while one is active, nothing of the project is trained, promoted or rolled out.
+
+The user and the reason are stored with it.
+"""
 
 from typing import NamedTuple
 
@@ -10,11 +13,15 @@ from include.ledger.records import decide
 from include.ledger.schema import FREEZES
 from include.times import stamp
 
-EVERYTHING = "*"  # in the place of a project: all of them
+# Used instead of a project name: all projects.
+EVERYTHING = "*"
 
 
 class Freeze(NamedTuple):
-    """``project`` is one, or ``*`` for all; ``since`` is the wall clock's."""
+    """A freeze.
+
+    ``project`` is a project name, or ``*`` for all. ``since`` is wall-clock time.
+    """
 
     project: str
     by: str
@@ -27,15 +34,21 @@ class Freeze(NamedTuple):
         return f"{whom} frozen since {self.since} by {self.by}: {self.why} (`{how}` ends it)"
 
 
-class Frozen(Exception):
-    """What was to begin must not, while the project is frozen; the message says by whom, why and since when."""
+class FrozenError(Exception):
+    """Raised when an action must not begin while the project is frozen.
+
+    The message names the user, the reason and the start of the freeze.
+    """
 
 
 _FREEZE = select(*(FREEZES.c[name] for name in Freeze._fields))
 
 
 def freeze(project: str, *, by: str, why: str) -> Freeze:
-    """Freeze a project, or all of them; a freeze that is there already stays as it is. Gives the one that holds."""
+    """Freeze a project, or all of them. Return the active freeze.
+
+    An existing freeze is left unchanged.
+    """
     wanted = Freeze(project, by, why, stamp())
     try:
         with transaction() as connection:
@@ -43,40 +56,59 @@ def freeze(project: str, *, by: str, why: str) -> Freeze:
     except IntegrityError:
         with transaction() as connection:
             row = connection.execute(_FREEZE.where(FREEZES.c.project == project)).first()
-        return Freeze(*row) if row else freeze(project, by=by, why=why)  # thawed this very moment
+        # The project was thawed between the two transactions.
+        return Freeze(*row) if row else freeze(project, by=by, why=why)
     decide(project, "freeze", f"{wanted.since} by {by}", verdict="frozen", reasons=[why], cutoff=wanted.since)
     return wanted
 
 
 def thaw(project: str, *, by: str) -> Freeze | None:
-    """End a freeze; gives the one that held, None if there was none. The freeze of all and those of single projects are ended each for itself."""
+    """End a freeze and return it, or return None if there was none.
+
+    The freeze of all projects and those of single projects are separate.
+    """
     with transaction() as connection:
         row = connection.execute(_FREEZE.where(FREEZES.c.project == project).with_for_update()).first()
         connection.execute(delete(FREEZES).where(FREEZES.c.project == project))
     if row is None:
         return None
-    decide(project, "freeze", f"{stamp()} by {by}", verdict="thawed", reasons=[f"was frozen since {row.since} by {row.by}: {row.why}"], cutoff=stamp())
+    decide(
+        project,
+        "freeze",
+        f"{stamp()} by {by}",
+        verdict="thawed",
+        reasons=[f"was frozen since {row.since} by {row.by}: {row.why}"],
+        cutoff=stamp(),
+    )
     return Freeze(*row)
 
 
 def freeze_of(project: str) -> Freeze | None:
-    """The freeze that holds for a project: its own, else that of all."""
+    """Return the freeze that applies to a project: its own, else that of all projects.
+
+    Return None if there is none.
+    """
     with transaction() as connection:
-        found = [Freeze(*row) for row in connection.execute(_FREEZE.where(FREEZES.c.project.in_([project, EVERYTHING])).order_by(FREEZES.c.project.desc()))]
-    return found[0] if found else None
+        freezes = [
+            Freeze(*row)
+            for row in connection.execute(
+                _FREEZE.where(FREEZES.c.project.in_([project, EVERYTHING])).order_by(FREEZES.c.project.desc())
+            )
+        ]
+    return freezes[0] if freezes else None
 
 
 def freezes() -> list[Freeze]:
-    """All that hold now."""
+    """Return all active freezes."""
     with transaction() as connection:
         return [Freeze(*row) for row in connection.execute(_FREEZE.order_by(FREEZES.c.project))]
 
 
 def refuse_frozen(project: str, what: str) -> None:
-    """Raises Frozen if the project is: before anything begins that trains, promotes or rolls out.
+    """Raise Frozen if the project is frozen. Call it before training, promotion and rollout.
 
     Args:
-        what: is not to begin, as a sentence begins: "version 3 is not promoted".
+        what: the refused action, as the beginning of a sentence: "version 3 is not promoted".
     """
     if held := freeze_of(project):
-        raise Frozen(f"{what}: {held}")
+        raise FrozenError(f"{what}: {held}")

@@ -1,4 +1,8 @@
-"""Identify the installation. Two installations on one machine have the same default ports, so a command can reach the servers of the other one."""
+"""Identify the installation.
+
+Two installations on one machine have the same default ports, so a command can reach the servers of
+the other one.
+"""
 
 import uuid
 
@@ -16,7 +20,10 @@ _known: dict[str, str] = {}
 
 
 def installation() -> str:
-    """Return the id of the installation that the ledger belongs to. The first call creates it; a restored backup contains it."""
+    """Return the id of the installation that the ledger belongs to.
+
+    The first call creates it. A restored backup contains it.
+    """
     url = get_settings().ledger
     if url not in _known:
         _known[url] = _read() or _made()
@@ -24,7 +31,10 @@ def installation() -> str:
 
 
 def known_installation() -> str | None:
-    """Return the id, or None if the ledger cannot be read. Then no check is made, because a rollback must also work without the ledger."""
+    """Return the id, or None if the ledger cannot be read.
+
+    Then no check is made, because a rollback must also work without the ledger.
+    """
     try:
         return installation()
     except (SQLAlchemyError, LedgerError):
@@ -33,8 +43,8 @@ def known_installation() -> str | None:
 
 def _read() -> str | None:
     with transaction() as connection:
-        found: str | None = connection.execute(select(INSTALLATION.c.id)).scalar()
-    return found
+        installation: str | None = connection.execute(select(INSTALLATION.c.id)).scalar()
+    return installation
 
 
 def _made() -> str:

@@ -1,7 +1,11 @@
-"""The states of requests, drift episodes and rollouts: who owns each, what comes next, by when, and what happens when that time has passed.
+"""The states of requests, drift episodes and rollouts: owners, transitions and deadlines.
 
-This table is the only list of states. The ledger, ``deploy`` and the sweep of ``monitor`` read their deadlines and their allowed changes from it.
-docs/lifecycle.md is made from it (``make docs``). Deadlines are real time: they wait for processes and people. Cool-downs of drift are the project's time.
+This table is the only list of states. The ledger, ``deploy`` and the sweep of ``monitor`` read
+their deadlines and their allowed transitions from it. docs/lifecycle.md is generated from it
+(``make docs``).
+
+Deadlines are real time, because processes and users must meet them. Cool-downs of drift are the
+project's time.
 """
 
 from collections.abc import Iterator
@@ -11,18 +15,23 @@ from typing import Literal
 
 Kind = Literal["request", "episode", "rollout"]
 
-# A training step or a look of deploy renews the lease, and so does each sweep that finds the run alive. So the lease alone decides only for a run that
-# Airflow does not know: it was deleted, or it ran elsewhere.
+# A training step or a look of deploy renews the lease, and so does each sweep that finds the run
+# alive. So the lease alone decides only for a run that Airflow does not know: it was deleted, or it
+# ran elsewhere.
 LEASE = timedelta(hours=6)
-# A run that Airflow calls running loses its request after this time. Longer than a rollout's default patience and its approval together (7 + 3 days).
+# A run that Airflow reports as running loses its request after this time. It is longer than a
+# rollout's default patience and its approval together (7 + 3 days).
 LONGEST_HOLD = timedelta(days=14)
-# A request that nobody takes up although its DAG is not paused. The event is sent again by each sweep; a day allows for a busy DAG.
+# How long a request may wait although its DAG is not paused. Each sweep sends the event again. A
+# day allows for a busy DAG.
 PICKED_UP_WITHIN = timedelta(days=1)
-# What an alias waits for: one task of deploy with its retries, beside the wait for serving.
+# How long an alias may wait: one task of deploy with its retries, and the wait for serving.
 ALIAS_WITHIN = timedelta(hours=2)
 ATTEMPTS = 3  # of training, and again of deployment
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(minutes=15), timedelta(hours=4)
-ASKS = 3  # requests of one lasting drift before a person is told; it goes on asking, ever more seldom
+# Number of requests of one lasting drift before an operator is notified. Further requests follow,
+# at increasing intervals.
+MAX_REQUESTS = 3
 LONGEST_COOLDOWN = 8  # times the policy's cool-down
 
 
@@ -31,10 +40,12 @@ class State:
     """One state.
 
     Attributes:
-        owner: who takes the next step: a DAG, or a person.
-        next: the states that may follow; for a final state those that a person's own deployment or rollback leads to.
-        within: how long the owner has, or in words where the project's policy says it; None: the state is final.
-        expiry: what the sweep of ``monitor`` does when the time has passed.
+        owner: the DAG or the person that takes the next step.
+        next: the states that may follow. For a final state: those that a user's own deployment or
+            rollback leads to.
+        within: the owner's deadline. It is text if the project's policy defines it, and None if the
+            state is final.
+        expiry: the action of ``monitor``'s sweep after the deadline.
     """
 
     kind: Kind
@@ -83,27 +94,29 @@ _BY_NAME = {(state.kind, state.name): state for state in STATES}
 
 
 def state(kind: Kind, name: str) -> State:
-    """The state of that name.
+    """Return the state of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is none. The message lists the existing ones.
     """
-    found = _BY_NAME.get((kind, name))
-    if found is None:
-        raise ValueError(f"a {kind} has no state '{name}'; it has {', '.join(s.name for s in STATES if s.kind == kind)}")
-    return found
+    match = _BY_NAME.get((kind, name))
+    if match is None:
+        raise ValueError(
+            f"a {kind} has no state '{name}'; it has {', '.join(s.name for s in STATES if s.kind == kind)}"
+        )
+    return match
 
 
 def live(kind: Kind) -> tuple[str, ...]:
-    """The states that wait for something."""
+    """Return the states that are not final."""
     return tuple(state.name for state in STATES if state.kind == kind and not state.final)
 
 
 def deadline(kind: Kind, name: str, at: datetime) -> datetime | None:
-    """By when the owner of a state that begins now must have taken the next step; None: it is final.
+    """Return the owner's deadline for a state that begins at ``at``, or None if it is final.
 
     Raises:
-        ValueError: the project's policy says it, not this table.
+        ValueError: the project's policy defines the deadline, not this table.
     """
     within = state(kind, name).within
     if isinstance(within, str):
@@ -112,24 +125,34 @@ def deadline(kind: Kind, name: str, at: datetime) -> datetime | None:
 
 
 def pause(attempts: int) -> timedelta:
-    """How long the next attempt waits after so many that failed (1: after the first)."""
-    return min(FIRST_PAUSE * 2 ** (min(attempts, 10) - 1), LONGEST_PAUSE)
+    """Return the delay before the next attempt, given the number of failed ones."""
+    pause: timedelta = min(FIRST_PAUSE * 2 ** (min(attempts, 10) - 1), LONGEST_PAUSE)
+    return pause
 
 
 def cooldown(usual: timedelta, asked: int) -> timedelta:
-    """How long a drift waits before it asks again, after so many requests in vain."""
-    return usual * min(2 ** max(asked - 1, 0), LONGEST_COOLDOWN)
+    """Return how long a drift waits before its next request, after ``asked`` unsuccessful ones."""
+    cooldown: timedelta = usual * min(2 ** max(asked - 1, 0), LONGEST_COOLDOWN)
+    return cooldown
 
 
 def refuse_jump(kind: Kind, now: str, to: str) -> None:
-    """Raises ValueError if the table knows no way from one state to the other. To stay is allowed: writes are repeated."""
+    """Raise ValueError if the table has no transition from one state to the other.
+
+    Staying in a state is allowed, because writes are repeated.
+    """
     if to != now and to not in state(kind, now).next:
-        raise ValueError(f"a {kind} that is {now} does not become {to}; next is {' or '.join(state(kind, now).next) or 'nothing'}")
+        raise ValueError(
+            f"a {kind} that is {now} does not become {to}; next is {' or '.join(state(kind, now).next) or 'nothing'}"
+        )
     state(kind, to)
 
 
 def page() -> str:
-    """docs/lifecycle.md, between its head and its end: for each kind a diagram (Mermaid) and a table."""
+    """Return the generated part of docs/lifecycle.md.
+
+    It has a diagram (Mermaid) and a table for each kind.
+    """
     return "\n".join(_section(kind) for kind in ("request", "episode", "rollout"))
 
 

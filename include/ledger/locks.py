@@ -1,7 +1,8 @@
-"""One at a time: whoever changes what is deployed holds the project's lock meanwhile, be it a task or a person at a terminal.
+"""A project's deployment lock, held by each task or user that changes the deployment.
 
-MLflow has no compare-and-set. The lock is the ledger's database's own (Postgres: an advisory lock; SQLite, which is one machine: a lock on a file beside
-it), so it ends with whoever held it, also with kill -9.
+MLflow does not have compare-and-set. The lock belongs to the ledger's database: on Postgres an
+advisory lock. SQLite runs on one machine, so there it is a lock on a file next to the database. It
+is released when its holder ends, even after kill -9.
 """
 
 import fcntl
@@ -17,19 +18,21 @@ from include.ledger.database import connect
 from include.settings import get_settings
 
 
-class Busy(TimeoutError):
-    """Somebody else is changing what is deployed, for longer than one waits."""
+class LockTimeoutError(TimeoutError):
+    """Raised when another process holds the lock for longer than the timeout."""
 
 
 @contextmanager
 def one_at_a_time(project: str, *, timeout_s: float = 60) -> Iterator[None]:
-    """Around everything that reads what is deployed and then changes it.
+    """Hold the lock around code that reads the deployment and then changes it.
 
     Raises:
-        Busy: nobody else let go within ``timeout_s``.
+        LockTimeoutError: the lock was not released within ``timeout_s``.
     """
     url = get_settings().ledger
-    busy = Busy(f"{project}: somebody else has been changing what is deployed for {timeout_s:g} s; try again")
+    busy = LockTimeoutError(
+        f"{project}: somebody else has been changing what is deployed for {timeout_s:g} s; try again"
+    )
     if url.startswith("sqlite"):
         with _file(Path(make_url(url).database or "ledger.db").with_suffix(f".{project}.lock"), timeout_s, busy):
             yield
@@ -39,7 +42,10 @@ def one_at_a_time(project: str, *, timeout_s: float = 60) -> Iterator[None]:
         with engine.begin() as connection:
             connection.execute(text("SELECT set_config('lock_timeout', :ms, true)"), {"ms": str(int(timeout_s * 1000))})
             try:
-                connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": f"airloop rollout {project}"})
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"),
+                    {"key": f"airloop rollout {project}"},
+                )
             except OperationalError as error:
                 if "lock timeout" not in str(error):
                     raise
@@ -50,7 +56,7 @@ def one_at_a_time(project: str, *, timeout_s: float = 60) -> Iterator[None]:
 
 
 @contextmanager
-def _file(path: Path, timeout_s: float, busy: Busy) -> Iterator[None]:
+def _file(path: Path, timeout_s: float, busy: LockTimeoutError) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_s
     with path.open("a") as held:

@@ -1,6 +1,7 @@
-"""What people must be told: written in the transaction of what it is about, told afterwards, and again until the hook has taken it.
+"""Notices to operators. They are sent to a hook and retried until the hook accepts them.
 
-The hook is the setting ``AIRLOOP_NOTIFY``: a function or an address. A hook that fails is logged and stops nothing.
+Each is written in the transaction of the event that it reports. The hook is the setting
+``AIRLOOP_NOTIFY``: a function or a URL. A failing hook is logged and does not stop anything.
 """
 
 import json
@@ -17,38 +18,47 @@ from include.ledger.schema import NOTICES
 from include.settings import get_settings
 from include.times import stamp
 
-TRIES = 5  # of the hook, one a sweep; then the notice stays in the ledger alone
+# Attempts to call the hook, one for each sweep. After that the notice remains only in the ledger.
+TRIES = 5
 TIMEOUT_S = 10
 LOG = logging.getLogger(__name__)
 
 
 def note(project: str, subject: str, text: str) -> None:
-    """Write down what people must be told; about one subject once."""
+    """Record a notice to the operators, once for each subject."""
     try:
         with transaction() as connection:
             add_notice(connection, project, subject, text)
     except IntegrityError:
-        pass  # noted by somebody else at this moment
+        pass  # another process has just recorded it
 
 
 def add_notice(connection: Any, project: str, subject: str, text: str) -> None:
-    """As ``note``, within a transaction that has begun."""
+    """Record a notice like ``note``, within a transaction that has begun."""
     where = (NOTICES.c.project == project, NOTICES.c.subject == subject)
     if connection.execute(select(NOTICES.c.subject).where(*where)).first() is None:
-        connection.execute(insert(NOTICES).values(project=project, subject=subject, text=text, recorded_at=stamp(), told_at=None, attempts=0))
+        connection.execute(
+            insert(NOTICES).values(
+                project=project, subject=subject, text=text, recorded_at=stamp(), told_at=None, attempts=0
+            )
+        )
 
 
 def notices(project: str) -> list[dict[str, Any]]:
-    """All of a project, oldest first; ``told_at`` is None as long as the hook has not taken one."""
+    """Return all notices of a project, oldest first.
+
+    ``told_at`` is None until the hook has accepted the notice.
+    """
     with transaction() as connection:
         query = select(NOTICES).where(NOTICES.c.project == project).order_by(NOTICES.c.recorded_at, NOTICES.c.subject)
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def tell(project: str) -> int:
-    """Hand what was not told yet to the hook; gives how many it took. Killed after the hook and before the ledger, it tells one twice.
+    """Send pending notices to the hook. Return how many it accepted.
 
-    Each also goes to this process's log, whether there is a hook or not.
+    A kill between the hook and the ledger's write causes a duplicate. Each notice is also logged by
+    this process, with or without a hook.
     """
     hook, taken = get_settings().notify, 0
     for notice in notices(project):
@@ -61,9 +71,16 @@ def tell(project: str) -> int:
                 _call(hook, {name: notice[name] for name in ("project", "subject", "text", "recorded_at")})
             changes["told_at"] = stamp()
             taken += 1
-        except Exception as error:  # whatever a site's own function raises
-            # Without the text of the error, which may hold the address and the key in it.
-            LOG.warning("%s: AIRLOOP_NOTIFY failed (%s), try %d of %d", project, type(error).__name__, changes["attempts"], TRIES)
+        # A site's own function may raise anything.
+        except Exception as error:
+            # Do not log the error's text, which may contain the URL and its key.
+            LOG.warning(
+                "%s: AIRLOOP_NOTIFY failed (%s), try %d of %d",
+                project,
+                type(error).__name__,
+                changes["attempts"],
+                TRIES,
+            )
         with transaction() as connection:
             where = (NOTICES.c.project == project, NOTICES.c.subject == notice["subject"])
             connection.execute(update(NOTICES).where(*where).values(**changes))

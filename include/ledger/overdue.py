@@ -1,7 +1,8 @@
-"""Requests whose time has passed: given back with a pause, or failed for good with a reason and a notice. ``monitor`` sweeps in each of its runs.
+"""Overdue requests: returned to the queue with a pause, or failed with a reason and a notice.
 
-What the ledger cannot know, Airflow is asked: whether a run goes on, and whether a DAG is paused. Each change is one transaction that names what it saw, so
-that a run that renews its lease at the same moment keeps it.
+Each run of ``monitor`` sweeps them. The ledger does not know whether a run is active or a DAG is
+paused, so the sweep queries Airflow. Each change is one transaction that is conditional on the
+state that was read. A run that renews its lease at the same moment therefore keeps it.
 """
 
 from datetime import datetime
@@ -18,23 +19,24 @@ from include.ledger.requests import LIVE, Request, requests
 from include.ledger.schema import REQUESTS
 from include.times import iso, moment
 
-GOING_ON = ("queued", "running")
-ENDED = ("success", "failed")
+ACTIVE_RUN_STATES = ("queued", "running")
+FINAL_RUN_STATES = ("success", "failed")
 
 
 class Airflow(Protocol):
-    """What the sweep asks Airflow."""
+    """The queries to Airflow that the sweep needs."""
 
     def run_state(self, dag_id: str, run_id: str) -> str | None:
-        """queued, running, success or failed; None: Airflow knows no such run."""
+        """Return queued, running, success or failed, or None if the run is unknown."""
 
     def is_paused(self, dag_id: str) -> bool: ...
 
 
 def sweep_requests(project: str, airflow: Airflow) -> list[Request]:
-    """Bring every request that waits a step on, and give those whose event is to be sent again: ``open`` for train, ``passed`` for deploy.
+    """Advance every waiting request. Return those whose event must be sent again.
 
-    In a frozen project all of them wait for the thaw: deadlines begin anew, and nothing is sent.
+    These are ``open`` requests for train and ``passed`` ones for deploy. In a frozen project all
+    requests wait for the thaw: their deadlines restart, and no event is sent.
     """
     waiting = [one for one in requests(project) if one.state in LIVE]
     if freeze_of(project):
@@ -54,23 +56,32 @@ def sweep_requests(project: str, airflow: Airflow) -> list[Request]:
 
 
 def fail_request(request: Request, reason: str) -> bool:
-    """The end of a request without a model in service; people are told. False: it has moved on meanwhile."""
+    """End a request as failed, and notify the operators.
+
+    Return False if the request has changed in the meantime.
+    """
     text = f"request {request.id} ({request.reason}, cutoff {request.cutoff}) failed: {reason}"
-    failed = {"state": "failed", "not_before": None, "deadline": None, "held_since": None, "outcome": {**request.outcome, "reason": reason}}
+    failed = {
+        "state": "failed",
+        "not_before": None,
+        "deadline": None,
+        "held_since": None,
+        "outcome": {**request.outcome, "reason": reason},
+    }
     return _change(request, notice=(f"request {request.id} failed", text), **failed)
 
 
 def _look_at_holder(request: Request, airflow: Airflow) -> None:
-    """Renew the lease of a run that goes on; take the request from one that has ended, or holds it for too long."""
+    """Renew the lease of an active run. Take the request from a run that ended or is overdue."""
     stage, run = ("train", request.dag_run) if request.state == "claimed" else ("deploy", request.deploy_run)
     dag_id, now = f"{request.project}__{stage}", times.utc_now()
-    said = airflow.run_state(dag_id, run or "")
-    if said in GOING_ON and now - moment(request.held_since or iso(now)) < lifecycle.LONGEST_HOLD:
+    run_state = airflow.run_state(dag_id, run or "")
+    if run_state in ACTIVE_RUN_STATES and now - moment(request.held_since or iso(now)) < lifecycle.LONGEST_HOLD:
         _change(request, deadline=_deadline(request.state), held_since=request.held_since or iso(now))
-    elif said in GOING_ON:
-        _give_back(request, f"run {run} of {dag_id} is {said} and has had it since {request.held_since}")
-    elif said in ENDED:
-        _give_back(request, f"run {run} of {dag_id} ended ({said}) without an end for it")
+    elif run_state in ACTIVE_RUN_STATES:
+        _give_back(request, f"run {run} of {dag_id} is {run_state} and has had it since {request.held_since}")
+    elif run_state in FINAL_RUN_STATES:
+        _give_back(request, f"run {run} of {dag_id} ended ({run_state}) without an end for it")
     elif _is_over(request, now):
         _give_back(request, f"run {run} of {dag_id} is not known to Airflow, and its lease ended at {request.deadline}")
 
@@ -87,31 +98,45 @@ def _give_back(request: Request, reason: str) -> None:
     deadline = lifecycle.deadline("request", back["state"], not_before)
     assert deadline is not None
     back |= {"attempts": attempts, "not_before": iso(not_before), "deadline": iso(deadline), "held_since": None}
-    back["outcome"] = {**request.outcome, "waits": f"attempt {attempts} of {lifecycle.ATTEMPTS} came to nothing: {reason}"}
+    back["outcome"] = {
+        **request.outcome,
+        "waits": f"attempt {attempts} of {lifecycle.ATTEMPTS} came to nothing: {reason}",
+    }
     _change(request, **back)
 
 
 def _supersede_older(waiting: list[Request]) -> list[Request]:
-    """Of several versions that passed only the newest is rolled out: Airflow merges their events, and deploy takes the newest of those, too."""
+    """Keep only the newest of several versions that passed. Return the requests that still wait.
+
+    Airflow merges their events, and deploy also takes the newest of those.
+    """
     passed = [one for one in waiting if one.state in ("passed", "deploying")]
     newest = max(passed, key=lambda one: int(one.outcome.get("version") or 0), default=None)
     left = [one for one in waiting if one.state != "passed" or one is newest]
     for one in waiting:
         if one not in left and newest is not None:
             reason = f"version {newest.outcome.get('version')} passed after it"
-            _change(one, state="superseded", not_before=None, deadline=None, outcome={**one.outcome, "deploy": "superseded", "deploy_reason": reason})
+            _change(
+                one,
+                state="superseded",
+                not_before=None,
+                deadline=None,
+                outcome={**one.outcome, "deploy": "superseded", "deploy_reason": reason},
+            )
     return left
 
 
 def _is_to_be_woken(request: Request, airflow: Airflow, busy: set[str]) -> bool:
-    """Whether its event is to be sent.
+    """Return whether the request's event must be sent.
 
     Args:
-        busy: the states of requests that are worked on, and of those that are woken before this one: a run takes up one request.
+        busy: the states of requests that are in progress, and of those whose event is sent before
+            this one. A run takes up one request.
     """
     stage, holds = ("train", "claimed") if request.state == "open" else ("deploy", "deploying")
     dag_id, now = f"{request.project}__{stage}", times.utc_now()
-    if airflow.is_paused(dag_id):  # Airflow would drop the event. A person has paused it, and is told what waits; nothing is counted
+    # Airflow would drop the event. A user has paused the DAG and gets a notice. Nothing is counted.
+    if airflow.is_paused(dag_id):
         waits = f"{dag_id} is paused"
         text = f"request {request.id} ({request.reason}, cutoff {request.cutoff}) waits: {waits}. Unpause it, and the next run of monitor has it taken up"
         notice, outcome = (f"request {request.id} waits for {dag_id}", text), {**request.outcome, "waits": waits}
@@ -120,14 +145,23 @@ def _is_to_be_woken(request: Request, airflow: Airflow, busy: set[str]) -> bool:
     if request.not_before and moment(request.not_before) > now:
         return False
     if _is_over(request, now):
-        if busy & {holds, request.state}:  # the DAG is at work on another one, or that comes first
+        # The DAG is working on another request, or another one is before it.
+        if busy & {holds, request.state}:
             _change(request, deadline=_deadline(request.state))
         elif request.attempts + 1 >= lifecycle.ATTEMPTS:
-            fail_request(request, f"no run of {dag_id} took it up by {request.deadline}, though its event was sent again and again")
+            fail_request(
+                request,
+                f"no run of {dag_id} took it up by {request.deadline}, though its event was sent again and again",
+            )
             return False
         else:
             waits = f"no run of {dag_id} took it up by {request.deadline}"
-            _change(request, attempts=request.attempts + 1, deadline=_deadline(request.state), outcome={**request.outcome, "waits": waits})
+            _change(
+                request,
+                attempts=request.attempts + 1,
+                deadline=_deadline(request.state),
+                outcome={**request.outcome, "waits": waits},
+            )
     return True
 
 
@@ -142,10 +176,17 @@ def _deadline(state: str) -> str:
 
 
 def _change(request: Request, *, notice: tuple[str, str] | None = None, **values: Any) -> bool:
-    """Write to a request that still is as it was seen, with its notice in the same transaction. False: somebody else has written meanwhile."""
+    """Update a request if it is unchanged since it was read, and add its notice.
+
+    Both are in one transaction. Return False if another process has changed the request in the
+    meantime.
+    """
     if "state" in values:
         lifecycle.refuse_jump("request", request.state, values["state"])
-    seen = [REQUESTS.c[name].is_not_distinct_from(getattr(request, name)) for name in ("id", "state", "dag_run", "deploy_run", "deadline")]
+    seen = [
+        REQUESTS.c[name].is_not_distinct_from(getattr(request, name))
+        for name in ("id", "state", "dag_run", "deploy_run", "deadline")
+    ]
     with transaction() as connection:
         changed = bool(connection.execute(update(REQUESTS).where(*seen).values(**values)).rowcount)
         if changed and notice:

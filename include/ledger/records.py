@@ -1,4 +1,4 @@
-"""What was done and decided: the replay's clock, the runs' cutoffs, files, stages, decisions."""
+"""Records of work and decisions: the replay's clock, runs' cutoffs, files, stages, decisions."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,53 +13,61 @@ from include.times import iso, moment, stamp
 
 CLOCK_SKEW = timedelta(minutes=5)  # between the clocks of two machines
 
-# --- the clock ---------------------------------------------------------------------------------------------------------------------
+# --- the clock --------------------------------------------------------------------------------
 
 
 def now(project: str) -> datetime:
-    """The project's present: the replay's time where its upstream is a replay, else the wall clock."""
+    """Return the project's present: the time of its replay, else the wall clock."""
     replayed = _replayed(project)
     return moment(replayed) if replayed else times.utc_now().replace(microsecond=0)
 
 
-class FutureCutoff(ValueError):
-    """A cutoff lies after the project's present. A stage that had one would take every later run for an old one, until that time has come."""
+class FutureCutoffError(ValueError):
+    """Raised when a cutoff is after the project's present.
+
+    A stage with such a cutoff would treat every later run as outdated until that time has come.
+    """
 
 
 def check_cutoff(project: str, cutoff: datetime | str) -> str:
     """Return a cutoff as ISO text (UTC).
 
     Raises:
-        FutureCutoff: it is later than the project's present.
+        FutureCutoffError: it is later than the project's present.
     """
     present = now(project)
     if moment(iso(cutoff)) > present + CLOCK_SKEW:
         whose = "the time of its replay" if is_replay(project) else "the time of day"
-        raise FutureCutoff(f"cutoff {iso(cutoff)} is later than the present of {project}, {iso(present)} ({whose}): give one up to that, or none")
+        raise FutureCutoffError(
+            f"cutoff {iso(cutoff)} is later than the present of {project}, {iso(present)} ({whose}): give one up to that, or none"
+        )
     return iso(cutoff)
 
 
 def is_replay(project: str) -> bool:
-    """Whether the project lives at the time of its upstream's replay."""
+    """Return whether the project uses the time of its upstream's replay."""
     return _replayed(project) is not None
 
 
 def _replayed(project: str) -> str | None:
     with transaction() as connection:
-        found: str | None = connection.execute(select(CLOCKS.c.now).where(CLOCKS.c.project == project)).scalar()
-    return found
+        replayed: str | None = connection.execute(select(CLOCKS.c.now).where(CLOCKS.c.project == project)).scalar()
+    return replayed
 
 
 def set_clock(project: str, time: datetime | str) -> None:
-    """Say what time it is for a replayed upstream; from then on scheduled runs of the project live at that time."""
+    """Set the time of a replayed upstream. From then on, scheduled runs of the project use it."""
     upsert(CLOCKS, {"project": project}, {"now": iso(time)})
 
 
 def run_cutoff(project: str, dag_id: str, run_id: str, cutoff: datetime | str) -> str:
-    """The cutoff of a DAG run, as ISO text: ``cutoff``, or what an earlier try of the run decided on. A run that is cleared later keeps its cutoff.
+    """Return the cutoff of a DAG run as ISO text.
+
+    It is ``cutoff``, or the one that an earlier try of the run has stored. A run that is cleared
+    later keeps its cutoff.
 
     Args:
-        cutoff: that the run has if it has decided on none yet.
+        cutoff: the cutoff to use if the run does not have one yet.
     """
     key = f"{dag_id}, {run_id}"
     query = select(RUN_CUTOFFS.c.cutoff).where(RUN_CUTOFFS.c.project == project, RUN_CUTOFFS.c.dag_run == key)
@@ -74,62 +82,104 @@ def run_cutoff(project: str, dag_id: str, run_id: str, cutoff: datetime | str) -
     return iso(cutoff)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------
 
 
 def file_record(project: str, source: str, sha256: str) -> dict[str, Any] | None:
     with transaction() as connection:
-        row = connection.execute(select(FILES).where(FILES.c.project == project, FILES.c.source == source, FILES.c.sha256 == sha256)).mappings().first()
+        row = (
+            connection.execute(
+                select(FILES).where(FILES.c.project == project, FILES.c.source == source, FILES.c.sha256 == sha256)
+            )
+            .mappings()
+            .first()
+        )
     return dict(row) if row else None
 
 
 def file_records(project: str) -> list[dict[str, Any]]:
     with transaction() as connection:
-        return [dict(r) for r in connection.execute(select(FILES).where(FILES.c.project == project).order_by(FILES.c.source, FILES.c.file)).mappings()]
+        return [
+            dict(r)
+            for r in connection.execute(
+                select(FILES).where(FILES.c.project == project).order_by(FILES.c.source, FILES.c.file)
+            ).mappings()
+        ]
 
 
-def record_file(project: str, source: str, sha256: str, *, file: str, status: str, counts: dict, reasons: list, cutoff: datetime | str) -> None:
-    values = {"file": file, "status": status, "counts": counts, "reasons": reasons, "cutoff": iso(cutoff), "recorded_at": stamp()}
+def record_file(
+    project: str,
+    source: str,
+    sha256: str,
+    *,
+    file: str,
+    status: str,
+    counts: dict[str, Any],
+    reasons: list[Any],
+    cutoff: datetime | str,
+) -> None:
+    values = {
+        "file": file,
+        "status": status,
+        "counts": counts,
+        "reasons": reasons,
+        "cutoff": iso(cutoff),
+        "recorded_at": stamp(),
+    }
     upsert(FILES, {"project": project, "source": source, "sha256": sha256}, values)
 
 
 def count_files(project: str) -> int:
     with transaction() as connection:
-        return connection.execute(select(func.count()).select_from(FILES).where(FILES.c.project == project)).scalar_one()
+        count: int = connection.execute(
+            select(func.count()).select_from(FILES).where(FILES.c.project == project)
+        ).scalar_one()
+        return count
 
 
-# --- stages ------------------------------------------------------------------------------------------------------------------------
+# --- stages -----------------------------------------------------------------------------------
 
 
 def record_stage(project: str, stage: str, cutoff: datetime | str, *, dag_run: str, summary: dict[str, Any]) -> None:
-    """A stage has done all its work up to this cutoff."""
-    upsert(STAGES, {"project": project, "stage": stage, "cutoff": iso(cutoff)}, {"dag_run": dag_run, "summary": summary, "recorded_at": stamp()})
+    """Record that a stage has done all its work up to this cutoff."""
+    upsert(
+        STAGES,
+        {"project": project, "stage": stage, "cutoff": iso(cutoff)},
+        {"dag_run": dag_run, "summary": summary, "recorded_at": stamp()},
+    )
 
 
 def stage_record(project: str, stage: str, cutoff: datetime | str) -> dict[str, Any] | None:
     with transaction() as connection:
-        query = select(STAGES).where(STAGES.c.project == project, STAGES.c.stage == stage, STAGES.c.cutoff == iso(cutoff))
+        query = select(STAGES).where(
+            STAGES.c.project == project, STAGES.c.stage == stage, STAGES.c.cutoff == iso(cutoff)
+        )
         row = connection.execute(query).mappings().first()
     return dict(row) if row else None
 
 
 def last_cutoffs(project: str) -> dict[str, dict[str, Any]]:
-    """Stage -> the record of its newest cutoff. A stage that has never ended is left out."""
+    """Return the record of each stage's newest cutoff. A stage that has never ended is left out."""
     with transaction() as connection:
         query = select(STAGES).where(STAGES.c.project == project).order_by(STAGES.c.cutoff)
         return {str(row["stage"]): dict(row) for row in connection.execute(query).mappings()}
 
 
-# --- decisions ---------------------------------------------------------------------------------------------------------------------
+# --- decisions --------------------------------------------------------------------------------
 
 
 def decide(project: str, what: str, subject: str, *, verdict: str, reasons: list[str], cutoff: datetime | str) -> None:
-    """Put a decision and its reasons on record; deciding the same again replaces it."""
+    """Record a decision and its reasons. Recording the same decision again replaces it."""
     values = {"verdict": verdict, "reasons": reasons, "cutoff": iso(cutoff), "recorded_at": stamp()}
     upsert(DECISIONS, {"project": project, "what": what, "subject": subject}, values)
 
 
 def decisions(project: str, what: str | None = None) -> list[dict[str, Any]]:
-    query = select(DECISIONS).where(DECISIONS.c.project == project).order_by(DECISIONS.c.cutoff, DECISIONS.c.recorded_at)
+    query = (
+        select(DECISIONS).where(DECISIONS.c.project == project).order_by(DECISIONS.c.cutoff, DECISIONS.c.recorded_at)
+    )
     with transaction() as connection:
-        return [dict(r) for r in connection.execute(query if what is None else query.where(DECISIONS.c.what == what)).mappings()]
+        return [
+            dict(r)
+            for r in connection.execute(query if what is None else query.where(DECISIONS.c.what == what)).mappings()
+        ]

@@ -1,4 +1,4 @@
-"""What the ledger holds of cutoffs after a time, and how to take that back: the way out of a cutoff that was wrong."""
+"""Rewind: remove the ledger's state for cutoffs after a time, to correct a wrong cutoff."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,21 +13,22 @@ from include.ledger.requests import LIVE, Request, requests
 from include.ledger.schema import CLOCKS, DECISIONS, EPISODES, RUN_CUTOFFS, STAGES
 from include.times import iso, stamp
 
-REWIND = "rewind"  # decisions of the ledger: who took what back, and why
-# Decisions that stop later ones. Those about gates and deployments are history and stop nothing.
+# The ledger's decisions of this kind record the user and the reason.
+REWIND = "rewind"
+# Decisions that block later ones. Those about gates and deployments are history and block nothing.
 BLOCKING = "monitor"
 
 
 class Later(NamedTuple):
-    """What the ledger holds of cutoffs after a time.
+    """The ledger's state for cutoffs after a time.
 
     Attributes:
         stages: stage -> the newest cutoff.
-        decisions: how many of ``monitor``.
-        runs: DAG runs that keep such a cutoff.
-        episodes: drift episodes that were opened or closed after it.
+        decisions: number of ``monitor``'s decisions.
+        runs: number of DAG runs that keep such a cutoff.
+        episodes: number of drift episodes that were opened or closed after it.
         requests: live requests for such a cutoff.
-        clock: the replay's time, where that is later; None: it is not, or there is none.
+        clock: the replay's time if it is later, otherwise None.
     """
 
     stages: dict[str, str]
@@ -42,29 +43,47 @@ class Later(NamedTuple):
 
 
 def later_than(project: str, until: datetime | str) -> Later:
-    """Read what the ledger holds of cutoffs after ``until``; changes nothing."""
+    """Return the ledger's state for cutoffs after ``until``. It changes nothing."""
     end = iso(until)
-    newest = select(STAGES.c.stage, func.max(STAGES.c.cutoff)).where(STAGES.c.project == project, STAGES.c.cutoff > end).group_by(STAGES.c.stage)
+    newest = (
+        select(STAGES.c.stage, func.max(STAGES.c.cutoff))
+        .where(STAGES.c.project == project, STAGES.c.cutoff > end)
+        .group_by(STAGES.c.stage)
+    )
     with transaction() as connection:
         stages = {str(stage): str(cutoff) for stage, cutoff in connection.execute(newest)}
-        judged = _count(connection, DECISIONS, DECISIONS.c.project == project, DECISIONS.c.what == BLOCKING, DECISIONS.c.cutoff > end)
+        judged = _count(
+            connection,
+            DECISIONS,
+            DECISIONS.c.project == project,
+            DECISIONS.c.what == BLOCKING,
+            DECISIONS.c.cutoff > end,
+        )
         runs = _count(connection, RUN_CUTOFFS, RUN_CUTOFFS.c.project == project, RUN_CUTOFFS.c.cutoff > end)
         clock = connection.execute(select(CLOCKS.c.now).where(CLOCKS.c.project == project, CLOCKS.c.now > end)).scalar()
-    changed = [one for one in episodes(project) if one["opened"] > end and one["closed"] != one["opened"] or (one["closed"] or "") > end >= one["opened"]]
+    changed = [
+        one
+        for one in episodes(project)
+        if one["opened"] > end and one["closed"] != one["opened"] or (one["closed"] or "") > end >= one["opened"]
+    ]
     live = [one for one in requests(project) if one.cutoff > end and one.state in LIVE]
     return Later(stages, judged, runs, len(changed), live, clock)
 
 
-def rewind(project: str, until: datetime | str, *, features_until: str | None, by: str, why: str, also: list[str]) -> None:
-    """Take back what ``later_than`` reads, and put that on record. Doing it again changes nothing but adds a record.
+def rewind(
+    project: str, until: datetime | str, *, features_until: str | None, by: str, why: str, also: list[str]
+) -> None:
+    """Remove what ``later_than`` returns, and record that. Repeating it only adds a record.
 
-    Requests for such cutoffs fail. One that is being deployed stays: its rollout has its own way back. Episodes that were opened after ``until`` end at once;
-    the newest that was closed after it is open again.
+    Requests for such cutoffs fail. A request that is being deployed is left unchanged, because its
+    rollout can be rolled back separately. Episodes that were opened after ``until`` end
+    immediately. The newest episode that was closed after it is opened again.
 
     Args:
-        features_until: up to where features are published now. Runs of ``build_features`` for later cutoffs published nothing that is left. None: no features
-            are left.
-        also: what else was taken back, for the record.
+        features_until: the time up to which features are published now. Records of
+            ``build_features`` for later cutoffs are removed, because nothing of them is left. None:
+            no features are left.
+        also: what else was removed, for the record.
     """
     end, features = iso(until), features_until or ""
     seen = later_than(project, end)
@@ -73,8 +92,16 @@ def rewind(project: str, until: datetime | str, *, features_until: str | None, b
             fail_request(one, f"cutoff {one.cutoff} was taken back by {by}: {why}")
     with transaction() as connection:
         connection.execute(delete(STAGES).where(STAGES.c.project == project, STAGES.c.cutoff > end))
-        connection.execute(delete(STAGES).where(STAGES.c.project == project, STAGES.c.stage == "build_features", STAGES.c.cutoff > features))
-        connection.execute(delete(DECISIONS).where(DECISIONS.c.project == project, DECISIONS.c.what == BLOCKING, DECISIONS.c.cutoff > end))
+        connection.execute(
+            delete(STAGES).where(
+                STAGES.c.project == project, STAGES.c.stage == "build_features", STAGES.c.cutoff > features
+            )
+        )
+        connection.execute(
+            delete(DECISIONS).where(
+                DECISIONS.c.project == project, DECISIONS.c.what == BLOCKING, DECISIONS.c.cutoff > end
+            )
+        )
         connection.execute(delete(RUN_CUTOFFS).where(RUN_CUTOFFS.c.project == project, RUN_CUTOFFS.c.cutoff > end))
         connection.execute(update(CLOCKS).where(CLOCKS.c.project == project, CLOCKS.c.now > end).values(now=end))
         _rewind_episodes(connection, project, end)
@@ -85,7 +112,15 @@ def rewind(project: str, until: datetime | str, *, features_until: str | None, b
 def _rewind_episodes(connection: Connection, project: str, end: str) -> None:
     mine = EPISODES.c.project == project
     connection.execute(update(EPISODES).where(mine, EPISODES.c.opened > end).values(closed=EPISODES.c.opened))
-    ended = connection.execute(select(EPISODES.c.id).where(mine, EPISODES.c.opened <= end, EPISODES.c.closed > end).order_by(EPISODES.c.opened)).scalars().all()
+    ended = (
+        connection.execute(
+            select(EPISODES.c.id)
+            .where(mine, EPISODES.c.opened <= end, EPISODES.c.closed > end)
+            .order_by(EPISODES.c.opened)
+        )
+        .scalars()
+        .all()
+    )
     is_open = connection.execute(select(EPISODES.c.id).where(mine, EPISODES.c.closed.is_(None))).first()
     for one in ended:
         again = None if one == ended[-1] and not is_open else end

@@ -1,4 +1,7 @@
-"""The ledger's tables as the newest migration leaves them; a test compares. A change here needs a migration of its own in ``migrations/versions``."""
+"""The ledger's tables as of the newest migration; a test compares both.
+
+A change here needs a new migration in ``migrations/versions``.
+"""
 
 from sqlalchemy import JSON, Column, Index, Integer, MetaData, String, Table, Text
 
@@ -33,23 +36,27 @@ REQUESTS = Table(
     Column("id", String(16), primary_key=True),
     Column("project", String(40), nullable=False),
     Column("cutoff", String(20), nullable=False),
-    Column("reason", Text, nullable=False),  # drift | schedule | first_model | ... or a person's own words
+    # drift | schedule | first_model | ... or a user's own text
+    Column("reason", Text, nullable=False),
     Column("asked_by", String(250), nullable=False),  # a DAG run
     Column("episode", String(16)),
     Column("parameters", JSON, nullable=False),
-    Column("state", String(20), nullable=False),  # those of include.ledger.lifecycle
-    Column("dag_run", String(250)),  # of train, that claimed it
+    Column("state", String(20), nullable=False),  # the states of include.ledger.lifecycle
+    Column("dag_run", String(250)),  # the run of train that claimed it
     Column("outcome", JSON, nullable=False),
     Column("recorded_at", String(20), nullable=False),
-    # Real time, as include.ledger.lifecycle says; NULL where the state is final.
-    Column("attempts", Integer, nullable=False, server_default="0"),  # that came to nothing, of training or (once it passed) of deployment
+    # Real time, see include.ledger.lifecycle. NULL if the state is final.
+    # Unsuccessful attempts of training or, after it passed, of deployment.
+    Column("attempts", Integer, nullable=False, server_default="0"),
     Column("not_before", String(20)),  # the pause before the next attempt
     Column("deadline", String(20)),
-    Column("held_since", String(20)),  # since when a run has it
-    Column("last_run", String(250)),  # of train, from which it was taken: cleared, that run takes it up again
-    Column("deploy_run", String(250)),  # of deploy, that rolls its version out
+    Column("held_since", String(20)),  # when a run claimed it
+    # The run of train that lost the request. If that run is cleared, it takes the request up again.
+    Column("last_run", String(250)),
+    Column("deploy_run", String(250)),  # the run of deploy that rolls out its version
 )
-# A run works on one request at most, also when a try that was taken for dead claims beside the next one.
+# A run works on one request at most. This also holds if a try that was presumed dead claims one
+# concurrently with the next try.
 Index("one_request_a_run", REQUESTS.c.project, REQUESTS.c.dag_run, unique=True)
 EPISODES = Table(
     "drift_episodes",
@@ -60,29 +67,38 @@ EPISODES = Table(
     Column("closed", String(20)),
     Column("evidence", JSON, nullable=False),
 )
-# At most one open episode a project, whoever races: the database refuses the second one.
-Index("one_open_episode", EPISODES.c.project, unique=True, sqlite_where=EPISODES.c.closed.is_(None), postgresql_where=EPISODES.c.closed.is_(None))
+# At most one open episode for each project: the database refuses a second one in a race.
+Index(
+    "one_open_episode",
+    EPISODES.c.project,
+    unique=True,
+    sqlite_where=EPISODES.c.closed.is_(None),
+    postgresql_where=EPISODES.c.closed.is_(None),
+)
 DECISIONS = Table(
     "decisions",
     METADATA,
     Column("project", String(40), primary_key=True),
     Column("what", String(40), primary_key=True),  # monitor | gate | deploy | freeze | ...
-    Column("subject", Text, primary_key=True),  # what was decided about: a cutoff, a request, a version
+    Column("subject", Text, primary_key=True),  # what it is about: a cutoff, a request, a version
     Column("verdict", String(40), nullable=False),
     Column("reasons", JSON, nullable=False),
     Column("cutoff", String(20), nullable=False),
     Column("recorded_at", String(20), nullable=False),
 )
-CLOCKS = Table("clocks", METADATA, Column("project", String(40), primary_key=True), Column("now", String(20), nullable=False))
+CLOCKS = Table(
+    "clocks", METADATA, Column("project", String(40), primary_key=True), Column("now", String(20), nullable=False)
+)
 FREEZES = Table(
     "freezes",
     METADATA,
-    Column("project", String(40), primary_key=True),  # * for all of them
+    Column("project", String(40), primary_key=True),  # * for all projects
     Column("by", Text, nullable=False),
     Column("why", Text, nullable=False),
-    Column("since", String(20), nullable=False),  # the wall clock's: a freeze is about people
+    Column("since", String(20), nullable=False),  # wall-clock time, because users set freezes
 )
-# The cutoff that a run decided on: the same again when its tasks are cleared, though the replay's clock has moved on.
+# The cutoff of a run. It stays the same when the run's tasks are cleared, although the replay's
+# clock has advanced.
 RUN_CUTOFFS = Table(
     "run_cutoffs",
     METADATA,
@@ -93,7 +109,7 @@ RUN_CUTOFFS = Table(
 INSTALLATION = Table(
     "installation",
     METADATA,
-    Column("key", String(10), primary_key=True),  # always the same: there is one row
+    Column("key", String(10), primary_key=True),  # always the same, because there is one row
     Column("id", String(36), nullable=False),
     Column("recorded_at", String(20), nullable=False),
 )
@@ -101,9 +117,9 @@ NOTICES = Table(
     "notices",
     METADATA,
     Column("project", String(40), primary_key=True),
-    Column("subject", Text, primary_key=True),  # what it is about: said once
+    Column("subject", Text, primary_key=True),  # the subject, reported once
     Column("text", Text, nullable=False),
     Column("recorded_at", String(20), nullable=False),
-    Column("told_at", String(20)),  # NULL: the hook has not taken it yet
+    Column("told_at", String(20)),  # NULL until the hook has accepted it
     Column("attempts", Integer, nullable=False),
 )

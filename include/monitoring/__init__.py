@@ -1,1 +1,1 @@
-"""Drift, performance on late labels, and the controller that asks for retraining."""
+"""Drift, performance on late labels, and the controller that requests retraining."""

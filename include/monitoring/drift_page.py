@@ -1,7 +1,9 @@
-"""Evidently's page, with its data escaped and a policy that runs its own scripts and no other.
+"""Evidently's page, with escaped data and a policy that allows only the page's own scripts.
 
-Evidently (0.7) writes the data as JSON into a ``<script>``: a value with ``</script>`` ends it, and what follows is the page's HTML. Here every ``<`` of the
-JSON is written as an escape of JavaScript, and the page's policy names the hashes of the three scripts, so that no handler in a value's markup runs either.
+Evidently (0.7) writes the data as JSON into a ``<script>``. A value with ``</script>`` ends it, and
+the rest becomes the page's HTML. Here every ``<`` of the JSON is written as a JavaScript escape.
+The page's policy names the hashes of the three scripts, so handlers in a value's markup do not run
+either.
 """
 
 import base64
@@ -27,15 +29,15 @@ class DriftPage(NamedTuple):
 
 
 def drift_page(snapshot: Any) -> DriftPage:
-    """The page of an Evidently snapshot, as one file."""
-    with _template_parameters() as found:
+    """Return the page of an Evidently snapshot, as one file."""
+    with _template_parameters() as captured:
         snapshot.get_html_str(as_iframe=False)
-    (parameters,) = found
+    (parameters,) = captured
     from evidently.legacy.utils.dashboard import STATIC_PATH, NumpyEncoder, dashboard_info_to_json
 
     data = f"var dashboard = {dashboard_info_to_json(parameters.dashboard_info)};\nvar graphs = {json.dumps(parameters.additional_graphs, cls=NumpyEncoder)};"
     library = (Path(STATIC_PATH) / "index.js").read_text(encoding="utf-8")
-    # A browser counts line ends as \n, so the hash must too.
+    # Browsers normalize line ends to \n, so the hash must too.
     library = library.replace("\r\n", "\n").replace("\r", "\n")
     scripts = [
         f"var global = globalThis;\n{data.replace('<', chr(92) + 'u003c')}",
@@ -43,28 +45,32 @@ def drift_page(snapshot: Any) -> DriftPage:
         f'window.drawDashboard(dashboard, new Map(Object.entries(graphs)), "{ROOT}");',
     ]
     if "</script" in library.lower():
-        raise ValueError(f"Evidently's {STATIC_PATH}/index.js holds a </script>: it cannot be put into a page. To do: take another version of evidently.")
+        raise ValueError(
+            f"Evidently's {STATIC_PATH}/index.js holds a </script>: it cannot be put into a page. To do: take another version of evidently."
+        )
     font = base64.b64encode((Path(STATIC_PATH) / "material-ui-icons.woff2").read_bytes()).decode()
     hashes = [script_hash(script) for script in scripts]
-    # The scripts are Evidently's and the data's JSON without "<": markup cannot begin in them.
-    body = join([fill('<div id="{}"></div>', ROOT), *(fill("<script>{}</script>", Markup(script)) for script in scripts)])
+    # The scripts are Evidently's and the data's JSON without "<", so markup cannot begin in them.
+    body = join(
+        [fill('<div id="{}"></div>', ROOT), *(fill("<script>{}</script>", Markup(script)) for script in scripts)]
+    )
     return DriftPage(document("Data drift", body, style=STYLE % font, scripts=hashes), hashes)
 
 
 @contextmanager
 def _template_parameters() -> Iterator[list[Any]]:
-    """What Evidently puts into its template, taken in place of the page that it would make of it."""
+    """Capture the parameters of Evidently's template instead of rendering it."""
     from evidently.core import metric_types
 
-    found: list[Any] = []
-    made = metric_types.file_html_template
+    captured: list[Any] = []
+    original = metric_types.file_html_template
 
     def keep(parameters: Any) -> str:
-        found.append(parameters)
+        captured.append(parameters)
         return ""
 
     metric_types.file_html_template = keep
     try:
-        yield found
+        yield captured
     finally:
-        metric_types.file_html_template = made
+        metric_types.file_html_template = original

@@ -1,4 +1,4 @@
-"""The performance report: one HTML page with its plots inside; it loads nothing."""
+"""The performance report: one self-contained HTML page with its plots."""
 
 import io
 from typing import Any
@@ -22,7 +22,10 @@ svg{max-width:100%;height:auto}p.note{color:#475569}
 
 
 def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], joined: pd.DataFrame) -> Markup:
-    """HTML of what ``measure_champion`` found: the figures, the metric by day, outcomes beside predictions, calibration."""
+    """Return the result of ``measure_champion`` as HTML.
+
+    It has the metrics, the metric by day, mean outcomes and predictions, and calibration.
+    """
     name = project.metric.name
     rows = {
         "Champion": f"version {evidence['version']}, trained at cutoff {evidence['champion_cutoff']}",
@@ -37,7 +40,9 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
     table = join(fill("<tr><th>{}</th><td>{}</td></tr>", k, v) for k, v in rows.items())
     nothing = fill("<p>No outcome is known yet for any prediction of this version in the window.</p>")
     plots = _plots(project, evidence, joined) if len(joined) else nothing
-    note = fill('<p class="note">Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p>')
+    note = fill(
+        '<p class="note">Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p>'
+    )
     head = fill("<h1>{}: performance of the champion</h1><p>{}</p><table>{}</table>", project.name, project.goal, table)
     return document(f"{project.name}: performance at {cutoff}", head, plots, note, style=STYLE)
 
@@ -45,10 +50,14 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
 def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> Markup:
     days, curve = by_day(project.metric, joined), calibration(joined)
     figure = Figure(figsize=(10, 9.5), layout="constrained")
-    metric, means, counts, reliability = figure.subplot_mosaic([["metric", "metric"], ["means", "means"], ["counts", "calibration"]]).values()
+    metric, means, counts, reliability = figure.subplot_mosaic(
+        [["metric", "metric"], ["means", "means"], ["counts", "calibration"]]
+    ).values()
 
     errors = [(days["value"] - days["low"]).clip(lower=0), (days["high"] - days["value"]).clip(lower=0)]
-    metric.errorbar(days["day"], days["value"], yerr=errors, fmt="o", color=BLUE, ecolor=GREY, ms=4, label="by day of prediction")
+    metric.errorbar(
+        days["day"], days["value"], yerr=errors, fmt="o", color=BLUE, ecolor=GREY, ms=4, label="by day of prediction"
+    )
     if evidence["reference"] is not None:
         metric.axhline(evidence["reference"], color=RED, ls="--", lw=1, label="when the model was judged")
     if evidence["ci"][0] is not None:
@@ -75,7 +84,8 @@ def _plots(project: Project, evidence: dict[str, Any], joined: pd.DataFrame) -> 
     reliability.set(title="Calibration", xlabel="mean prediction", ylabel="mean outcome")
 
     picture = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": project.name}):  # the same rows give the same bytes
+    # The same rows give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": project.name}):
         figure.savefig(picture, format="svg", metadata={"Date": None})
     # Matplotlib escapes the text in its SVG.
     return Markup(picture.getvalue().partition("<!DOCTYPE")[2].partition(">")[2])

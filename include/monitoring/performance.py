@@ -1,6 +1,6 @@
-"""How good the served predictions were, once their outcomes became known.
+"""Evaluate served predictions once their outcomes are known.
 
-Only predictions of the champion count: those of an older version say nothing about it.
+Only predictions of the champion count, because those of an older version are irrelevant to it.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ BINS = 10  # of the calibration curve
 
 @dataclass(frozen=True)
 class Performance:
-    """The champion on what it predicted in a window: see ``measure``."""
+    """The champion's performance on its predictions in a window; see ``measure``."""
 
     predictions: int
     labels: int
@@ -37,55 +37,74 @@ class Performance:
     figures: dict[str, float]
 
 
-def predictions(project: Project, *, since: datetime, cutoff: datetime, version: str | None = None, columns: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Predictions made for times in (since, cutoff], as they were stored by the cutoff.
+def predictions(
+    project: Project, *, since: datetime, cutoff: datetime, version: str | None = None, columns: tuple[str, ...] = ()
+) -> pd.DataFrame:
+    """Return predictions made for times in (since, cutoff], as stored by the cutoff.
 
     Args:
-        project: whose.
+        project: the project.
         since: start of the window, exclusive.
-        cutoff: of the run; later predictions and what a later run of ``score`` stored are left out.
-        version: of that model version only.
-        columns: wanted beside the example key, ``predicted_at`` and ``prediction``.
+        cutoff: the run's cutoff. Later predictions and those stored by a later run of ``score`` are
+            excluded.
+        version: only those of this model version.
+        columns: columns to return in addition to the example key, ``predicted_at`` and
+            ``prediction``.
 
     Returns:
-        A frame; empty, with the fixed columns, if nothing was ever predicted.
+        A frame. It is empty, with the fixed columns, if nothing was ever predicted.
     """
-    wanted = list(dict.fromkeys([*project.example_key, "predicted_at", "prediction", *columns]))
-    found = tables.open_table(layout.predictions(project))
-    if found is None:
-        return pd.DataFrame(columns=wanted)
+    names = list(dict.fromkeys([*project.example_key, "predicted_at", "prediction", *columns]))
+    table = tables.open_table(layout.predictions(project))
+    if table is None:
+        return pd.DataFrame(columns=names)
     time = tables.ARROW["timestamp"]
     inside = (ds.field("predicted_at") > pa.scalar(since, time)) & (ds.field("predicted_at") <= pa.scalar(cutoff, time))
     inside &= ds.field("cutoff") <= pa.scalar(cutoff, time)
     if version is not None:
         inside &= ds.field("model_version") == str(version)
-    return tables.to_pandas(found.to_pyarrow_dataset().to_table(columns=wanted, filter=inside), nullable=project.example_key)
+    return tables.to_pandas(
+        table.to_pyarrow_dataset().to_table(columns=names, filter=inside), nullable=project.example_key
+    )
 
 
 def with_outcomes(project: Project, predicted: pd.DataFrame, *, since: datetime, cutoff: datetime) -> pd.DataFrame:
-    """The predictions whose outcome was known by the cutoff, with ``label`` and ``label_known_at``.
+    """Return predictions whose outcome was known by the cutoff.
+
+    The columns ``label`` and ``label_known_at`` are added.
 
     Raises:
-        pandas.errors.MergeError: a thing has two outcomes.
+        pandas.errors.MergeError: an example has two outcomes.
     """
-    labels = stored(project, project.module("features").labels(KnownTables(project, cutoff), since=since, until=cutoff), "labels()")
-    labels = labels[labels["label_known_at"] <= pd.Timestamp(cutoff)]  # the rule, whatever a project's function does
+    labels = stored(
+        project, project.module("features").labels(KnownTables(project, cutoff), since=since, until=cutoff), "labels()"
+    )
+    # Enforced here, whatever a project's function returns.
+    labels = labels[labels["label_known_at"] <= pd.Timestamp(cutoff)]
     if predicted.empty:
         return predicted.assign(label=pd.Series(dtype="float64"), label_known_at=pd.Series(dtype="datetime64[us, UTC]"))
-    return predicted.merge(labels[[*project.example_key, "label", "label_known_at"]], on=list(project.example_key), how="inner", validate="many_to_one")
+    return predicted.merge(
+        labels[[*project.example_key, "label", "label_known_at"]],
+        on=list(project.example_key),
+        how="inner",
+        validate="many_to_one",
+    )
 
 
 def measure(metric: Metric, kind: TaskKind, joined: pd.DataFrame, *, predictions: int) -> Performance:
-    """Metric and bias (mean prediction minus mean outcome) with 95 % intervals from a bootstrap over days.
+    """Return metric and bias (mean prediction minus mean outcome) with 95 % intervals.
+
+    The intervals come from a bootstrap over days.
 
     Args:
         metric: the project's.
-        kind: of task; all its metrics are given in ``figures``.
+        kind: the kind of task. ``figures`` contains all its metrics.
         joined: ``predicted_at``, ``prediction``, ``label`` for each prediction with an outcome.
-        predictions: how many there were, with and without an outcome.
+        predictions: number of predictions, with and without an outcome.
 
     Returns:
-        NaN where a figure has no value: no rows, one class only, a prediction that is no number.
+        The performance. A value is NaN if it is undefined: no rows, one class only, or a prediction
+            that is not a number.
     """
     label, prediction = joined["label"].to_numpy("float64"), joined["prediction"].to_numpy("float64")
     day, days = _blocks(joined["predicted_at"], "D")
@@ -102,10 +121,11 @@ def measure(metric: Metric, kind: TaskKind, joined: pd.DataFrame, *, predictions
 
 
 def by_day(metric: Metric, joined: pd.DataFrame) -> pd.DataFrame:
-    """One row per UTC day of prediction.
+    """Return one row per UTC day of prediction.
 
     Returns:
-        ``day``, ``labels``, the metric as ``value``, ``low``, ``high`` (bootstrap over the day's hours), means of ``prediction`` and ``label``.
+        ``day``, ``labels``, the metric as ``value``, ``low``, ``high`` (bootstrap over the day's
+            hours), means of ``prediction`` and ``label``.
     """
     rows = []
     for day, group in joined.groupby(joined["predicted_at"].dt.floor("D"), sort=True):
@@ -117,7 +137,10 @@ def by_day(metric: Metric, joined: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration(joined: pd.DataFrame) -> pd.DataFrame:
-    """Mean ``prediction``, mean ``label`` and ``labels`` in bins of equally many rows: for probabilities and numbers alike."""
+    """Return mean ``prediction``, mean ``label`` and ``labels`` in bins of equally many rows.
+
+    It works for probabilities and for numbers.
+    """
     if joined.empty:
         return pd.DataFrame(columns=["prediction", "label", "labels"])
     place = joined["prediction"].rank(method="first").sub(1) * BINS // len(joined)
@@ -126,21 +149,29 @@ def calibration(joined: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_training(project: Project, champion: Any) -> float:
-    """The champion's metric when it was judged: its tag, else from its reference rows; NaN if neither has it."""
+    """Return the champion's metric when it was judged.
+
+    It comes from its tag, else from its reference rows. It is NaN if neither has it.
+    """
     tag = champion.tags.get(f"metric.{project.metric.name}")
     if tag is not None:
         return float(tag)
     reference = Bundle.load(versions.bundle(project, champion.version)).reference()
-    return metric_function(project.metric.name)(reference["label"].to_numpy(), reference["prediction"].to_numpy()) if len(reference) else NAN
+    return (
+        metric_function(project.metric.name)(reference["label"].to_numpy(), reference["prediction"].to_numpy())
+        if len(reference)
+        else NAN
+    )
 
 
 def measure_champion(project: Project, cutoff: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
-    """The evidence on the champion in the window before the cutoff, and the rows that it rests on.
+    """Return the evidence on the champion in the window before the cutoff, and its rows.
 
     Returns:
-        None if there is no champion; else ``include.monitoring.episodes`` reads from the dict (JSON, below 1 KB): ``version``,
-        ``champion_cutoff``, ``since``, ``predictions``, ``labels``, ``days``, ``metric``, ``ci``, ``reference``, ``bias``,
-        ``bias_ci``, ``figures`` (None stands for NaN).
+        None if there is no champion. Otherwise a dict for ``include.monitoring.episodes`` (JSON,
+            below 1 KB): ``version``, ``champion_cutoff``, ``since``, ``predictions``, ``labels``,
+            ``days``, ``metric``, ``ci``, ``reference``, ``bias``, ``bias_ci``, ``figures`` (None
+            stands for NaN). And the rows.
     """
     champion = versions.champion(project)
     if champion is None:
@@ -149,32 +180,32 @@ def measure_champion(project: Project, cutoff: str) -> tuple[dict[str, Any], pd.
     since = until - project.retrain.window
     predicted = predictions(project, since=since, cutoff=until, version=champion.version)
     joined = with_outcomes(project, predicted, since=since, cutoff=until)
-    found = measure(project.metric, project.kind, joined, predictions=len(predicted))
+    performance = measure(project.metric, project.kind, joined, predictions=len(predicted))
     evidence = {
         "version": str(champion.version),
         "champion_cutoff": champion.tags["cutoff"],
         "since": since.isoformat(),
-        "predictions": found.predictions,
-        "labels": found.labels,
-        "days": found.days,
-        "metric": _number(found.metric.value),
-        "ci": [_number(found.metric.low), _number(found.metric.high)],
+        "predictions": performance.predictions,
+        "labels": performance.labels,
+        "days": performance.days,
+        "metric": _number(performance.metric.value),
+        "ci": [_number(performance.metric.low), _number(performance.metric.high)],
         "reference": _number(at_training(project, champion)),
-        "bias": _number(found.bias.value),
-        "bias_ci": [_number(found.bias.low), _number(found.bias.high)],
-        "figures": {name: _number(value) for name, value in found.figures.items()},
+        "bias": _number(performance.bias.value),
+        "bias_ci": [_number(performance.bias.low), _number(performance.bias.high)],
+        "figures": {name: _number(value) for name, value in performance.figures.items()},
     }
     return evidence, joined
 
 
 def _blocks(times: pd.Series, unit: str) -> tuple[np.ndarray, int]:
-    """Number of each row's day or hour among those there are, and how many there are."""
+    """Return the number of each row's day or hour among those that occur, and their count."""
     if times.empty:
         return np.zeros(0, dtype="int64"), 0
-    codes, found = pd.factorize(times.dt.floor(unit), sort=True)
-    return codes, len(found)
+    codes, groups = pd.factorize(times.dt.floor(unit), sort=True)
+    return codes, len(groups)
 
 
 def _number(value: float) -> float | None:
-    """For JSON, which has no NaN."""
+    """Round a number for JSON, with None for NaN."""
     return round(float(value), 6) if np.isfinite(value) else None

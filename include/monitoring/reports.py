@@ -1,4 +1,7 @@
-"""The reports of the monitor's tasks, written where the task's Report tab looks: ``index.html``, and the figures as JSON beside it."""
+"""Write the reports of the monitor's tasks: ``index.html``, and the values as JSON next to it.
+
+The task's Report tab shows them.
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,24 +18,39 @@ from include.projects.base import Project
 
 
 def publish_performance(project: Project, cutoff: str, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
-    """Measure the champion and write its page; gives the evidence, or None if there is no champion."""
+    """Measure the champion and write its page.
+
+    Return the evidence, or None if there is no champion.
+    """
     measured = measure_champion(project, cutoff)
     if measured is None:
         return None
     evidence, joined = measured
     folder = layout.report(project, dag_id, run_id, task_id)
-    _write(folder, performance_page(project, cutoff, evidence, joined), {"performance.json": json.dumps({"cutoff": cutoff, **evidence}, indent=1)})
+    _write(
+        folder,
+        performance_page(project, cutoff, evidence, joined),
+        {"performance.json": json.dumps({"cutoff": cutoff, **evidence}, indent=1)},
+    )
     return evidence
 
 
 def publish_drift(project: Project, cutoff: str, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
-    """Compare the inputs with the champion's reference and write Evidently's page; gives the evidence, or None if there is no champion."""
-    compared = drift.report_drift(project, cutoff)
-    if compared is None:
+    """Compare the inputs with the champion's reference and write Evidently's page.
+
+    Return the evidence, or None if there is no champion.
+    """
+    result = drift.report_drift(project, cutoff)
+    if result is None:
         return None
-    evidence, found = compared
-    summary = json.dumps({"cutoff": cutoff, **evidence, "columns": found.drifted}, indent=1)
-    _write(layout.report(project, dag_id, run_id, task_id), found.html, {"report.json": found.json, "summary.json": summary}, found.scripts)
+    evidence, comparison = result
+    summary = json.dumps({"cutoff": cutoff, **evidence, "columns": comparison.drifted}, indent=1)
+    _write(
+        layout.report(project, dag_id, run_id, task_id),
+        comparison.html,
+        {"report.json": comparison.json, "summary.json": summary},
+        comparison.scripts,
+    )
     return evidence
 
 

@@ -1,4 +1,7 @@
-"""The archive of a backup: a zip file of rows and one manifest, which has the hash of everything else. Readable by its owner alone."""
+"""The archive of a backup: a zip file of rows and one manifest with the hashes of all members.
+
+Only its owner can read it.
+"""
 
 import hashlib
 import json
@@ -15,11 +18,14 @@ MANIFEST = "manifest.json"
 
 
 class ArchiveError(ValueError):
-    """The archive cannot be written, or is not one that this code may restore; the message names it and why."""
+    """Raised when the archive cannot be written, or this code cannot restore it.
+
+    The message contains the archive's name and the reason.
+    """
 
 
 class Writer:
-    """Fills an archive; nothing stands under its name before it is whole."""
+    """Write an archive. The target file does not exist before the archive is complete."""
 
     def __init__(self, file: zipfile.ZipFile):
         self._file = file
@@ -40,18 +46,20 @@ class Writer:
 
     def finish(self, manifest: dict[str, Any]) -> None:
         content = json.dumps({"format": FORMAT, **manifest, "members": self._hashes}, indent=1, sort_keys=True)
-        self._file.writestr(MANIFEST, json.dumps({"manifest": content, "sha256": hashlib.sha256(content.encode()).hexdigest()}))
+        self._file.writestr(
+            MANIFEST, json.dumps({"manifest": content, "sha256": hashlib.sha256(content.encode()).hexdigest()})
+        )
 
 
 @contextmanager
 def writing(target: Path) -> Iterator[Writer]:
-    """A new archive; killed in the middle, or with an error, there is none.
+    """Create a new archive. If this is killed or fails, no archive is left.
 
     Raises:
-        ArchiveError: there is something of that name already.
+        ArchiveError: The file exists already.
     """
     if target.exists():
-        raise ArchiveError(f"{target} is there already; a backup overwrites nothing")
+        raise ArchiveError(f"{target} exists already, and a backup never overwrites a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.touch(mode=0o600)
@@ -66,7 +74,7 @@ def writing(target: Path) -> Iterator[Writer]:
 
 
 class Reader:
-    """A whole and undamaged archive."""
+    """A complete and undamaged archive."""
 
     def __init__(self, file: zipfile.ZipFile, manifest: dict[str, Any]):
         self._file, self.manifest = file, manifest
@@ -79,15 +87,15 @@ class Reader:
 
 @contextmanager
 def reading(source: Path) -> Iterator[Reader]:
-    """An archive, looked through from end to end before anything of it is used.
+    """Open an archive after verifying all of its content.
 
     Raises:
-        ArchiveError: there is none, it is damaged, or a newer Airloop made it.
+        ArchiveError: The archive does not exist, is damaged, or was made by a newer Airloop.
     """
     try:
         file = zipfile.ZipFile(source)
     except FileNotFoundError:
-        raise ArchiveError(f"there is no archive {source}") from None
+        raise ArchiveError(f"this archive does not exist: {source}") from None
     except (zipfile.BadZipFile, EOFError) as error:
         raise _damaged(source, str(error)) from error
     with file:
@@ -97,25 +105,25 @@ def reading(source: Path) -> Iterator[Reader]:
 def _checked(source: Path, file: zipfile.ZipFile) -> dict[str, Any]:
     try:
         sealed = json.loads(file.read(MANIFEST))
-        content, said = sealed["manifest"], sealed["sha256"]
+        content, expected_sha256 = sealed["manifest"], sealed["sha256"]
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(source, f"its manifest cannot be read ({error})") from error
-    if hashlib.sha256(content.encode()).hexdigest() != said:
-        raise _damaged(source, "its manifest is not what was written")
-    manifest = json.loads(content)
+    if hashlib.sha256(content.encode()).hexdigest() != expected_sha256:
+        raise _damaged(source, "its manifest was changed after the backup")
+    manifest: dict[str, Any] = json.loads(content)
     if manifest["format"] > FORMAT:
         made_by = f"format {manifest['format']}, made by Airloop {manifest.get('airloop')}"
         raise ArchiveError(f"{source} is of {made_by}; this one reads {FORMAT}: use a newer Airloop")
     for name, expected in manifest["members"].items():
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         try:
             with file.open(name) as member:
                 while block := member.read(1 << 20):
-                    found.update(block)
+                    digest.update(block)
         except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise _damaged(source, f"{name} cannot be read ({error})") from error
-        if found.hexdigest() != expected:
-            raise _damaged(source, f"{name} is not what was written")
+        if digest.hexdigest() != expected:
+            raise _damaged(source, f"{name} was changed after the backup")
     return manifest
 
 

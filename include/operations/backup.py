@@ -1,7 +1,10 @@
-"""`airloop backup`: the ledger, Feast's registry and MLflow's database in one archive, with pointers to the tables and hashes of the models.
+"""Save the loop's databases in one archive: `airloop backup`.
 
-The loop may run meanwhile. Each database is read as of one moment, the ledger first and the data last: so whatever the archive's ledger speaks of is in
-the rest of it. What the ledger does not know yet is as after a kill, which every stage takes up.
+The archive contains the ledger, Feast's registry and MLflow's database, pointers to the tables and
+hashes of the models. The loop may run during the backup. Each database is read as of one moment,
+the ledger first and the data last. Therefore the rest of the archive contains everything that its
+ledger refers to. Work that the ledger does not contain yet looks like the work of a killed run,
+from which every stage recovers.
 """
 
 import socket
@@ -19,13 +22,14 @@ from include.operations.versions import installed
 from include.settings import Settings, git_sha
 from include.times import stamp
 
-# Airflow's own history is not saved: its runs are over, and what they came to stands in the ledger. These a person may have made.
+# Airflow's own history is not saved: its runs are over, and the ledger has their results. These
+# tables may contain entries that people made.
 AIRFLOW_TABLES = ("slot_pool", "variable", "connection")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a backup holds, for people: name -> how much; and what was in progress."""
+    """Content of a backup, for display: name -> amount, and the work that was in progress."""
 
     held: dict[str, str]
     in_progress: list[str]
@@ -35,8 +39,9 @@ def backup(settings: Settings, target: Path) -> Saved:
     """Write an archive.
 
     Raises:
-        ArchiveError: it is there already.
-        RowsError: a database is not there; SQLAlchemy's own errors where one does not answer.
+        ArchiveError: The file exists already.
+        RowsError: A database does not exist. SQLAlchemy raises its own errors if one does not
+            answer.
     """
     held, in_progress = {}, []
     with archive.writing(target) as writer:
@@ -71,9 +76,16 @@ def backup(settings: Settings, target: Path) -> Saved:
 
 
 def note_backup(target: Path) -> None:
-    """Put it on record that an archive was made; `airloop doctor` tells its age."""
+    """Record in the ledger that an archive was made. `airloop doctor` reports its age."""
     now = stamp()
-    ledger.decide("*", "backup", str(target.absolute()), verdict="saved", reasons=[f"{target.stat().st_size} bytes, by {who()}"], cutoff=now)
+    ledger.decide(
+        "*",
+        "backup",
+        str(target.absolute()),
+        verdict="saved",
+        reasons=[f"{target.stat().st_size} bytes, by {who()}"],
+        cutoff=now,
+    )
 
 
 def _save(writer: archive.Writer, database: Database, connection: Connection) -> dict[str, rows.Content]:
@@ -82,14 +94,19 @@ def _save(writer: archive.Writer, database: Database, connection: Connection) ->
 
 
 def _in_progress(connection: Connection) -> list[str]:
-    """Requests that a run works on at this moment: after a restore they are open again, as after a kill."""
+    """Return the requests that a run works on now. After a restore they are open again."""
     requests = Table("retrain_requests", MetaData(), autoload_with=connection)
-    claimed = connection.execute(select(requests.c.id, requests.c.project, requests.c.dag_run).where(requests.c.state == "claimed"))
+    claimed = connection.execute(
+        select(requests.c.id, requests.c.project, requests.c.dag_run).where(requests.c.state == "claimed")
+    )
     return [f"request {row.id} of {row.project}, by run {row.dag_run}" for row in claimed]
 
 
 def _save_airflow(writer: archive.Writer, settings: Settings) -> str:
-    """Pools, variables and connections as they stand in its database: secrets encrypted, with the Fernet key of this Airflow, which is not saved."""
+    """Save pools, variables and connections as stored in Airflow's database.
+
+    Secrets are encrypted with this Airflow's Fernet key, which is not saved.
+    """
     try:
         with rows.one_moment(settings.airflow_database) as connection, writer.member("airflow.jsonl") as into:
             saved = rows.save(connection, rows.tables(connection, AIRFLOW_TABLES.__contains__), into)

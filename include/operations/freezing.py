@@ -1,4 +1,8 @@
-"""Freeze and thaw: the ledger keeps the freeze, and whoever would train, promote or roll out asks there. After a thaw what waited is taken up."""
+"""Freeze and thaw projects.
+
+The ledger stores the freeze. Training, promotion and rollout check it. After a thaw the waiting
+work is started.
+"""
 
 import getpass
 import os
@@ -12,20 +16,22 @@ from include.ledger import EVERYTHING, Freeze
 from include.projects import get_project, project_names
 from include.rollout.records import held_deployment
 from include.settings import Settings
-from include.stack.api import AirflowApi, NotStarted
+from include.stack.api import AirflowApi, RunNotStartedError
 
-Start = Callable[[str, dict[str, str], str], str]  # DAG id, parameters, run id -> run id: starts a run; one that is there already is as good
+# Starts a run with a DAG id, parameters and a run id, and returns the run id. An existing run with
+# that id is accepted too.
+Start = Callable[[str, dict[str, str], str], str]
 
 
 @dataclass
 class Thawed:
-    """What a thaw came to.
+    """The result of a thaw.
 
     Attributes:
-        ended: the freeze that was; None: there was none.
-        still: freezes that hold all the same: of all, or of the single projects among all.
-        started: what was taken up: DAG id and run id.
-        trouble: why what waits could not be started.
+        ended: The freeze that was ended, or None if there was none.
+        still: Freezes that still apply: the one of all projects, or those of single projects.
+        started: DAG id and run id of the started runs.
+        trouble: Why the waiting work could not be started.
     """
 
     ended: Freeze | None
@@ -35,7 +41,7 @@ class Thawed:
 
 
 def who() -> str:
-    """Whoever runs this command, by name; in a container, whose user may have none, by number."""
+    """Return the name of the current user, or the number in a container where it has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -43,13 +49,15 @@ def who() -> str:
 
 
 def freeze(project: str | None, *, by: str, why: str) -> tuple[Freeze, bool]:
-    """Freeze a project (None: all of them). Gives the freeze that holds, and whether it is a new one.
+    """Freeze a project, or all projects with None.
+
+    Return the freeze that applies, and whether it is a new one.
 
     Raises:
-        ValueError: there is no such project, or no reason is given.
+        ValueError: The project does not exist, or the reason is missing.
     """
     if not why.strip():
-        raise ValueError("say why: whoever meets the freeze reads it")
+        raise ValueError("say why; each frozen task shows it")
     if project is not None:
         get_project(project)
     before = {one.project for one in ledger.freezes()}
@@ -58,13 +66,16 @@ def freeze(project: str | None, *, by: str, why: str) -> tuple[Freeze, bool]:
 
 
 def thaw(settings: Settings, project: str | None, *, by: str, start: Start | None = None) -> Thawed:
-    """End a freeze (None: that of all), and have taken up what waited for it. Doing it again starts again what could not be started.
+    """End the freeze of a project (None: of all projects) and start the waiting work.
+
+    A second call starts again what could not be started.
 
     Args:
-        start: starts a run, or raises NotStarted; None: as the admin, over Airflow's API.
+        start: Starts a run, or raises RunNotStartedError. None: start it as the admin, over
+            Airflow's API.
 
     Raises:
-        ValueError: there is no such project.
+        ValueError: The project does not exist.
     """
     if project is not None:
         get_project(project)
@@ -72,14 +83,19 @@ def thaw(settings: Settings, project: str | None, *, by: str, start: Start | Non
     concerned = [project] if project else project_names()
     still = [one for one in ledger.freezes() if project is None or one.project in (project, EVERYTHING)]
     thawed = Thawed(ended, still)
-    waiting = [run for name in concerned if ledger.freeze_of(name) is None for run in waiting_runs(name, ended.since if ended else "")]
+    waiting = [
+        run
+        for name in concerned
+        if ledger.freeze_of(name) is None
+        for run in waiting_runs(name, ended.since if ended else "")
+    ]
     try:
         if waiting and start is None:
-            start = AirflowApi.of(settings).trigger
+            start = AirflowApi.from_settings(settings).trigger
         for dag_id, run_id, conf in waiting:
             assert start is not None
             thawed.started.append((dag_id, start(dag_id, conf, run_id)))
-    except (httpx.HTTPError, OSError, NotStarted) as error:
+    except (httpx.HTTPError, OSError, RunNotStartedError) as error:
         left = ", ".join(dag_id for dag_id, _, _ in waiting[len(thawed.started) :])
         again = "airloop thaw --all" if project is None else f"airloop thaw {project}"
         thawed.trouble = f"Airflow could not be asked to start {left} ({error}). Start it and do `{again}` again; the next monitor wakes train too"
@@ -87,10 +103,15 @@ def thaw(settings: Settings, project: str | None, *, by: str, start: Start | Non
 
 
 def waiting_runs(project: str, since: str) -> list[tuple[str, str, dict[str, str]]]:
-    """The DAG runs that take up what waits: DAG id, run id, parameters. A run a request: they queue, while events would be merged."""
+    """Return the DAG runs for the waiting work: DAG id, run id and parameters.
+
+    Each request gets its own run. Runs queue, while Airflow would merge events.
+    """
     mark = f"{since}__" if since else ""
     runs: list[tuple[str, str, dict[str, str]]] = [
-        (f"{project}__train", f"thawed__{mark}{r.id}", {"request": r.id}) for r in ledger.requests(project) if r.state == "open"
+        (f"{project}__train", f"thawed__{mark}{r.id}", {"request": r.id})
+        for r in ledger.requests(project)
+        if r.state == "open"
     ]
     if held := held_deployment(get_project(project)):
         runs.append((f"{project}__deploy", f"thawed__{mark}{held.id}", {"cutoff": held.cutoff}))

@@ -1,4 +1,4 @@
-"""Bringing data and models to another place, and putting aside what a restored registry does not know."""
+"""Copy data and models to another place, and set aside files that a restored registry lacks."""
 
 import json
 import re
@@ -19,52 +19,68 @@ Say = Callable[[str], None]
 
 
 class MovingError(ValueError):
-    """The data cannot be brought; the message says what is in the way."""
+    """Raised when the data cannot be copied. The message contains the reason."""
 
 
-def bring(manifest: dict[str, Any], settings: Settings, *, data_from: str | None, artifacts_from: str | None, say: Say) -> None:
-    """Copy the projects' data, and MLflow's artifacts, from where they were. A copy that was broken off is carried on; nothing is overwritten.
+def bring(
+    manifest: dict[str, Any], settings: Settings, *, data_from: str | None, artifacts_from: str | None, say: Say
+) -> None:
+    """Copy the projects' data and MLflow's artifacts from their previous place.
+
+    An interrupted copy is continued. Nothing is overwritten.
 
     Raises:
-        MovingError: a file of that name and another size is there already, or there is nothing to bring.
+        MovingError: A file with that name and another size exists, or the source is empty.
     """
     if data_from:
         named = {name.partition("/")[0] for name in manifest["tables"]}
         for project in [one for one in all_projects() if one.name in named]:
             source = storage.path(data_from) / project.name
-            say(f"{project.name}: {_copy(source, layout.project_root(project), manifest['store'], settings.store)} files brought from {source}")
+            say(
+                f"{project.name}: {_copy(source, layout.project_root(project), manifest['store'], settings.store)} files brought from {source}"
+            )
     if artifacts_from:
         source = storage.path(artifacts_from)
         say(f"models: {_copy(source, storage.path(artifacts_root(settings)), '', '')} files brought from {source}")
 
 
 def _copy(source: UPath, target: UPath, before: str, now: str) -> int:
-    """Every file below a folder; in the training steps' manifests the data root that was becomes the one that is."""
+    """Copy every file below a folder and return the number of files.
+
+    In the manifests of training steps, the old data root is replaced by the new one.
+    """
     try:
-        found = source.fs.find(source.path, detail=True)
+        files = source.fs.find(source.path, detail=True)
     except FileNotFoundError:
-        found = {}
-    if not found:
+        files = {}
+    if not files:
         raise MovingError(f"there is nothing in {source}")
     here = {}
     if target.exists():
-        here = {path.removeprefix(target.path).lstrip("/"): entry["size"] for path, entry in target.fs.find(target.path, detail=True).items()}
-    # A Delta table is what its log says: its data comes first, so that whoever looks meanwhile sees an older version, and a whole one.
-    for path in sorted(found, key=lambda name: ("/_delta_log/" in name, name)):
-        if path.endswith(".partial"):  # somebody was writing it when the house went down
+        here = {
+            path.removeprefix(target.path).lstrip("/"): entry["size"]
+            for path, entry in target.fs.find(target.path, detail=True).items()
+        }
+    # The log of a Delta table defines its content. Its data is copied first, so that a concurrent
+    # reader sees an older but complete version.
+    for path in sorted(files, key=lambda name: ("/_delta_log/" in name, name)):
+        # The file was being written when the old installation stopped.
+        if path.endswith(".partial"):
             continue
         name = path.removeprefix(source.path).lstrip("/")
         content = source.fs.cat_file(path) if name not in here or _is_manifest(name) else None
         if content is not None and _is_manifest(name):
             content = content.replace(json.dumps(before)[1:-1].encode(), json.dumps(now)[1:-1].encode())
-        size = found[path]["size"] if content is None else len(content)
+        size = files[path]["size"] if content is None else len(content)
         if name in here:
             if here[name] != size:
-                raise MovingError(f"{target / name} is there already, and is another file than {path}: a restore overwrites nothing")
+                raise MovingError(
+                    f"{target / name} exists already, with other content than {path}: a restore overwrites nothing"
+                )
             continue
         assert content is not None
         storage.write(target / name, content)
-    return len(found)
+    return len(files)
 
 
 def _is_manifest(name: str) -> bool:
@@ -72,10 +88,12 @@ def _is_manifest(name: str) -> bool:
 
 
 def set_aside(project: Project, finished: set[str], stamp: str) -> list[str]:
-    """Move away what unfinished requests have made so far: their manifests may name runs and models that a restored MLflow does not know.
+    """Move the artifacts of unfinished requests to another folder.
+
+    Their manifests may name runs and models that a restored MLflow does not have.
 
     Args:
-        finished: requests whose folders stay.
+        finished: Requests whose folders stay.
     """
     folder = layout.training(project, ASIDE).parent
     moved = []
@@ -91,6 +109,10 @@ def set_aside(project: Project, finished: set[str], stamp: str) -> list[str]:
 
 def _folders(folder: UPath) -> list[str]:
     try:
-        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in folder.fs.ls(folder.path, detail=True) if entry["type"] == "directory"]
+        return [
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in folder.fs.ls(folder.path, detail=True)
+            if entry["type"] == "directory"
+        ]
     except FileNotFoundError:
         return []

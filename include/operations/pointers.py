@@ -1,4 +1,7 @@
-"""What a backup says of the data that it does not hold: which table was at which version, and which files a model version consists of."""
+"""Describe the data that a backup does not contain.
+
+These are the version of each table, and the files of each model version.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,63 +17,78 @@ from include.projects.base import Project
 from include.settings import Settings
 from include.stack.services import artifacts_root
 
-PROXIED = "mlflow-artifacts:/"  # MLflow's server hands these on to its own root
+# MLflow's server maps these URIs to its own root.
+PROXIED = "mlflow-artifacts:/"
 
 
 def table_uris(project: Project) -> dict[str, str]:
-    """Name below the project's folder -> URI, of all its tables."""
-    sources = {f"tables/{name}": layout.table(project, name) for name in (*(source.name for source in project.sources), "quarantine")}
+    """Return name below the project's folder -> URI for all its tables."""
+    sources = {
+        f"tables/{name}": layout.table(project, name)
+        for name in (*(source.name for source in project.sources), "quarantine")
+    }
     views = {f"features/{view}": layout.feature_table(project, view) for view in project.feature_views}
     return {**sources, **views, "predictions": layout.predictions(project)}
 
 
 def table_pointers() -> dict[str, dict[str, Any]]:
-    """``<project>/<table>`` -> its identity and version now; tables that were never written are left out."""
-    found = {}
+    """Return ``<project>/<table>`` -> identity and current version.
+
+    Tables that were never written are omitted.
+    """
+    pointers = {}
     for project in all_projects():
         for name, uri in table_uris(project).items():
             if table := tables.open_table(uri):
-                found[f"{project.name}/{name}"] = {"id": str(table.metadata().id), "version": table.version()}
-    return found
+                pointers[f"{project.name}/{name}"] = {"id": str(table.metadata().id), "version": table.version()}
+    return pointers
 
 
 def compare_tables(pointers: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """What is wrong with the tables that are here, and which are ahead (which does no harm: every stage goes on from its own mark)."""
+    """Return the faults of the existing tables, and the tables that are ahead of the backup.
+
+    Being ahead is harmless, because every stage continues from its own mark.
+    """
     here = table_pointers()
     wrong, ahead = [], []
-    for name, said in pointers.items():
+    for name, pointer in pointers.items():
         if name.partition("/")[0] not in {project.name for project in all_projects()}:
-            continue  # a project that this code has no more
+            # This code no longer has the project.
+            continue
         now = here.get(name)
         if now is None:
-            wrong.append(f"table {name} is not here; the backup knows it at version {said['version']}")
-        elif now["id"] != said["id"]:
+            wrong.append(f"table {name} is not here; the backup knows it at version {pointer['version']}")
+        elif now["id"] != pointer["id"]:
             wrong.append(f"table {name} is another one than that of the backup")
-        elif now["version"] < said["version"]:
-            wrong.append(f"table {name} is at version {now['version']}, the backup knows {said['version']}")
-        elif now["version"] > said["version"]:
-            ahead.append(f"{name} ({now['version']}, was {said['version']})")
+        elif now["version"] < pointer["version"]:
+            wrong.append(f"table {name} is at version {now['version']}, the backup knows {pointer['version']}")
+        elif now["version"] > pointer["version"]:
+            ahead.append(f"{name} ({now['version']}, was {pointer['version']})")
     return wrong, ahead
 
 
 def model_files(connection: Connection, settings: Settings) -> dict[str, dict[str, str]]:
-    """``<model>/<version>`` -> file -> SHA-256, of all model versions in MLflow's database."""
-    found: dict[str, dict[str, str]] = {}
+    """Return ``<model>/<version>`` -> file -> SHA-256 for all model versions in MLflow."""
+    hashes: dict[str, dict[str, str]] = {}
     for name, version, location in _versions(connection):
         folder = _folder(location, settings)
-        found[f"{name}/{version}"] = {} if folder is None else {path: hashlib.sha256(content).hexdigest() for path, content in _contents(folder)}
-    return found
+        hashes[f"{name}/{version}"] = (
+            {} if folder is None else {path: hashlib.sha256(content).hexdigest() for path, content in _contents(folder)}
+        )
+    return hashes
 
 
 def compare_models(expected: dict[str, dict[str, str]], connection: Connection, settings: Settings) -> list[str]:
-    """What is wrong with the models' files that are here."""
+    """Return the faults of the existing model files."""
     here = model_files(connection, settings)
     wrong = []
     for version, files in expected.items():
         for path, digest in files.items():
-            found = here.get(version, {}).get(path)
-            if found != digest:
-                wrong.append(f"model {version}: {path} {'is not here' if found is None else 'is another file than that of the backup'}")
+            actual = here.get(version, {}).get(path)
+            if actual != digest:
+                wrong.append(
+                    f"model {version}: {path} {'is not here' if actual is None else 'is another file than that of the backup'}"
+                )
     return wrong
 
 
@@ -89,7 +107,7 @@ def _folder(location: str | None, settings: Settings) -> UPath | None:
 
 
 def _contents(folder: UPath) -> Iterable[tuple[str, bytes]]:
-    """(path below the folder, content) of every file below it; none if there is no such folder."""
+    """Yield (path below the folder, content) for every file. Yield nothing if it does not exist."""
     try:
         below = sorted(folder.fs.find(folder.path))
     except FileNotFoundError:

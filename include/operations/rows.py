@@ -1,7 +1,9 @@
-"""A database's rows as text that another kind of database takes: SQLite's into Postgres, and back. One JSON line a row.
+"""Convert a database's rows to text that another kind of database can load.
 
-Reading is one transaction that sees one moment, whatever is written meanwhile. Loading is one transaction too, at the end of which the rows are counted
-and hashed again: either all of them are there, as they were, or none is.
+For example, rows of SQLite can be loaded into Postgres, and vice versa. Each row is one JSON line.
+Reading is one transaction that sees a single moment, even if other processes write concurrently.
+Loading is one transaction too. At its end the rows are counted and hashed again: either all rows
+are loaded unchanged, or none.
 """
 
 import base64
@@ -14,7 +16,21 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import JSON, Connection, Engine, MetaData, Table, create_engine, delete, event, insert, make_url, null, select, text
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    MetaData,
+    Table,
+    create_engine,
+    delete,
+    event,
+    insert,
+    make_url,
+    null,
+    select,
+    text,
+)
 
 AT_ONCE = 1000
 WRAP = 2**256
@@ -22,38 +38,49 @@ WRAP = 2**256
 
 @dataclass(frozen=True)
 class Content:
-    """What a table holds: how many rows, and a hash of them in no particular order (databases sort text differently)."""
+    """The content of a table: the number of rows and their hash.
+
+    The hash does not depend on the order of rows, because databases sort text differently.
+    """
 
     rows: int
     digest: str
 
 
 class RowsError(ValueError):
-    """Rows cannot be read, or do not fit; the message names database, table and why."""
+    """Raised when rows cannot be read or do not fit.
+
+    The message contains the database, the table and the reason.
+    """
 
 
 def engine(url: str) -> Engine:
-    """For reading and for loading. A SQLite file that is not there is an error here, not an empty database.
+    """Return an engine for reading and loading.
+
+    A missing SQLite file is an error here, not an empty database.
 
     Raises:
-        RowsError.
+        RowsError: The SQLite file does not exist.
     """
     place = make_url(url)
     if place.get_backend_name() == "sqlite":
         if not Path(place.database or "").exists():
             raise RowsError(f"there is no database {place.database}")
         made = create_engine(place.difference_update_query(["timeout"]), connect_args={"timeout": 60})
-        # Left to itself the driver begins no transaction for reading: each SELECT would see another moment.
+        # By default the driver begins no transaction for reading, so each SELECT could see another
+        # state.
         event.listen(made, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
         event.listen(made, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         return made
     arguments = {"connect_timeout": 10, "application_name": "airloop-backup"}
-    return create_engine(place.set(drivername="postgresql+psycopg2"), isolation_level="REPEATABLE READ", connect_args=arguments)
+    return create_engine(
+        place.set(drivername="postgresql+psycopg2"), isolation_level="REPEATABLE READ", connect_args=arguments
+    )
 
 
 @contextmanager
 def one_moment(url: str) -> Iterator[Connection]:
-    """A connection that sees the database as it is now, until it is closed."""
+    """Provide a connection that sees the database's current state until it is closed."""
     with closing_engine(url) as made, made.connect() as connection:
         yield connection
 
@@ -68,19 +95,19 @@ def closing_engine(url: str) -> Iterator[Engine]:
 
 
 def tables(connection: Connection, wanted: Callable[[str], bool]) -> list[Table]:
-    """The tables of a database that are wanted, by name; those that others refer to come first."""
-    found = MetaData()
-    found.reflect(connection, only=lambda name, _: wanted(name))
-    return [table for table in found.sorted_tables if wanted(table.name)]
+    """Return the wanted tables of a database. Referenced tables come first."""
+    metadata = MetaData()
+    metadata.reflect(connection, only=lambda name, _: wanted(name))
+    return [table for table in metadata.sorted_tables if wanted(table.name)]
 
 
 def contents(connection: Connection, of: Iterable[Table]) -> dict[str, Content]:
-    """What tables hold; those without rows are left out."""
+    """Return the content of tables. Tables without rows are omitted."""
     return {table.name: content for table in of if (content := _content(_lines(connection, table))).rows}
 
 
 def save(connection: Connection, of: Iterable[Table], into: IO[bytes]) -> dict[str, Content]:
-    """Write all rows; gives what was written, per table."""
+    """Write all rows. Return the written content per table."""
     saved = {}
     for table in of:
         count = total = 0
@@ -95,10 +122,10 @@ def save(connection: Connection, of: Iterable[Table], into: IO[bytes]) -> dict[s
 
 
 def load(connection: Connection, into: list[Table], lines: Iterable[bytes], expected: dict[str, Content]) -> None:
-    """Fill tables, within the connection's transaction, and look whether they hold what they should. What they held before is deleted.
+    """Replace the content of tables within the connection's transaction, and verify it.
 
     Raises:
-        RowsError: the rows do not fit these tables, or are not those that were expected.
+        RowsError: The rows do not fit these tables, or differ from the expected content.
     """
     known = {table.name: table for table in into}
     for table in reversed(into):
@@ -111,21 +138,28 @@ def load(connection: Connection, into: list[Table], lines: Iterable[bytes], expe
         if isinstance(row, dict):
             table, columns = known.get(row["table"]), row["columns"]
             if table is None or set(columns) - set(_columns(table)):
-                raise RowsError(f"table {row['table']} of the archive does not fit: here it is {_columns(table) if table is not None else 'not known'}")
+                raise RowsError(
+                    f"table {row['table']} of the archive does not fit: here it is {_columns(table) if table is not None else 'not known'}"
+                )
         elif table is not None:
-            waiting[table.name].append({name: _decoded(value, table.c[name].type) for name, value in zip(columns, row, strict=True)})
-    for table in into:  # in the order in which they refer to each other, which another kind of database may have sorted otherwise
+            waiting[table.name].append(
+                {name: _decoded(value, table.c[name].type) for name, value in zip(columns, row, strict=True)}
+            )
+    # Insert in the order of references. Another kind of database may have saved the tables in
+    # another order.
+    for table in into:
         rows = waiting[table.name]
         for begin in range(0, len(rows), AT_ONCE):
             connection.execute(insert(table), rows[begin : begin + AT_ONCE])
         _set_sequences(connection, table)
-    found = contents(connection, into)
-    if wrong := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
+    actual = contents(connection, into)
+    if wrong := sorted(name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name)):
         raise RowsError(f"after loading, {', '.join(wrong)} did not hold what the archive says: nothing was kept")
 
 
 def _columns(table: Table) -> list[str]:
-    return sorted(column.name for column in table.columns)  # their order differs where a table was ever copied to be altered
+    # The order of columns differs if a table was ever copied to be altered.
+    return sorted(column.name for column in table.columns)
 
 
 def _lines(connection: Connection, table: Table) -> Iterator[bytes]:
@@ -177,10 +211,13 @@ def _decoded(value: Any, kind: Any) -> Any:
 
 
 def _set_sequences(connection: Connection, table: Table) -> None:
-    """Postgres counts ids by itself, and would begin again at 1."""
+    """Set Postgres's sequences, which would otherwise assign ids from 1 again."""
     if connection.dialect.name != "postgresql":
         return
     for column in table.primary_key.columns:
         named = {"table": f'"{table.name}"', "column": column.name}
         if sequence := connection.execute(text("SELECT pg_get_serial_sequence(:table, :column)"), named).scalar():
-            connection.execute(text(f'SELECT setval(:sequence, (SELECT COALESCE(MAX("{column.name}"), 1) FROM "{table.name}"))'), {"sequence": sequence})
+            connection.execute(
+                text(f'SELECT setval(:sequence, (SELECT COALESCE(MAX("{column.name}"), 1) FROM "{table.name}"))'),
+                {"sequence": sequence},
+            )

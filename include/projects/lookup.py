@@ -1,4 +1,7 @@
-"""What serving does for an entity of which the online store lacks something: the project's choice, which travels in the model's contract."""
+"""Policy for entities with missing features in the online store.
+
+The project chooses it. It is part of the model's contract.
+"""
 
 from typing import Annotated, Literal
 
@@ -10,16 +13,26 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,39}$")]
 
 
 class LookupPolicy(BaseModel):
-    """What becomes of a request whose look-up lacks something. By default the model is given nulls, as in training, where such rows have nulls too.
+    """The action for a request whose look-up is incomplete.
 
-    ``refuse``: the request gets a problem document that names entity, view and features. ``default``: the model is given ``defaults``, null where
-    there is none. ``baseline``: the baseline rule, which comes with every model version, answers in the model's place, and the answer says so.
+    By default the model gets nulls, as in training, where such rows have nulls too.
+
+    - ``refuse``: the response is a problem document that names entity, view and features.
+    - ``default``: the model gets ``defaults``, or null for features without a default.
+    - ``baseline``: the baseline rule, which is part of every model version, answers instead of the
+      model. The answer says so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    unknown_entity: Action = Field("default", description="A feature view has no row of the entity.")
-    stale_feature: Action = Field("default", description="Its row is older than the view's TTL, by the project's clock.")
-    missing_feature: Action = Field("default", description="Its row is there and has no value of a feature.")
-    defaults: dict[str, float | int | str | bool | None] = Field({}, description="Feature -> what the model is given in its place; null for all others.")
-    views: dict[Name, dict[Kind, Action]] = Field({}, description="Feature view -> kind -> what else is done there.")
+    unknown_entity: Action = Field("default", description="Action if a feature view does not have a row of the entity.")
+    stale_feature: Action = Field(
+        "default", description="Action if the row is older than the view's TTL, by the project's clock."
+    )
+    missing_feature: Action = Field("default", description="Action if the row exists but lacks a value of a feature.")
+    defaults: dict[str, float | int | str | bool | None] = Field(
+        {}, description="Feature -> value that the model gets instead. All other features are null."
+    )
+    views: dict[Name, dict[Kind, Action]] = Field(
+        {}, description="Feature view -> kind -> action that replaces the general one."
+    )

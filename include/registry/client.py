@@ -1,4 +1,4 @@
-"""The MLflow client of the house; which server, is decided in one place."""
+"""The MLflow client of this deployment."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,19 @@ from include.training.tracking import tracking_client
 
 
 def registry_client() -> MlflowClient:
-    """A client of the tracking server and model registry: MLFLOW_TRACKING_URI where it is set, else the settings' server."""
+    """Return a client of the tracking server and model registry.
+
+    The server is MLFLOW_TRACKING_URI if set, else the settings' server.
+    """
     return tracking_client()
 
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Let MLflow's client try once, for some seconds, inside the block. By default it retries for minutes, too long for a command that reports an outage."""
+    """Let MLflow's client try only once, for some seconds, inside the block.
+
+    By default it retries for minutes, too long for a command that reports an outage.
+    """
     wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

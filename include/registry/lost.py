@@ -1,7 +1,8 @@
-"""Detect a lost champion: a version was deployed, but the registry has no version with the alias ``champion``.
+"""Detect a lost champion: a version was deployed, but no version has the alias ``champion``.
 
-MLflow deletes the aliases of a version together with the version. Serving continues with the loaded version. Without this check, the loop would treat the
-project like a new one and judge the next model against the baseline only.
+MLflow deletes the aliases of a version together with the version. Serving continues with the loaded
+version. Without this check, the loop would treat the project like a new one and judge the next
+model against the baseline only.
 """
 
 import json
@@ -12,13 +13,17 @@ from include import ledger
 from include.projects.base import Project
 from include.registry import versions
 
-# States of the rollout document in which its version is champion. In all other states the previous version is.
+# States of the rollout document in which its version is champion. In all other states the previous
+# version is.
 PROMOTED = ("promoted", "serving")
 GIVEN_UP = "given_up"
 
 
-class ChampionLost(ValueError):
-    """The champion is lost, so a new model cannot be judged. The message names the command that restores it."""
+class ChampionLostError(ValueError):
+    """Raised when the champion is lost, so a new model cannot be judged.
+
+    The message names the command that restores it.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,17 @@ def lost_champion(project: Project) -> Lost | None:
 
 
 def refuse_lost(project: Project) -> None:
-    """Raise ChampionLost if the champion is lost."""
+    """Raise ChampionLostError if the champion is lost."""
     if lost := lost_champion(project):
-        raise ChampionLost(str(lost))
+        raise ChampionLostError(str(lost))
 
 
 def given_up(project: Project, version: str) -> bool:
     """Return whether an operator has decided to continue without this champion."""
-    return any(one["verdict"] == GIVEN_UP and one["subject"] == f"champion {version}" for one in ledger.decisions(project.name, "champion"))
+    return any(
+        one["verdict"] == GIVEN_UP and one["subject"] == f"champion {version}"
+        for one in ledger.decisions(project.name, "champion")
+    )
 
 
 def give_up(project: Project, lost: Lost, *, by: str, reason: str) -> None:
@@ -73,7 +81,10 @@ def give_up(project: Project, lost: Lost, *, by: str, reason: str) -> None:
 
 
 def _document(project: Project) -> dict[str, Any] | None:
-    """Return the rollout document, which is written before an alias moves; None if it does not exist or cannot be read."""
+    """Return the rollout document, which is written before an alias moves.
+
+    Return None if it does not exist or cannot be read.
+    """
     try:
         document = json.loads(versions.model_tag(project, versions.ROLLOUT) or "null")
     except ValueError:
@@ -82,12 +93,15 @@ def _document(project: Project) -> dict[str, Any] | None:
 
 
 def _by_document(document: dict[str, Any]) -> str | None:
-    found = document.get("version") if document.get("state") in PROMOTED else document.get("previous")
-    return str(found) if found else None
+    version = document.get("version") if document.get("state") in PROMOTED else document.get("previous")
+    return str(version) if version else None
 
 
 def _by_ledger(project: Project) -> str | None:
-    """Return the champion according to the decisions of ``deploy``. Used if there is no rollout document, as after the registered model was deleted."""
+    """Return the champion according to the decisions of ``deploy``.
+
+    Used if there is no rollout document, for example after the registered model was deleted.
+    """
     standing: list[str] = []
     for one in sorted(ledger.decisions(project.name, "deploy"), key=lambda one: one["recorded_at"]):
         version = one["subject"].partition(",")[0].removeprefix("version ")

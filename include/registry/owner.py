@@ -8,22 +8,27 @@ from include.settings import get_settings
 OWNER = "airloop.installation"
 
 
-class OtherInstallation(ValueError):
-    """The registered model belongs to another installation. Nothing was changed; the message names the fix."""
+class OtherInstallationError(ValueError):
+    """Raised when the registered model belongs to another installation.
+
+    Nothing was changed. The message names the fix.
+    """
 
 
 def refuse_other(project: Project, owner: str | None) -> None:
-    """Raise an error if the model belongs to another installation. A model without an owner was registered by an older version and is accepted.
+    """Raise an error if the model belongs to another installation.
+
+    A model without an owner was registered by an older version and is accepted.
 
     Args:
         owner: the registered model's tag.
 
     Raises:
-        OtherInstallation.
+        OtherInstallationError: the owner is another installation.
     """
     ours = ledger.known_installation() if owner else None
     if owner and ours and owner != ours:
-        raise OtherInstallation(
+        raise OtherInstallationError(
             f"model {project.name} in MLflow at {get_settings().mlflow_url} belongs to installation {owner}, this one is {ours}: nothing was changed. Two "
             "installations on one machine need their own AIRLOOP_HOME and their own ports (AIRLOOP_MLFLOW_PORT, AIRLOOP_AIRFLOW_PORT, AIRLOOP_SERVING_PORT). "
             f"Did this one lose its ledger? Then `airloop adopt {project.name} --reason ...` makes the model its own"

@@ -1,6 +1,7 @@
-"""Model versions and their aliases. What is deployed is what the registry says; everything here is safe to repeat.
+"""Model versions and their aliases. The registry defines what is deployed.
 
-MLflow has no compare-and-set on aliases: one promoter at a time (``deploy`` runs one at a time), and every write is read back.
+All functions are safe to repeat. MLflow does not have compare-and-set on aliases. So there is one
+promoter at a time (``deploy`` runs one at a time), and every write is read back.
 """
 
 import json
@@ -9,28 +10,35 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from upath import UPath
 
 from include import ledger
 from include.data import layout
 from include.projects.base import Project
 from include.registry.client import registry_client
-from include.registry.gate import Verdict, judge
+from include.registry.gate import GateVerdict, judge
 from include.registry.owner import OWNER, refuse_other
 from include.training import manifest
 from include.training.tracking import download_model
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-ROLLOUT = "rollout"  # tag of the registered model: the rollout in progress, or the last one (include/rollout/document.py)
+# Tag of the registered model: the rollout in progress, or the last one
+# (include/rollout/document.py).
+ROLLOUT = "rollout"
 
 
-class AliasNotMoved(RuntimeError):
-    """An alias does not point where it was just put: somebody else writes too."""
+class AliasNotMovedError(RuntimeError):
+    """Raised when an alias does not point where it was just set, because of another writer."""
 
 
-def judge_evaluation(project: Project, evaluation: dict[str, Any]) -> Verdict:
-    """The gate's verdict on an evaluation (the content of its manifest)."""
+def judge_evaluation(project: Project, evaluation: dict[str, Any]) -> GateVerdict:
+    """Return the gate's verdict on an evaluation (the content of its manifest)."""
     return judge(
         project.gate, project.metric,
         challenger=evaluation["challenger"], baseline=evaluation["baseline"], champion=evaluation["champion_figures"], rows=evaluation["judged_rows"],
@@ -38,20 +46,29 @@ def judge_evaluation(project: Project, evaluation: dict[str, Any]) -> Verdict:
 
 
 def register_judged(project: Project, model_uri: str) -> dict[str, Any]:
-    """Register the model of a retrain request, with its verdict; one version a request, whatever runs twice. One that passed becomes challenger.
+    """Register the model of a retrain request with its verdict.
+
+    A request has one version, even if it is registered twice. A version that passed becomes
+    challenger.
 
     Args:
         model_uri: URI of the manifest of ``refit``, which names the evaluation and the verdict.
 
     Returns:
-        ``name``, ``version``, ``gate`` (passed or refused), ``request``, ``cutoff``, ``candidate``: small enough for an XCom and an event.
+        ``name``, ``version``, ``gate`` (passed or refused), ``request``, ``cutoff``, ``candidate``:
+            small enough for an XCom and an event.
     """
-    found = register_version(project, model_uri)
-    if found.tags["gate"] == "passed":
+    model_version = register_version(project, model_uri)
+    if model_version.tags["gate"] == "passed":
         current = aliases(project).get(CHALLENGER)
-        if current is None or int(current) < int(found.version):  # a rerun of an older request takes nothing back
-            move_alias(project, CHALLENGER, str(found.version))
-    return {"name": project.name, "version": str(found.version), **{key: found.tags[key] for key in ("gate", "request", "cutoff", "candidate")}}
+        # A rerun of an older request must not move it back.
+        if current is None or int(current) < int(model_version.version):
+            move_alias(project, CHALLENGER, str(model_version.version))
+    return {
+        "name": project.name,
+        "version": str(model_version.version),
+        **{key: model_version.tags[key] for key in ("gate", "request", "cutoff", "candidate")},
+    }
 
 
 def register_version(project: Project, model_uri: str) -> ModelVersion:
@@ -64,17 +81,22 @@ def register_version(project: Project, model_uri: str) -> ModelVersion:
     model = manifest.read(model_uri)
     evaluation, verdict = manifest.read(model["evaluation"]), manifest.read(model["verdict"])
     tags = version_tags(project, model, evaluation, verdict)
-    found = version_of_request(project, model["request"])
-    if found is None:
+    version = version_of_request(project, model["request"])
+    if version is None:
         _ensure_model(project)
-        # Tags and page come with the version in one call: a kill in between leaves no version that is not found again.
+        # Tags and page are set in the same call, so that a crash cannot leave a version without its
+        # tags.
         page = describe_version(project, tags, evaluation)
         model_id = model["model_uri"].removeprefix("models:/")
-        found = client.create_model_version(project.name, model["model_uri"], run_id=model["run_id"], tags=tags, description=page, model_id=model_id)
-    return found
+        version = client.create_model_version(
+            project.name, model["model_uri"], run_id=model["run_id"], tags=tags, description=page, model_id=model_id
+        )
+    return version
 
 
-def version_tags(project: Project, model: dict[str, Any], evaluation: dict[str, Any], verdict: dict[str, Any]) -> dict[str, str]:
+def version_tags(
+    project: Project, model: dict[str, Any], evaluation: dict[str, Any], verdict: dict[str, Any]
+) -> dict[str, str]:
     champion = evaluation["champion"]
     return {
         "feature_service": evaluation["feature_service"],
@@ -89,7 +111,8 @@ def version_tags(project: Project, model: dict[str, Any], evaluation: dict[str, 
         "refitted": str(model["refitted"]).lower(),
         "judged_against": champion.rpartition("/")[2] if champion else "",
         "judged_rows": str(evaluation["judged_rows"]),
-        "bundle_sha256": json.dumps(model["bundle_sha256"], sort_keys=True) if "bundle_sha256" in model else "",  # serving loads no other files
+        # Serving loads only these files.
+        "bundle_sha256": json.dumps(model["bundle_sha256"], sort_keys=True) if "bundle_sha256" in model else "",
         "gate": "passed" if verdict["passed"] else "refused",
         "gate_reasons": json.dumps(verdict["reasons"]),
         **{f"metric.{name}": f"{value:.6g}" for name, value in evaluation["challenger"].items()},
@@ -97,10 +120,14 @@ def version_tags(project: Project, model: dict[str, Any], evaluation: dict[str, 
 
 
 def describe_version(project: Project, tags: dict[str, str], evaluation: dict[str, Any]) -> str:
-    """The version's page in MLflow (Markdown): the verdict, its reasons, where it comes from."""
+    """Return the version's page in MLflow (Markdown): the verdict, its reasons, its origin."""
     reasons = "\n".join(f"- {reason}" for reason in json.loads(tags["gate_reasons"]))
     against = f"version {tags['judged_against']}" if tags["judged_against"] else "no champion (there was none)"
-    refit = f"fitted again on everything known by {tags['fitted_until']}" if tags["refitted"] == "true" else f"as judged, fitted until {tags['fitted_until']}"
+    refit = (
+        f"fitted again on everything known by {tags['fitted_until']}"
+        if tags["refitted"] == "true"
+        else f"as judged, fitted until {tags['fitted_until']}"
+    )
     return (
         f"**Gate: {tags['gate']}**\n\n{reasons}\n\n"
         f"Judged on {tags['judged_rows']} rows against {against} and the baseline; cutoff {tags['cutoff']}. "
@@ -109,19 +136,22 @@ def describe_version(project: Project, tags: dict[str, str], evaluation: dict[st
 
 
 def version_of_request(project: Project, request: str) -> ModelVersion | None:
-    found = registry_client().search_model_versions(f"name = '{project.name}' and tags.request = '{request}'")
-    return min(found, key=lambda v: int(v.version)) if found else None
+    matches = registry_client().search_model_versions(f"name = '{project.name}' and tags.request = '{request}'")
+    return min(matches, key=lambda v: int(v.version)) if matches else None
 
 
 def aliases(project: Project) -> dict[str, str]:
-    """Alias -> version. Empty if the model is not registered yet; an unreachable registry raises."""
+    """Return alias -> version.
+
+    It is empty if the model is not registered yet. An unreachable registry raises.
+    """
     try:
-        found = registry_client().get_registered_model(project.name).aliases
+        targets = registry_client().get_registered_model(project.name).aliases
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             return {}
         raise
-    return {alias: str(version) for alias, version in found.items()}
+    return {alias: str(version) for alias, version in targets.items()}
 
 
 def get_version(project: Project, version: str) -> ModelVersion:
@@ -129,7 +159,7 @@ def get_version(project: Project, version: str) -> ModelVersion:
 
 
 def find_version(project: Project, version: str) -> ModelVersion | None:
-    """A version by its number, or None."""
+    """Return a version by its number, or None if it does not exist."""
     try:
         return get_version(project, version)
     except MlflowException as error:
@@ -139,32 +169,45 @@ def find_version(project: Project, version: str) -> ModelVersion | None:
 
 
 def newest_versions(project: Project, count: int) -> list[ModelVersion]:
-    """The newest ones, newest first."""
-    return list(registry_client().search_model_versions(f"name = '{project.name}'", max_results=count, order_by=["version_number DESC"]))
+    """Return the newest versions, newest first."""
+    return list(
+        registry_client().search_model_versions(
+            f"name = '{project.name}'", max_results=count, order_by=["version_number DESC"]
+        )
+    )
 
 
 def champion(project: Project) -> ModelVersion | None:
-    """The version that is deployed; None before the first one, or if it is lost (``include.registry.lost``)."""
+    """Return the deployed version.
+
+    Return None before the first one, or if it is lost (``include.registry.lost``).
+    """
     version = aliases(project).get(CHAMPION)
     return find_version(project, version) if version else None
 
 
 def bundle(project: Project, version: str) -> Path:
-    """The folder of a version's bundle on this machine, downloaded once. ``include.training.bundle.Bundle.load`` reads it."""
+    """Return the folder of a version's bundle on this machine, downloaded once.
+
+    ``include.training.bundle.Bundle.load`` reads it.
+    """
     return download_model(project.name, version)
 
 
 def baseline_bundle(project: Project, version: str) -> UPath:
-    """The folder of the rule-based baseline that a version was judged beside (fitted on the same rows as the judged model)."""
+    """Return the folder of the rule-based baseline that was judged together with a version.
+
+    It was fitted on the same rows as the judged model.
+    """
     return layout.training(project, get_version(project, version).tags["request"]) / "models" / "baseline_rule"
 
 
 def move_alias(project: Project, alias: str, version: str | None) -> None:
-    """Point an alias at a version (None: take it away), and read it back.
+    """Point an alias at a version, or remove it if the version is None. Read it back.
 
     Raises:
-        AliasNotMoved: it points elsewhere right after.
-        OtherInstallation: the model belongs to another installation.
+        AliasNotMovedError: it points elsewhere right after.
+        OtherInstallationError: the model belongs to another installation.
     """
     refuse_other_installation(project)
     client = registry_client()
@@ -174,7 +217,7 @@ def move_alias(project: Project, alias: str, version: str | None) -> None:
         client.set_registered_model_alias(project.name, alias, version)
     now = aliases(project).get(alias)
     if now != version:
-        raise AliasNotMoved(f"{project.name}: alias '{alias}' was set to {version} and points at {now}")
+        raise AliasNotMovedError(f"{project.name}: alias '{alias}' was set to {version} and points at {now}")
 
 
 def tag_version(project: Project, version: str, key: str, value: str) -> None:
@@ -184,7 +227,8 @@ def tag_version(project: Project, version: str, key: str, value: str) -> None:
 
 def model_tag(project: Project, key: str) -> str | None:
     try:
-        return registry_client().get_registered_model(project.name).tags.get(key)
+        tag: str | None = registry_client().get_registered_model(project.name).tags.get(key)
+        return tag
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             return None
@@ -197,12 +241,12 @@ def tag_model(project: Project, key: str, value: str) -> None:
 
 
 def refuse_other_installation(project: Project) -> None:
-    """Raises OtherInstallation if the registered model belongs to another installation."""
+    """Raise OtherInstallationError if the registered model belongs to another installation."""
     refuse_other(project, model_tag(project, OWNER))
 
 
 def own_model(project: Project) -> str | None:
-    """Write this installation's id on the registered model; gives whose it was before."""
+    """Write this installation's id on the registered model. Return the previous owner, or None."""
     before = model_tag(project, OWNER)
     registry_client().set_registered_model_tag(project.name, OWNER, ledger.installation())
     return before

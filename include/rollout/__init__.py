@@ -1,1 +1,1 @@
-"""What is deployed, how it gets there and back."""
+"""Rollouts: deploy a version, promote it, and roll it back."""

@@ -1,6 +1,6 @@
-"""The sweep of ``monitor``: what waits for too long goes on, or comes to an end that people are told of. See ``include.ledger.lifecycle``.
+"""The sweep of ``monitor``: resume or end whatever is overdue, and notify the operators.
 
-Killed anywhere, the next sweep does the rest: each step is safe to repeat.
+See ``include.ledger.lifecycle``. Each step is idempotent, so after a kill the next sweep continues.
 """
 
 from dataclasses import replace
@@ -8,24 +8,27 @@ from typing import Any
 
 from include import ledger, times
 from include.ledger import lifecycle, moment
-from include.ledger.overdue import GOING_ON
+from include.ledger.overdue import ACTIVE_RUN_STATES
 from include.projects.base import Project
 from include.registry import versions
 from include.rollout import records
-from include.rollout.document import IN_PROGRESS, Overtaken, Rollout, changing, keep, rollout_document, undo
+from include.rollout.document import IN_PROGRESS, OvertakenError, Rollout, changing, keep, rollout_document, undo
 
 
 def sweep(project: Project, airflow: ledger.Airflow) -> dict[str, dict[str, Any] | None]:
-    """Bring on requests and rollouts whose time has passed, and tell people what must be told.
+    """Resume or end overdue requests and rollouts, and send pending notices.
 
     Returns:
-        ``train`` and ``deploy``: what to write into the event that wakes each; None: it need not be woken.
+        ``train`` and ``deploy``: the payload of the event that triggers each DAG, or None if it
+            need not be triggered.
     """
     woken = ledger.sweep_requests(project.name, airflow)
     opened = next((one for one in woken if one.state == "open"), None)
     rollout = _sweep_rollout(project, airflow)
-    # It may have been taken back just now.
-    passed = next((one for one in woken if one.state == "passed" and ledger.get_request(one.id).state == "passed"), None)
+    # The rollout may have been taken back just now.
+    passed = next(
+        (one for one in woken if one.state == "passed" and ledger.get_request(one.id).state == "passed"), None
+    )
     ledger.tell(project.name)
     return {
         "train": {"request": opened.id, "cutoff": opened.cutoff} if opened else None,
@@ -34,19 +37,23 @@ def sweep(project: Project, airflow: ledger.Airflow) -> dict[str, dict[str, Any]
 
 
 def _sweep_rollout(project: Project, airflow: ledger.Airflow) -> dict[str, Any] | None:
-    """The event for ``deploy`` if a rollout is to be taken up again that no request answers for; one whose time is over is taken back here."""
+    """Return the event for ``deploy`` if it must resume a rollout that has no waiting request.
+
+    A rollout whose deadline has passed is taken back here.
+    """
     rollout = rollout_document(project)
     if rollout is None or rollout.state not in IN_PROGRESS:
         return None
     now, dag_id = times.utc_now(), f"{project.name}__deploy"
-    going_on = airflow.run_state(dag_id, rollout.dag_run) in GOING_ON
+    going_on = airflow.run_state(dag_id, rollout.dag_run) in ACTIVE_RUN_STATES
     if rollout.state == "rolling_back":
         if not going_on:
             _take_back(project, rollout, rollout.reason)
         return None
     over = not rollout.deadline or moment(rollout.deadline) <= now
     if going_on and not (over and rollout.deadline and now - moment(rollout.deadline) > lifecycle.LONGEST_HOLD):
-        return None  # its own tasks have time limits
+        # The run's own tasks have time limits.
+        return None
     if ledger.freeze_of(project.name):
         return None
     request = _request_of(project, rollout)
@@ -57,9 +64,14 @@ def _sweep_rollout(project: Project, airflow: ledger.Airflow) -> dict[str, Any] 
         _take_back(project, rollout, f"its request failed: {request.outcome.get('reason')}")
         return None
     if request is not None and request.state in records.WAITING:
-        return None  # its request has deadlines of its own, and wakes deploy
+        # The request has deadlines of its own and triggers deploy.
+        return None
     if airflow.is_paused(dag_id):
-        ledger.note(project.name, f"rollout {rollout.version}, {rollout.dag_run} waits", f"the rollout of version {rollout.version} waits: {dag_id} is paused")
+        ledger.note(
+            project.name,
+            f"rollout {rollout.version}, {rollout.dag_run} waits",
+            f"the rollout of version {rollout.version} waits: {dag_id} is paused",
+        )
         return None
     if rollout.attempts >= lifecycle.ATTEMPTS:
         _take_back(project, rollout, f"its run was gone, and {rollout.attempts} attempts to take it up came to nothing")
@@ -72,20 +84,32 @@ def _sweep_rollout(project: Project, airflow: ledger.Airflow) -> dict[str, Any] 
 
 
 def _take_back(project: Project, rollout: Rollout, why: str) -> None:
-    """The old champion for everybody, on record, and people are told."""
+    """Make the previous version champion for all traffic, record it, and notify the operators."""
     request = versions.get_version(project, rollout.version).tags.get("request")
     chosen = {"version": rollout.version, "request": request, "cutoff": rollout.cutoff}
     try:
         with changing(project) as seen:
-            if seen is None or (seen.version, seen.dag_run, seen.state) != (rollout.version, rollout.dag_run, rollout.state):
-                return  # somebody has brought it on meanwhile
+            if seen is None or (seen.version, seen.dag_run, seen.state) != (
+                rollout.version,
+                rollout.dag_run,
+                rollout.state,
+            ):
+                # Another process has advanced it in the meantime.
+                return
             undo(project, seen, why)
-    except Overtaken as error:
+    except OvertakenError as error:
         records.record_end(project, chosen, "overtaken", str(error), cutoff=rollout.cutoff, dag_run=rollout.dag_run)
         return
     text = f"version {rollout.version} was taken back by monitor: {why}; champion is version {rollout.previous or 'none'} again"
     failed = request and ledger.get_request(request).state == "failed"
-    records.record_end(project, chosen | ({"request": None} if failed else {}), "rolled_back", text, cutoff=rollout.cutoff, dag_run=rollout.dag_run)
+    records.record_end(
+        project,
+        chosen | ({"request": None} if failed else {}),
+        "rolled_back",
+        text,
+        cutoff=rollout.cutoff,
+        dag_run=rollout.dag_run,
+    )
     ledger.note(project.name, f"rollout {rollout.version}, {rollout.dag_run} taken back", text)
 
 
@@ -95,5 +119,5 @@ def _request_of(project: Project, rollout: Rollout) -> ledger.Request | None:
 
 
 def _event(project: Project, version: str, cutoff: str) -> dict[str, Any]:
-    """What ``announce_challenger`` writes, as far as ``deploy`` reads it."""
+    """Return the part of ``announce_challenger``'s payload that ``deploy`` reads."""
     return {"name": project.name, "version": version, "cutoff": cutoff}

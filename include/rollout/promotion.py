@@ -1,7 +1,7 @@
-"""Promotion of a version to champion, and the way back. Killed at any point and run again, it comes to the same end.
+"""Promotion of a version to champion, and the way back. After a kill, a rerun has the same result.
 
-The rollout document is written before an alias moves, so that whoever takes up a killed rollout knows whether an alias stands where this rollout or a
-person put it. A person wins.
+The rollout document is written before an alias moves. A process that resumes a killed rollout can
+therefore tell whether this rollout or a user moved the alias. A user's choice wins.
 
     [trying] -> promoting -> promoted -> serving | rolling_back -> rolled_back | overtaken
 """
@@ -14,11 +14,11 @@ from include.projects.base import Project
 from include.registry import versions
 from include.registry.versions import CHAMPION, PREVIOUS
 from include.rollout.document import (
-    ENDED,
     IN_PROGRESS,
-    Overtaken,
+    OUTCOME_TAG,
+    OvertakenError,
     Rollout,
-    Superseded,
+    SupersededError,
     adopt,
     changing,
     end,
@@ -31,18 +31,21 @@ from include.rollout.document import (
 )
 from include.rollout.served import wait_until_served
 from include.settings import get_settings
-from include.training.bundle import Bundle, GoldenMismatch
+from include.training.bundle import Bundle, GoldenMismatchError
 
 
-class BadModel(ValueError):
-    """The model would not do as champion: it answers its golden requests otherwise, or wants other inputs."""
+class UnfitModelError(ValueError):
+    """Raised when a model is unfit as champion: it fails golden requests or needs other inputs."""
 
 
 def refuse_frozen(project: Project, version: str, *, dag_run: str) -> None:
-    """No rollout begins in a frozen project. One that this run has begun is brought to its end: half of one would be worse.
+    """Refuse to begin a rollout in a frozen project.
+
+    A rollout that this run has already begun continues to its end, because a half-finished rollout
+    would be worse.
 
     Raises:
-        ledger.Frozen.
+        ledger.Frozen: the project is frozen.
     """
     begun = rollout_document(project)
     if begun is None or not begun.is_of(version, dag_run):
@@ -50,33 +53,42 @@ def refuse_frozen(project: Project, version: str, *, dag_run: str) -> None:
 
 
 def smoke_test(project: Project, version: str) -> float:
-    """Load a version as serving would and ask its golden requests; gives the largest difference.
+    """Load a version as serving does, and check its golden requests.
+
+    Return the largest difference.
 
     Raises:
-        BadModel: it answers otherwise than when it was made, does not load, has no golden requests, or was made for another feature service.
+        UnfitModelError: the version's answers differ from those recorded, it does not load, it has
+            no golden requests, or it was made for another feature service.
     """
     loaded = Bundle.load(versions.bundle(project, version))
     if not loaded.golden["instances"]:
-        raise BadModel(f"version {version} has no golden requests: no outcome was new when it was judged. Request a training when there are some")
+        raise UnfitModelError(
+            f"version {version} has no golden requests: no outcome was new when it was judged. Request a training when there are some"
+        )
     if loaded.contract["feature_service"] != project.feature_service:
-        raise BadModel(f"version {version} wants feature service {loaded.contract['feature_service']}, the project has {project.feature_service}")
+        raise UnfitModelError(
+            f"version {version} wants feature service {loaded.contract['feature_service']}, the project has {project.feature_service}"
+        )
     try:
         return loaded.check_golden()
-    except GoldenMismatch as error:
-        raise BadModel(f"version {version}: {error}") from error
-    except RuntimeError as error:  # what onnxruntime raises derives from it
-        raise BadModel(f"version {version} does not load: {error}") from error
+    except GoldenMismatchError as error:
+        raise UnfitModelError(f"version {version}: {error}") from error
+    # onnxruntime's exceptions derive from RuntimeError.
+    except RuntimeError as error:
+        raise UnfitModelError(f"version {version} does not load: {error}") from error
 
 
 def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_person: bool) -> Rollout:
     """Make a version the champion, and the champion before it ``previous``.
 
     Args:
-        dag_run: the run that promotes; the same run again takes its own rollout up.
-        by_person: a person chose this version, so it need not be one that was judged against today's champion.
+        dag_run: the run that promotes. The same run resumes its own rollout.
+        by_person: a user chose this version, so it need not have been judged against the current
+            champion.
 
     Raises:
-        Superseded, Overtaken, ledger.Frozen: see there; no alias was moved.
+        Superseded, Overtaken, ledger.Frozen: see there. No alias was moved.
     """
     refuse_frozen(project, version, dag_run=dag_run)
     with changing(project) as rollout:
@@ -88,18 +100,30 @@ def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_per
             if rollout is not None:
                 give_up(project, rollout, version)
             if current == version:
-                return keep(project, Rollout(version, now.get(PREVIOUS), None, "serving", dag_run, cutoff, "it was the champion already"))
+                return keep(
+                    project,
+                    Rollout(
+                        version, now.get(PREVIOUS), None, "serving", dag_run, cutoff, "it was the champion already"
+                    ),
+                )
             rollout = keep(project, Rollout(version, current, now.get(PREVIOUS), "promoting", dag_run, cutoff))
         if rollout.state in ("rolling_back", "rolled_back"):
             raise taken_back(rollout)
         if rollout.state == "overtaken":
-            raise Overtaken(rollout.reason)
-        expected = {"trying": (rollout.previous,), "paused": (rollout.previous,), "promoting": (version, rollout.previous)}.get(rollout.state, (version,))
+            raise OvertakenError(rollout.reason)
+        expected = {
+            "trying": (rollout.previous,),
+            "paused": (rollout.previous,),
+            "promoting": (version, rollout.previous),
+        }.get(rollout.state, (version,))
         if current not in expected:
             if rollout.state == "serving":
-                raise Superseded(f"version {version} was promoted by this run before; since then version {current} became champion")
+                raise SupersededError(
+                    f"version {version} was promoted by this run before; since then version {current} became champion"
+                )
             raise overtaken(project, rollout, current)
-        if rollout.state in ("trying", "paused"):  # those whom it answers already stay with it until it answers everybody
+        # Entities that the version already answers keep it until it answers all requests.
+        if rollout.state in ("trying", "paused"):
             rollout = keep(project, replace(rollout, state="promoting", reason=""))
         if rollout.state == "promoting":
             if rollout.previous:
@@ -111,7 +135,7 @@ def promote(project: Project, version: str, *, dag_run: str, cutoff: str, by_per
 
 
 def confirm(project: Project, version: str, dag_run: str) -> Rollout:
-    """Serving serves the version: the rollout is over."""
+    """End the rollout, because serving has loaded the version."""
     with changing(project) as rollout:
         if rollout is not None and rollout.is_of(version, dag_run) and rollout.state == "promoted":
             end(project, rollout, "serving")
@@ -120,11 +144,13 @@ def confirm(project: Project, version: str, dag_run: str) -> Rollout:
         return rollout
 
 
-def put_back(project: Project, version: str, *, dag_run: str, reason: str) -> Rollout | None:
-    """Undo this run's rollout: the previous champion is champion again, alone. Gives None if there is nothing of ours to undo.
+def restore_previous(project: Project, version: str, *, dag_run: str, reason: str) -> Rollout | None:
+    """Undo this run's rollout: the previous champion answers all requests again.
+
+    Return None if this run has nothing to undo.
 
     Raises:
-        Overtaken: the champion alias was moved by somebody else; it stays there.
+        OvertakenError: the champion alias was moved by another process. It is left unchanged.
     """
     with changing(project) as rollout:
         if rollout is None or not rollout.is_of(version, dag_run) or rollout.state == "serving":
@@ -132,38 +158,49 @@ def put_back(project: Project, version: str, *, dag_run: str, reason: str) -> Ro
         if rollout.state == "rolled_back":
             return rollout
         if rollout.state == "overtaken":
-            raise Overtaken(rollout.reason)
+            raise OvertakenError(rollout.reason)
         return undo(project, rollout, reason)
 
 
-def turn_down(project: Project, version: str, *, dag_run: str, cutoff: str, reason: str) -> None:
-    """A person does not want the version: nobody is answered by it any more, and it is not rolled out again by an event that comes twice.
+def reject(project: Project, version: str, *, dag_run: str, cutoff: str, reason: str) -> None:
+    """Reject the version on behalf of a user. Serving no longer answers with it.
+
+    A duplicate event does not roll it out again.
 
     Raises:
-        Overtaken: see ``put_back``.
+        OvertakenError: see ``restore_previous``.
     """
-    if put_back(project, version, dag_run=dag_run, reason=reason) is None and versions.aliases(project).get(CHAMPION) != version:
+    if (
+        restore_previous(project, version, dag_run=dag_run, reason=reason) is None
+        and versions.aliases(project).get(CHAMPION) != version
+    ):
         end(project, Rollout(version, None, None, "rolled_back", dag_run, cutoff, reason), "rolled_back")
 
 
 def wait_for_serving(project: Project, version: str) -> None:
-    """Wait until serving serves the version.
+    """Wait until serving has loaded the version.
 
     Raises:
-        NotServed: it does not, within the settings' ``serving_timeout``.
-        Overtaken: somebody moved the champion alias meanwhile.
-        Superseded: somebody rolled the version back by hand meanwhile.
+        NotServedError: it has not within the settings' ``serving_timeout``.
+        OvertakenError: a user moved the champion alias in the meantime.
+        SupersededError: a user rolled the version back in the meantime.
     """
     settings = get_settings()
-    wait_until_served(settings.serving_url, project.name, version, timeout_s=settings.serving_timeout, check=lambda: still_ours(project, version))
+    wait_until_served(
+        settings.serving_url,
+        project.name,
+        version,
+        timeout_s=settings.serving_timeout,
+        check=lambda: require_alias_unmoved(project, version),
+    )
 
 
-def still_ours(project: Project, version: str) -> None:
-    """Go on only while the champion alias stands where this rollout put it.
+def require_alias_unmoved(project: Project, version: str) -> None:
+    """Return if the champion alias still points to this rollout's version, otherwise raise.
 
     Raises:
-        Overtaken: it does not.
-        Superseded: a person has rolled the version back.
+        OvertakenError: the alias was moved.
+        SupersededError: a user has rolled the version back, or it is no longer being rolled out.
     """
     if versions.aliases(project).get(CHAMPION) == version:
         return
@@ -173,25 +210,35 @@ def still_ours(project: Project, version: str) -> None:
         if rollout.state == "rolled_back":
             raise taken_back(rollout)
         if rollout.version != version or rollout.state not in IN_PROGRESS:
-            raise Superseded(f"version {version} is rolled out no more: version {current} is champion")
+            raise SupersededError(f"version {version} is rolled out no more: version {current} is champion")
         if current != version:
             raise overtaken(project, rollout, current)
 
 
 def refuse_stale(project: Project, version: str, current: str | None, *, dag_run: str, by_person: bool) -> None:
-    """Raises Superseded if a rollout of the version must not begin: it has ended before, or the version was judged against another champion."""
+    """Raise Superseded if a rollout of the version must not begin.
+
+    That is the case if its rollout has ended before, or if it was judged against another champion.
+    """
     tags = versions.get_version(project, version).tags
-    ended = json.loads(tags.get(ENDED, "{}"))
+    ended = json.loads(tags.get(OUTCOME_TAG, "{}"))
     if ended and current != version and (not by_person or ended["dag_run"] == dag_run):
-        raise Superseded(f"the rollout of version {version} ended before ({ended['state']}); champion is version {current}")
+        raise SupersededError(
+            f"the rollout of version {version} ended before ({ended['state']}); champion is version {current}"
+        )
     if by_person or current == version:
         return
     if tags.get("gate") != "passed":
-        raise Superseded(f"version {version} did not pass the gate (gate: {tags.get('gate')})")
+        raise SupersededError(f"version {version} did not pass the gate (gate: {tags.get('gate')})")
     if tags.get("judged_against", "") != (current or ""):
-        raise Superseded(f"version {version} was judged against {tags.get('judged_against') or 'no champion'}, but champion is version {current} now")
+        raise SupersededError(
+            f"version {version} was judged against {tags.get('judged_against') or 'no champion'}, but champion is version {current} now"
+        )
 
 
 def was_in_service(project: Project, version: str) -> bool:
-    """Whether the version was champion before, and was not taken back."""
-    return json.loads(versions.get_version(project, version).tags.get(ENDED, "{}")).get("state") == "serving"
+    """Return whether the version was champion before and was not taken back."""
+    is_served: bool = (
+        json.loads(versions.get_version(project, version).tags.get(OUTCOME_TAG, "{}")).get("state") == "serving"
+    )
+    return is_served

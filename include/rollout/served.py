@@ -1,4 +1,4 @@
-"""What serving says it serves."""
+"""Query the status of models in serving."""
 
 import json
 import re
@@ -15,39 +15,49 @@ POLL_S = 0.5
 KEY_HINT = "(AIRLOOP_SERVING_API_KEY is the house's own key; serving knows its hash from the file SERVING_KEYS_FILE: docs/runbooks/access.md)"
 
 
-class NotServed(RuntimeError):
-    """Serving does not answer with the version: not in time, or because the model does not load there."""
+class NotServedError(RuntimeError):
+    """Raised when serving does not serve the version in time or cannot load the model."""
 
 
-def wait_until_served(serving_url: str, name: str, version: str, *, timeout_s: float, check: Callable[[], None]) -> dict[str, Any]:
-    """Poll serving until it serves a version; gives what serving says about it.
+def wait_until_served(
+    serving_url: str, name: str, version: str, *, timeout_s: float, check: Callable[[], None]
+) -> dict[str, Any]:
+    """Poll serving until it serves a version. Return the status that serving reports.
 
     Args:
         timeout_s: seconds from now.
-        check: called between polls; what it raises ends the waiting.
+        check: called between polls. An exception that it raises ends the wait.
 
     Raises:
-        NotServed: not in time, or serving says that this version does not load; the message says what it said last.
+        NotServedError: the timeout expired, or serving reports that this version does not load. The
+            message contains the last status.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         check()
-        said = ask(serving_url, name)
-        if stranger := other_installation(said):
-            raise NotServed(stranger)
-        if str(said.get("version")) == version and said.get("state") == "ready":
-            return said
-        # "refused" is final for serving; "error" (e.g. the registry is away for a moment) is tried again there, and here.
-        if said.get("state") == "refused" and re.search(rf"\bversion {version}\b", str(said.get("error"))):
-            raise NotServed(f"serving refuses it: {said['error']}")
+        status = ask(serving_url, name)
+        if stranger := other_installation(status):
+            raise NotServedError(stranger)
+        if str(status.get("version")) == version and status.get("state") == "ready":
+            return status
+        # "refused" is final in serving. After "error" (for example, the registry is briefly
+        # unavailable) serving tries again, and so does this loop.
+        if status.get("state") == "refused" and re.search(rf"\bversion {version}\b", str(status.get("error"))):
+            raise NotServedError(f"serving refuses it: {status['error']}")
         if time.monotonic() > deadline:
-            raise NotServed(f"serving did not serve version {version} within {timeout_s:g} s; it says: {json.dumps(said)[:500]}")
+            raise NotServedError(
+                f"serving did not serve version {version} within {timeout_s:g} s; it says: {json.dumps(status)[:500]}"
+            )
         time.sleep(POLL_S)
 
 
-def other_installation(said: dict[str, Any]) -> str | None:
-    """What to say if serving follows another installation's registry: its versions have the same numbers as ours. None: it does not, as far as is known."""
-    theirs = said.get("installation")
+def other_installation(status: dict[str, Any]) -> str | None:
+    """Return an error message if serving follows another installation's registry.
+
+    Its versions have the same numbers as those of this installation. Return None if serving follows
+    this registry, or if that cannot be determined.
+    """
+    theirs = status.get("installation")
     ours = ledger.known_installation() if theirs else None
     if not theirs or not ours or theirs == ours:
         return None
@@ -56,19 +66,25 @@ def other_installation(said: dict[str, Any]) -> str | None:
 
 
 def credentials() -> dict[str, str]:
-    """The headers with which the house calls serving: its key, where the settings have one."""
+    """Return the headers for calls to serving: the deployment's API key, if one is set."""
     key = get_settings().serving_api_key
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
 def ask(serving_url: str, name: str) -> dict[str, Any]:
-    """``GET /models/<name>``; a service that does not answer, or an answer that is no JSON object, is said in ``unreachable``."""
+    """Return the response of ``GET /models/<name>``.
+
+    If the service does not answer, or the answer is not a JSON object, the key ``unreachable`` has
+    the reason.
+    """
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{serving_url}/models/{name}", headers=credentials()), timeout=5) as response:
-            said = json.load(response)
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{serving_url}/models/{name}", headers=credentials()), timeout=5
+        ) as response:
+            content = json.load(response)
     except urllib.error.HTTPError as error:
         hint = f" {KEY_HINT}" if error.code in (401, 403) else ""
         return {"unreachable": f"HTTP {error.code}: {error.read(300).decode(errors='replace')}{hint}"}
     except (OSError, ValueError) as error:
         return {"unreachable": str(error)}
-    return said if isinstance(said, dict) else {"unreachable": f"not an object: {str(said)[:200]}"}
+    return content if isinstance(content, dict) else {"unreachable": f"not an object: {str(content)[:200]}"}

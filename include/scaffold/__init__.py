@@ -1,1 +1,4 @@
-"""New projects from templates: a folder of include/projects and a module of feature_repo that work at once."""
+"""New projects from templates: one folder each.
+
+A new project works immediately.
+"""

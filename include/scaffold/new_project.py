@@ -1,74 +1,95 @@
-"""Makes a project: five files from templates, all of them or none."""
+"""Create a project: a folder with five files from templates, all of them or none."""
 
 import keyword
-import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from include.projects import OURS, folders, shown
 from include.projects.base import TaskKind
-from include.settings import REPOSITORY
+from include.settings import REPOSITORY, get_settings
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONGEST = 20  # letters; names of views begin with the project's and have 40
+# Letters. The names of views begin with the project's name and may have 40.
+LONGEST = 20
 WORDS = {
     TaskKind.BINARY: {"label": "returned", "figure": "return_rate"},
     TaskKind.REGRESSION: {"label": "delivery_hours", "figure": "delivery_hours"},
 }
 
 
-class NameRefused(ValueError):
-    """A project cannot have this name; the message says why, and what to do."""
+class ProjectNameError(ValueError):
+    """Raised when a project cannot have this name. The message has the reason and the fix."""
 
 
-def new_project(name: str, kind: TaskKind | str, repository: Path = REPOSITORY) -> list[Path]:
-    """Write the project's files; gives their paths.
+def place_for_projects() -> Path:
+    """Return the folder for a new project: the first of AIRLOOP_PROJECTS, or include/projects."""
+    return next(iter(get_settings().project_folders), Path(OURS[0]))
+
+
+def new_project(name: str, kind: TaskKind | str, folder: Path | None = None) -> list[Path]:
+    """Write the project's files to a folder of ``folder``. Return their paths.
+
+    Args:
+        folder: the folder that contains projects. Default: see ``place_for_projects``.
 
     Raises:
-        NameRefused: the name is taken, or would not do as the name of a Python package, of DAGs and of a registered model.
+        ProjectNameError: the name is taken, or is not valid for a Python package, DAGs and a
+            registered model.
         ValueError: there is no such kind.
     """
-    check_name(name, repository)
+    folder = folder or place_for_projects()
+    check_name(name, folder)
     files = render(name, TaskKind(kind))
-    package, module = repository / "include" / "projects" / name, repository / "feature_repo" / f"{name}.py"
-    # Written aside, on the same disk but where nobody looks for projects (a scan of include/projects would find a half one).
-    draft = Path(tempfile.mkdtemp(prefix=".new-project-", dir=repository))
+    if not folder.is_dir():
+        raise ProjectNameError(f"there is no folder {folder} for projects; create it, or correct AIRLOOP_PROJECTS")
+    package = folder / name
+    # A scan for projects ignores this folder, so that it finds no incomplete project.
+    draft = Path(tempfile.mkdtemp(prefix=".new-project-", dir=folder))
     try:
         draft.chmod(0o755)
-        (draft / "package").mkdir()
         for part, text in files.items():
             (draft / part).write_text(text)
-        _move_in(draft, package, module)
+        try:
+            draft.rename(package)
+        except OSError as error:
+            if not package.exists():
+                raise
+            raise ProjectNameError(f"another process has just created {package}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return [*sorted(package.glob("*.py")), module]
+    return sorted(package.glob("*.py"))
 
 
-def check_name(name: str, repository: Path = REPOSITORY) -> None:
-    """Raises NameRefused if a project cannot have the name."""
+def check_name(name: str, folder: Path) -> None:
+    """Raise ProjectNameError if a project in the folder cannot have the name."""
     if not re.fullmatch(rf"[a-z][a-z0-9_]{{1,{LONGEST - 1}}}", name):
-        raise NameRefused(f"'{name}' cannot be a project's name: 2 to {LONGEST} small letters, digits and _, the first one a letter; e.g. late_parcels")
+        raise ProjectNameError(
+            f"'{name}' cannot be a project's name: 2 to {LONGEST} small letters, digits and _, the first one a letter; e.g. late_parcels"
+        )
     if "__" in name or name.endswith("_"):
-        raise NameRefused(f"'{name}' cannot be a project's name: DAG ids are <project>__<stage>, so it has no double _ and does not end in one")
+        raise ProjectNameError(
+            f"'{name}' cannot be a project's name: DAG ids are <project>__<stage>, so it must not contain a double _ or end in _"
+        )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
-        raise NameRefused(f"'{name}' cannot be a project's name: it is a word of Python's")
-    taken = [
-        path
-        for path in (repository / "include" / "projects" / name, repository / "include" / "projects" / f"{name}.py", repository / "feature_repo" / f"{name}.py")
-        if path.exists()
-    ]
-    if taken:
-        raise NameRefused(
-            f"the name '{name}' is taken: there is {', '.join(str(path.relative_to(repository)) for path in taken)}. Choose another name, or delete that first"
+        raise ProjectNameError(f"'{name}' cannot be a project's name: it is a word of Python's")
+    searched = dict.fromkeys([folder, *folders()])
+    places = [path for one in searched for path in (one / name, one / f"{name}.py")]
+    places.append(REPOSITORY / "feature_repo" / f"{name}.py")
+    if taken := [shown(path) for path in places if path.exists()]:
+        raise ProjectNameError(
+            f"the name '{name}' is taken: there is {', '.join(taken)}. Choose another name, or delete that first"
         )
 
 
 def render(name: str, kind: TaskKind) -> dict[str, str]:
-    """Path below a draft folder -> content."""
+    """Return file name -> content."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
     values = {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
@@ -78,23 +99,12 @@ def render(name: str, kind: TaskKind) -> dict[str, str]:
         **WORDS[kind],
     }
     templates = {
-        "package/__init__.py": "project",
-        "package/expectations.py": "expectations",
-        "package/features.py": "features",
-        "package/feed.py": "feed",
-        "module.py": "feast",
+        "__init__.py": "project",
+        "expectations.py": "expectations",
+        "features.py": "features",
+        "feed.py": "feed",
+        "feast.py": "feast",
     }
-    return {path: environment.get_template(f"{template}.py.jinja").render(values) for path, template in templates.items()}
-
-
-def _move_in(draft: Path, package: Path, module: Path) -> None:
-    """Both or neither. The Feast module first: without the package nobody asks for it."""
-    try:
-        os.link(draft / "module.py", module)  # fails where a rename would overwrite
-    except FileExistsError:
-        raise NameRefused(f"somebody else has just made {module}") from None
-    try:
-        (draft / "package").rename(package)
-    except OSError:
-        module.unlink()
-        raise NameRefused(f"somebody else has just made {package}") from None
+    return {
+        path: environment.get_template(f"{template}.py.jinja").render(values) for path, template in templates.items()
+    }

@@ -1,1 +1,1 @@
-"""Batch predictions: what serving would have answered, for everything at once."""
+"""Batch predictions, equal to serving's answers, for all due examples."""

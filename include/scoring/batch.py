@@ -1,7 +1,9 @@
-"""Predict what is due: everything whose prediction time came since the last time, with the features known then.
+"""Predict everything that is due, with the features known at its prediction time.
 
-Partition by partition: a window of prediction times at a time, and of that at most ``MOST_ROWS`` rows. Each is appended whole, once, so a run that is
-killed goes on after its last partition, and a backlog of years needs no more memory than one of them.
+An example is due if its prediction time was reached since the last run. Predictions are made in
+partitions: a window of prediction times, and at most ``MOST_ROWS`` rows of it. Each partition is
+appended atomically and once. So a killed run continues after its last partition, and a backlog of
+years needs only the memory of one partition.
 """
 
 import hashlib
@@ -28,23 +30,27 @@ from include.scoring.policy import complete
 from include.training.bundle import Bundle
 
 WRITER = "score"
-# Things to predict can turn up in the landing zone after their prediction time; this far back they are looked for again.
+# Examples can arrive in the landing zone after their prediction time. They are searched for this
+# far back.
 LATENESS = timedelta(days=2)
-FIRST_WINDOW, SHORTEST_WINDOW = timedelta(days=7), timedelta(hours=1)  # one that holds little is followed by one twice as long
+# A window with few rows is followed by one that is twice as long.
+FIRST_WINDOW, SHORTEST_WINDOW = timedelta(days=7), timedelta(hours=1)
 MOST_ROWS = 50_000
 
 
 def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
-    """Predict everything with a prediction time up to the cutoff that has no prediction yet.
+    """Predict all examples with a prediction time up to the cutoff that are not predicted yet.
 
-    What was due before the champion's own cutoff is left alone: a model must not predict what it may have learnt from.
+    Examples that were due before the champion's own cutoff are skipped: a model must not predict
+    data that it may have been trained on.
 
     Returns:
-        ``rows`` predicted in how many ``partitions``, the ``model_version`` that did it (None: there is no champion yet), the table's ``version``, and
-        how many were ``refused`` by the project's look-up policy.
+        The number of ``rows`` predicted, the number of ``partitions``, the ``model_version`` (None
+            if there is no champion yet), the table's ``version``, and the number ``refused`` by the
+            project's look-up policy.
 
     Raises:
-        ChampionLost: the champion is gone from the registry.
+        ChampionLostError: the champion is gone from the registry.
     """
     until, uri = moment(cutoff), layout.predictions(project)
     champion = versions.champion(project)
@@ -64,7 +70,8 @@ def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
             done["refused"] += refused
             if rows is None:
                 continue
-            # Exactly once by the ids; the sequence only has to rise, also when late arrivals are scored at the same cutoff again.
+            # The ids ensure exactly once. The sequence only has to rise, also when late arrivals
+            # are scored at the same cutoff again.
             mark = tables.last_sequence(uri, WRITER) or 0
             tables.append(uri, rows, writer=WRITER, sequence=max(int(ends.timestamp()), mark + 1))
             done["rows"] += len(rows)
@@ -73,7 +80,10 @@ def predict_due(project: Project, cutoff: str) -> dict[str, Any]:
 
 
 def superseded(project: Project, cutoff: str, scored: dict[str, Any]) -> str | None:
-    """Why a run that predicted nothing had nothing to do; None: it is as good as any. One for an earlier cutoff may still predict what came late."""
+    """Return why a run that predicted nothing was superfluous, or None.
+
+    A run for an earlier cutoff may still predict late arrivals.
+    """
     last = ledger.last_cutoffs(project.name).get("score")
     if scored["rows"] or last is None or last["cutoff"] <= cutoff:
         return None
@@ -81,16 +91,21 @@ def superseded(project: Project, cutoff: str, scored: dict[str, Any]) -> str | N
 
 
 def later_than(project: Project, until: datetime) -> str | None:
-    """Up to where predictions were made, if that is after ``until`` (ISO): later runs for earlier times would predict next to nothing."""
+    """Return the time up to which predictions were made if it is after ``until`` (ISO), or None.
+
+    In that case, later runs for earlier times would predict almost nothing.
+    """
     mark = tables.last_sequence(layout.predictions(project), WRITER)
     return iso(datetime.fromtimestamp(mark, UTC)) if mark and mark > until.timestamp() else None
 
 
 def rewind(project: Project, until: datetime) -> list[str]:
-    """Take back the predictions of runs whose cutoff was after ``until``: the next run makes them again. Does the same again without harm.
+    """Remove the predictions of runs whose cutoff was after ``until``.
+
+    The next run makes them again. Safe to repeat.
 
     Returns:
-        What was done, a sentence each.
+        The actions, a sentence each.
     """
     if later_than(project, until) is None:
         return []
@@ -100,12 +115,18 @@ def rewind(project: Project, until: datetime) -> list[str]:
     return [f"predictions: {deleted} rows deleted; version {before} of the table keeps them"]
 
 
-def _partitions(project: Project, uri: str, since: datetime, until: datetime) -> Iterator[tuple[pd.DataFrame, datetime]]:
-    """What is due and has no prediction, at most ``MOST_ROWS`` at once, and up to when nothing is left once it has one."""
+def _partitions(
+    project: Project, uri: str, since: datetime, until: datetime
+) -> Iterator[tuple[pd.DataFrame, datetime]]:
+    """Yield due examples without a prediction, at most ``MOST_ROWS`` at a time, and a time.
+
+    Up to that time, nothing remains to predict once the partition is predicted.
+    """
     width = FIRST_WINDOW
     while since < until:
         end = min(since + width, until)
-        # As it was known at the window's end: nothing later is of use to what is predicted by then.
+        # Use what was known at the window's end. Later data is irrelevant to predictions for that
+        # window.
         due = project.module("features").examples(KnownTables(project, end), since=since, until=end, cutoff=end)
         due = stored(project, due.drop(columns=["label", "label_known_at"]), "examples()")
         due = due[~_ids(project, due).isin(_predicted(uri, since, end))]
@@ -118,36 +139,47 @@ def _partitions(project: Project, uri: str, since: datetime, until: datetime) ->
         since = end
 
 
-def _predict(project: Project, model: Bundle, due: pd.DataFrame, version: str, until: datetime) -> tuple[pa.Table | None, int]:
-    """The rows of the table of predictions (None: none), and how many are refused."""
-    found = complete(model.contract, store.feature_views(project), store.historical_features(project, due))
-    rows, by_rule = found.rows[~found.refused], found.by_rule[~found.refused]
+def _predict(
+    project: Project, model: Bundle, due: pd.DataFrame, version: str, until: datetime
+) -> tuple[pa.Table | None, int]:
+    """Return the rows for the table of predictions, and the number of refused rows.
+
+    The rows are None if there are none.
+    """
+    inputs = complete(model.contract, store.feature_views(project), store.historical_features(project, due))
+    rows, by_rule = inputs.rows[~inputs.refused], inputs.by_rule[~inputs.refused]
     if rows.empty:
-        return None, int(found.refused.sum())
+        return None, int(inputs.refused.sum())
     answers = model.predict(rows)
     if by_rule.any():
         answers = np.where(by_rule, model.predict_by_rule(rows), answers)
     rows = rows.assign(prediction=answers).rename(columns={"event_timestamp": "predicted_at"})
     rows["prediction_id"] = _ids(project, rows.rename(columns={"predicted_at": "event_timestamp"}))
-    # What the rule answered is no version's: nobody is to judge the model by it.
+    # The rule's answers get their own version name, so that the model is not judged by them.
     rows["model_version"], rows["cutoff"] = np.where(by_rule, f"{version}-baseline", version), pd.Timestamp(until)
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    return table.cast(_schema(table)), int(found.refused.sum())
+    return table.cast(_schema(table)), int(inputs.refused.sum())
 
 
 def _predicted(uri: str, since: datetime, until: datetime) -> set[str]:
-    found = tables.open_table(uri)
-    if found is None:
+    table = tables.open_table(uri)
+    if table is None:
         return set()
     at, (low, high) = ds.field("predicted_at"), (pa.scalar(end, tables.ARROW["timestamp"]) for end in (since, until))
-    return set(found.to_pyarrow_dataset().to_table(columns=["prediction_id"], filter=(at > low) & (at <= high))["prediction_id"].to_pylist())
+    return set(
+        table.to_pyarrow_dataset()
+        .to_table(columns=["prediction_id"], filter=(at > low) & (at <= high))["prediction_id"]
+        .to_pylist()
+    )
 
 
 def _ids(project: Project, rows: pd.DataFrame) -> pd.Series:
-    """One id for each thing and prediction time, the same whoever computes it.
+    """Return an id for each example and prediction time. It is deterministic.
 
-    Of most rows the hashed text is what it has been since the first release, so ids in tables and labels hold. Where that text could be another row's too (a
-    fraction of a second, a separator or nothing in a key), it is a list in JSON, with which no project's name begins.
+    For most rows the hashed text is unchanged since the first release, so ids in tables and labels
+    remain valid. If that text could also be another row's, a JSON list is hashed instead. That is
+    the case for a fraction of a second, a separator or a missing value in a key. No project name
+    can begin like that.
     """
     texts, plain = [], np.ones(len(rows), dtype=bool)
     for column in (*project.example_key, "event_timestamp"):
@@ -163,11 +195,18 @@ def _ids(project: Project, rows: pd.DataFrame) -> pd.Series:
     joined = pd.Series(project.name, index=rows.index)
     for text, _ in texts:
         joined = joined + "|" + text.fillna("")
-    exact = [json.dumps([project.name, *(None if pd.isna(one) else one for one in row)]) for row in zip(*(text for _, text in texts), strict=True)]
+    exact = [
+        json.dumps([project.name, *(None if pd.isna(one) else one for one in row)])
+        for row in zip(*(text for _, text in texts), strict=True)
+    ]
     chosen = [one if simple else other for one, other, simple in zip(joined, exact, plain, strict=True)]
-    return pd.Series([hashlib.sha256(text.encode()).hexdigest()[:24] for text in chosen], index=rows.index, dtype=object)
+    return pd.Series(
+        [hashlib.sha256(text.encode()).hexdigest()[:24] for text in chosen], index=rows.index, dtype=object
+    )
 
 
 def _schema(table: pa.Table) -> pa.Schema:
-    """Timestamps in microseconds: DuckDB and Delta read nothing finer."""
-    return pa.schema([pa.field(f.name, tables.ARROW["timestamp"] if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
+    """Return the schema with timestamps in microseconds, the finest unit of DuckDB and Delta."""
+    return pa.schema(
+        [pa.field(f.name, tables.ARROW["timestamp"] if pa.types.is_timestamp(f.type) else f.type) for f in table.schema]
+    )

@@ -1,6 +1,6 @@
-"""The project's look-up policy in the batch: what serving does for an entity of which the store lacks something is done here too.
+"""Apply the project's look-up policy to batch predictions, as serving does.
 
-The two are held to each other by a test; the words are those of ``include/projects/lookup.py``.
+A test compares both. The terms are those of ``include/projects/lookup.py``.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from feast import FeatureView
 
 @dataclass(frozen=True)
 class Completed:
-    """Rows as the model is given them, and which of them it is not given."""
+    """Rows as inputs of the model, and the rows that the model does not predict."""
 
     rows: pd.DataFrame
     by_rule: np.ndarray  # bool [n]: the baseline rule answers
-    refused: np.ndarray  # bool [n]: nobody does
+    refused: np.ndarray  # bool [n]: not answered
 
 
 def complete(contract: dict[str, Any], views: list[FeatureView], rows: pd.DataFrame) -> Completed:
-    """Find what lacks in each row, put defaults in its place, and say who answers.
+    """Find missing features in each row, insert defaults, and apply the policy's actions.
 
     Args:
-        contract: of the model; one without a policy is given nulls.
-        rows: of ``historical_features``: join keys, features, ``event_timestamp`` and ``feature_time_<view>``.
+        contract: the model's contract. A model without a policy gets nulls.
+        rows: the result of ``historical_features``: join keys, features, ``event_timestamp`` and
+            ``feature_time_<view>``.
     """
     policy = contract.get("lookup") or {}
     inputs = {*contract["numeric"], *contract["categorical"]} - {*contract["request_features"], *contract["join_keys"]}
@@ -43,5 +44,7 @@ def complete(contract: dict[str, Any], views: list[FeatureView], rows: pd.DataFr
             done[policy["views"].get(view.name, {}).get(kind) or policy[kind]] |= lacks.to_numpy()
         for feature in features:
             if policy["defaults"].get(feature) is not None:
-                filled[feature] = rows[feature].mask((unknown | stale | missing) & rows[feature].isna(), policy["defaults"][feature])
+                filled[feature] = rows[feature].mask(
+                    (unknown | stale | missing) & rows[feature].isna(), policy["defaults"][feature]
+                )
     return Completed(rows.assign(**filled), done["baseline"] & ~done["refuse"], done["refuse"])

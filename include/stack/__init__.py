@@ -1,1 +1,4 @@
-"""The embedded stack: Airflow, MLflow and serving as processes of this machine, started, watched and ended by `airloop up|down|status`."""
+"""The embedded stack: Airflow, MLflow and serving as processes of this machine.
+
+`airloop up|down|status` starts, stops and monitors them.
+"""

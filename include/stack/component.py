@@ -1,9 +1,10 @@
-"""One part of the stack in the foreground: what a container runs.
+"""Run one part of the stack in the foreground, as in a container.
 
     python -m include.stack.component scheduler
 
-It becomes that part's process, with the environment that `airloop up` gives it on one machine; what differs, the settings say. Variables
-``AIRFLOW__...`` and ``MLFLOW_...`` that the container was given win: a deployment can set any option of theirs.
+The process is replaced by the part's process, with the same environment as under `airloop up` on
+one machine. The settings contain all differences. The container's variables ``AIRFLOW__...`` and
+``MLFLOW_...`` take precedence, so a deployment can set any option of Airflow and MLflow.
 """
 
 import os
@@ -12,37 +13,43 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from include.settings import CONTROL, NEEDED, Settings, SettingsError, get_settings
+from include.settings import AIRFLOW_SECRET_VARIABLES, REQUIRED_BY_PART, Settings, SettingsError, get_settings
 from include.stack.environment import airflow_environment, mlflow_environment, task_environment
-from include.stack.migrations import MigrationError, migrate, of_mlflow
 from include.stack.processes import Command
 from include.stack.services import mlflow_server, serving_command
+from include.stack.stores.migrations import MigrationError, migrate, of_mlflow
 
-# Logs of running tasks are asked for over the network, so the parts that run tasks serve them (unlike on one machine, where the disk is shared).
+# Logs of running tasks are requested over the network, so the parts that run tasks serve them. On
+# one machine the disk is shared, and this is not needed.
 AIRFLOW = {
-    "api-server": ["api-server", "--proxy-headers"],  # behind a proxy that ends TLS; FORWARDED_ALLOW_IPS says whom it believes
+    # For a proxy that terminates TLS. FORWARDED_ALLOW_IPS lists the trusted proxies.
+    "api-server": ["api-server", "--proxy-headers"],
     "scheduler": ["scheduler"],
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer"],
-    # A worker's server of logs would need the key of Airflow's sessions, which its tasks could then read. Its logs are uploaded when a task ends.
+    # A worker's log server would need the key of Airflow's sessions, which its tasks could then
+    # read. The logs are uploaded when a task ends.
     "celery-worker": ["celery", "worker", "--skip-serve-logs"],
-    # No part: it encrypts Airflow's connections and variables anew, with the first of the Fernet keys, and ends.
+    # Not a permanent part. It re-encrypts Airflow's connections and variables with the first of the
+    # Fernet keys, and exits.
     "rotate-fernet-key": ["rotate-fernet-key"],
 }
-# Parts that only run tasks: they get no secret of Airflow itself, and refuse to start with one.
+# Parts that only run tasks. They get no secret of Airflow itself, and refuse to start with one.
 TASKS_ONLY = {"celery-worker"}
-PARTS = (*AIRFLOW, "mlflow", "serving")  # the last one for systemd; a container of serving runs `python -m serving`
+# "serving" is for systemd. A container of serving runs `python -m serving`.
+PARTS = (*AIRFLOW, "mlflow", "serving")
 
 
 def command(settings: Settings, part: str, given: Mapping[str, str]) -> Command:
     """Return the command of a part.
 
     Args:
-        given: the container's own environment.
+        given: The container's own environment.
 
     Raises:
-        ValueError: there is no such part.
-        SettingsError: the part lacks a secret, or has one that its tasks must not read; the message names it.
+        ValueError: The part does not exist.
+        SettingsError: The part lacks a secret, or it has one that its tasks must not read. The
+            message names the secret.
     """
     if part == "mlflow":
         settings.require("mlflow")
@@ -63,26 +70,43 @@ def command(settings: Settings, part: str, given: Mapping[str, str]) -> Command:
 
 
 def control_secrets(settings: Settings, given: Mapping[str, str]) -> list[str]:
-    """Return the names of the variables that carry secrets of Airflow itself, in the settings or in the environment, in any form that Airflow reads."""
-    fields = [name for name in (*NEEDED["airflow"], *NEEDED["accounts"]) if getattr(settings, name)]
-    forms = re.compile(rf"({'|'.join(CONTROL)}|AIRFLOW__CORE__SQL_ALCHEMY_CONN)(_ASYNC)?(_CMD|_SECRET)?|AIRFLOW_CONN_AIRFLOW_DB")
-    found = [name for name, value in given.items() if value and forms.fullmatch(name)]
-    # Celery's results in Airflow's database: the default where no other place is named.
-    results = [name for name, value in given.items() if name.startswith("AIRFLOW__CELERY__RESULT_BACKEND") and "://" in value and value.startswith("db+")]
-    return [*(f"AIRLOOP_{name.upper()}" for name in fields), *found, *results]
+    """Return the names of the variables that contain secrets of Airflow itself.
+
+    Both the settings and the environment are searched, for every form that Airflow reads.
+    """
+    fields = [name for name in (*REQUIRED_BY_PART["airflow"], *REQUIRED_BY_PART["accounts"]) if getattr(settings, name)]
+    forms = re.compile(
+        rf"({'|'.join(AIRFLOW_SECRET_VARIABLES)}|AIRFLOW__CORE__SQL_ALCHEMY_CONN)(_ASYNC)?(_CMD|_SECRET)?|AIRFLOW_CONN_AIRFLOW_DB"
+    )
+    names = [name for name, value in given.items() if value and forms.fullmatch(name)]
+    # Celery stores its results in Airflow's database by default.
+    results = [
+        name
+        for name, value in given.items()
+        if name.startswith("AIRFLOW__CELERY__RESULT_BACKEND") and "://" in value and value.startswith("db+")
+    ]
+    return [*(f"AIRLOOP_{name.upper()}" for name in fields), *names, *results]
 
 
 def _refuse_control_secrets(settings: Settings, part: str, given: Mapping[str, str]) -> None:
-    """Raise SettingsError where a part that runs tasks has secrets of Airflow: its tasks run as the same user and could read them."""
-    if settings.profile != "embedded" and (found := control_secrets(settings, given)):
-        raise SettingsError(f"{', '.join(found)}: set for {part}, which does not need it and whose tasks could read it. Remove it from this container")
+    """Raise SettingsError if a part that runs tasks has secrets of Airflow.
+
+    Its tasks run as the same user and could read the secrets.
+    """
+    if settings.profile != "embedded" and (names := control_secrets(settings, given)):
+        raise SettingsError(
+            f"{', '.join(names)}: set for {part}, which does not need it and whose tasks could read it. Remove it from this container"
+        )
 
 
 def prepare(settings: Settings, part: str) -> None:
-    """What a part does before it starts: MLflow's its own migration, since nobody else has its database's password, and those of its users.
+    """Do what a part needs before it starts.
+
+    MLflow migrates its own tables and accounts here, because no other process has its database's
+    password.
 
     Raises:
-        MigrationError: the database cannot be brought up.
+        MigrationError: The database cannot be migrated.
     """
     if part == "mlflow":
         migrate(settings, partial(print, flush=True), of_mlflow)
@@ -93,15 +117,15 @@ def _options(given: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Never comes back."""
+    """Replace this process with the part's process. Does not return."""
     if len(arguments) != 1:
         raise SystemExit(f"usage: python -m include.stack.component {{{','.join(PARTS)}}}")
     try:
-        found = command(get_settings(), arguments[0], os.environ)
+        process = command(get_settings(), arguments[0], os.environ)
         prepare(get_settings(), arguments[0])
     except (ValueError, SettingsError, MigrationError) as error:
         raise SystemExit(f"{arguments[0]}: {error}") from None
-    os.execve(found.arguments[0], found.arguments, found.environment)
+    os.execve(process.arguments[0], process.arguments, process.environment)
 
 
 if __name__ == "__main__":

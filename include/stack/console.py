@@ -1,4 +1,4 @@
-"""What `airloop up|down|status` shows to a person."""
+"""Terminal output of `airloop up|down|status`."""
 
 import time
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from include import ledger
-from include.data.storage import StorageUnavailable
+from include.data.storage import StorageUnavailableError
 from include.printable import printable
 from include.projects import broken_projects
 from include.settings import Settings
@@ -16,17 +16,25 @@ from include.stack import lifecycle
 from include.stack.environment import ADMIN, admin_password
 from include.stack.services import services
 
-LOOKS = {"answering": "green", "running": "green", "done": "green", "starting": "yellow", "not answering": "yellow", "died": "red", "stopped": "dim"}
+LOOKS = {
+    "answering": "green",
+    "running": "green",
+    "done": "green",
+    "starting": "yellow",
+    "not answering": "yellow",
+    "died": "red",
+    "stopped": "dim",
+}
 
 
 def up(settings: Settings, console: Console) -> bool:
-    """Starts the stack with live progress and prints where everything is; False if it could not be started."""
+    """Start the stack with live progress and print the addresses. Return whether it started."""
     began = time.monotonic()
     board = _Board([service.name for service in services(settings)], console)
     try:
         with board:
             started = lifecycle.up(settings, board.note)
-    except (lifecycle.PortTaken, lifecycle.StackError, StorageUnavailable) as error:
+    except (lifecycle.PortTakenError, lifecycle.StackError, StorageUnavailableError) as error:
         console.print(Text(str(error), style="red"), soft_wrap=True)
         return False
     took = f"up after {time.monotonic() - began:.1f} s" if started else "all was up already"
@@ -42,7 +50,10 @@ def down(settings: Settings, console: Console) -> None:
 
 
 def status(settings: Settings, console: Console) -> bool:
-    """Print a line for each service and each broken project; True if all services answer and all projects can be loaded."""
+    """Print a line for each service and each broken project.
+
+    Return True if all services answer and all projects can be loaded.
+    """
     lines = lifecycle.status(settings)
     table = Table("service", "state", "process", "up for", "address", box=None, header_style="bold")
     for line in lines:
@@ -51,7 +62,10 @@ def status(settings: Settings, console: Console) -> bool:
     console.print(table)
     for line in lines:
         if line.restarts:
-            console.print(f"{line.name}: died and was restarted {line.restarts} time{'' if line.restarts == 1 else 's'}; its log is {line.log}", soft_wrap=True)
+            console.print(
+                f"{line.name}: died and was restarted {line.restarts} time{'' if line.restarts == 1 else 's'}; its log is {line.log}",
+                soft_wrap=True,
+            )
         elif line.state in {"died", "not answering"}:
             console.print(f"{line.name}: its log is {line.log}", soft_wrap=True)
     print_freezes(console)
@@ -65,18 +79,22 @@ def status(settings: Settings, console: Console) -> bool:
 
 
 def print_freezes(console: Console) -> None:
-    """What is frozen, by whom and why; nothing if nothing is."""
+    """Print each freeze with its author and reason. Print nothing if nothing is frozen."""
     try:
         held = ledger.freezes()
-    except Exception as error:  # the database's own; whoever asks what runs must be told the rest all the same
-        console.print(Text(f"whether something is frozen is not known, the ledger cannot be read: {error}", style="yellow"), soft_wrap=True)
+    # The error comes from the database. The remaining status must be printed anyway.
+    except Exception as error:
+        console.print(
+            Text(f"whether something is frozen is not known, the ledger cannot be read: {error}", style="yellow"),
+            soft_wrap=True,
+        )
         return
     for one in held:
         console.print(Text(f"{one}", style="bold yellow"), soft_wrap=True)
 
 
 def print_addresses(settings: Settings, console: Console) -> None:
-    """Where to look, and how to log in."""
+    """Print the services' addresses and how to log in."""
     table = Table.grid(padding=(0, 2))
     table.add_row("Airflow", settings.airflow_url, f"user {ADMIN}, password {admin_password(settings)}")
     table.add_row("MLflow", settings.mlflow_url, "")
@@ -86,7 +104,10 @@ def print_addresses(settings: Settings, console: Console) -> None:
 
 
 class _Board:
-    """The services and what each is at: a live table on a terminal, a line per change elsewhere."""
+    """Show the services and their states.
+
+    On a terminal this is a live table, otherwise a line per change.
+    """
 
     def __init__(self, names: list[str], console: Console):
         self._console = console
@@ -112,7 +133,11 @@ class _Board:
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for name, (state, after) in self._rows.items():
-            table.add_row(name, Text(state, LOOKS.get(state, "dim")), f"after {after:.1f} s" if state in {"answering", "done"} else "")
+            table.add_row(
+                name,
+                Text(state, LOOKS.get(state, "dim")),
+                f"after {after:.1f} s" if state in {"answering", "done"} else "",
+            )
         table.add_row("", "", f"{time.monotonic() - self._began:.0f} s")
         return table
 

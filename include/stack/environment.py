@@ -1,6 +1,7 @@
-"""The environment in which the stack's processes run: the one place that says how Airflow is configured on one machine.
+"""The environment of the stack's processes: the configuration of Airflow on one machine.
 
-``airflow_environment(settings)`` is also what runs any ``airflow`` command, or ``dag.test()``, just as the stack would.
+``airflow_environment(settings)`` also runs any ``airflow`` command, or ``dag.test()``, in the same
+way as the stack.
 """
 
 import json
@@ -11,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
-from include.settings import CONTROL, QUIET, REPOSITORY, Settings, secret_fields
-from include.stack import access, mlflow_users
+from include.settings import AIRFLOW_SECRET_VARIABLES, REPOSITORY, TELEMETRY_OFF, Settings, secret_fields
+from include.stack.accounts import access, mlflow_users
 
 ADMIN = "admin"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-# Secrets of MLflow's server, of serving and of `airloop databases|migrate|users`, and those that Airflow reads from variables of its own: no process of
-# Airflow gets them as AIRLOOP_* variables.
+# Secrets of MLflow's server, of serving and of `airloop databases|migrate|users`, and secrets that
+# Airflow reads from its own variables. Airflow's processes do not get them as AIRLOOP_* variables.
 NOT_AIRFLOWS = (
     "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_reader_url",
     "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
@@ -25,30 +26,37 @@ NOT_AIRFLOWS = (
 )  # fmt: skip
 
 
-# How often Airflow looks and beats. Whoever sets one of these variables himself has the last word.
+# Polling and heartbeat intervals of Airflow. A variable that the user sets takes precedence.
 BEATS = {
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # 1 s by default: about what it adds to each task
-    # A task's process that takes some milliseconds to go, as big ones do, is noticed at the next beat: by default 5 s, in which its worker is taken
-    # and, worse, a deferred task that is back sooner is taken for lost (the scheduler gets its end for that of the second half).
+    # The default is 1 s, which is roughly added to the duration of each task.
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+    # A large process takes some milliseconds to exit, and its end is noticed at the next heartbeat.
+    # By default this takes 5 s, in which its worker is occupied. Worse, a deferred task that
+    # resumes sooner is treated as lost: the scheduler mistakes the end of its first part for the
+    # end of the second.
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    # A task outlives an API server, or its database, that is away for some minutes: by default it is ended after three missed heartbeats, some 30 s.
+    # A task survives an API server or database that is unavailable for some minutes. By default it
+    # is ended after three missed heartbeats, about 30 s.
     "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
     "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
     "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "20",
-    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",  # tasks of a killed scheduler are tried again after a minute, not five
-    # A new DAG file is listed within 1 + 2 s. A changed one is parsed as soon as its mtime is seen (every loop), except when it was saved
-    # while it was being parsed; that, and a change in a project, is seen at the next round: 0.15 to 0.3 s of CPU a file.
+    # Tasks of a killed scheduler are retried after one minute instead of five.
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+    # A new DAG file is listed within 1 + 2 s. A changed file is parsed as soon as its mtime is seen
+    # (every loop), unless it was saved while it was being parsed. That case, and a change in a
+    # project, is noticed in the next round: 0.15 to 0.3 s of CPU per file.
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "8",
-    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "2",  # by default a DAG that is saved twice keeps its old tasks for 30 s
+    # By default a DAG that is saved twice keeps its old tasks for 30 s.
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "2",
 }
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Return the whole environment of a process that is a part of this Airflow or talks as one.
+    """Return the whole environment of a process that is a part of this Airflow or acts as one.
 
-    The first call creates the keys of an embedded home, readable by their owner only.
+    The first call creates the keys of an embedded home, readable only by their owner.
     """
     keys = airflow_keys(settings)
     return task_environment(settings) | {
@@ -56,19 +64,26 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         **_simple_auth_manager(settings),
         "AIRFLOW__API__SECRET_KEY": keys["api"],
         "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt"],
-        # The parameter in SQLite's URL is how many seconds a writer waits for another one: five by default, which a loaded machine exceeds.
+        # The parameter in SQLite's URL is the number of seconds that a writer waits for another
+        # one. The default is five, which a loaded machine exceeds.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database,
     }
 
 
 def task_environment(settings: Settings) -> dict[str, str]:
-    """Return the whole environment of a process that only runs tasks: ``airflow_environment`` without the variables of ``CONTROL``.
+    """Return the whole environment of a process that only runs tasks.
 
-    Such a process reaches Airflow through the execution API, with the token of its task.
+    This is ``airflow_environment`` without the variables of ``AIRFLOW_SECRET_VARIABLES``. Such a
+    process reaches Airflow through the execution API, with the token of its task.
     """
     home = settings.home / "airflow"
-    base = {name: value for name, value in base_environment(settings, without=NOT_AIRFLOWS).items() if name not in CONTROL}
-    if settings.storage_connection:  # then tasks get them from there, and nobody else in Airflow has them
+    base = {
+        name: value
+        for name, value in base_environment(settings, without=NOT_AIRFLOWS).items()
+        if name not in AIRFLOW_SECRET_VARIABLES
+    }
+    # Tasks get the credentials from the connection. No other process of Airflow has them.
+    if settings.storage_connection:
         base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
         **BEATS,
@@ -82,16 +97,18 @@ def task_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_folder),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        # A DAG of the repository is meant to run. At most the last daily run that was missed starts at once, at the project's present.
+        # DAGs of the repository are meant to run. At most the last missed daily run starts
+        # immediately, at the project's present.
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__PARALLELISM": str(settings.parallelism),  # LocalExecutor forks that many workers at once; the default is 32
+        # LocalExecutor forks this number of workers at its start. The default is 32.
+        "AIRFLOW__CORE__PARALLELISM": str(settings.parallelism),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
         "AIRFLOW__API__HOST": settings.host,
         "AIRFLOW__API__PORT": str(settings.airflow_port),
         "AIRFLOW__API__BASE_URL": settings.airflow_url,
         "AIRFLOW__API__WORKERS": "1",
-        # Airflow's pages of its API's documentation load scripts from another host.
+        # The pages with Airflow's API documentation load scripts from another host.
         "AIRFLOW__API__ENABLE_SWAGGER_UI": "False",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
@@ -99,9 +116,11 @@ def task_environment(settings: Settings) -> dict[str, str]:
 
 
 def storage_connection(settings: Settings, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The object store's Airflow connection, made of the standard variables AWS_* of this process where it has them and no connection of that id.
+    """Return the object store's Airflow connection as an environment variable.
 
-    It stands in the environment of Airflow's processes only: nothing of it is written to a disk.
+    It is made of this process's standard variables AWS_*, if they exist and the environment does
+    not define a connection with that id. It exists only in the environment of Airflow's processes:
+    nothing is written to a disk.
     """
     name = settings.storage_connection
     variable = f"AIRFLOW_CONN_{(name or '').upper()}"
@@ -114,7 +133,11 @@ def storage_connection(settings: Settings, environment: Mapping[str, str] = os.e
 
 
 def remote_logging(settings: Settings) -> dict[str, str]:
-    """Tasks' logs are uploaded when a task has ended, and read there when they are not on this machine's disk, where an uploaded one is emptied."""
+    """Return the variables for remote task logs.
+
+    A task's log is uploaded when the task has ended, and its local copy is emptied. The uploaded
+    log is read if the local disk does not have it.
+    """
     if not settings.remote_logs:
         return {}
     return {
@@ -125,10 +148,15 @@ def remote_logging(settings: Settings) -> dict[str, str]:
 
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
-    """For the MLflow server: no background jobs (they evaluate language models) and so no queue processes beside it."""
+    """Return the environment of the MLflow server.
+
+    Background jobs, which evaluate language models, are off. Therefore no queue processes are
+    started.
+    """
     environment = base_environment(settings, without=secret_fields()) | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_database,  # not an argument: those are for everybody on the machine to read
+        # Not an argument, because all users of the machine can read arguments.
+        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_database,
     }
     if storage.is_object_store(settings.store):
         storage.complete(environment)
@@ -136,7 +164,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
 
 
 def serving_environment(settings: Settings) -> dict[str, str]:
-    """For the service, which knows nothing of ``AIRLOOP_*``."""
+    """Return the environment of the service, which does not use ``AIRLOOP_*`` settings."""
     (settings.home / "feast").mkdir(parents=True, exist_ok=True)
     environment = base_environment(settings, without=secret_fields())
     if storage.is_object_store(settings.store):
@@ -146,9 +174,11 @@ def serving_environment(settings: Settings) -> dict[str, str]:
         "AIRLOOP_FEAST_REGISTRY": settings.feast_registry_to_read,
         **access.mlflow_credentials(settings, reads_only=True),
         **access.serving_keys(settings),
-        "SERVING_MODELS": "",  # every registered model that has a champion
+        # Empty: every registered model that has a champion.
+        "SERVING_MODELS": "",
         "SERVING_MLFLOW_URI": settings.mlflow_url,
-        "SERVING_FEATURE_REPO": str(REPOSITORY / "serving"),  # its own feature_store.yaml
+        # Serving has its own feature_store.yaml.
+        "SERVING_FEATURE_REPO": str(REPOSITORY / "serving"),
         "SERVING_LOG_ROOT": settings.store,
         "SERVING_CACHE": str(settings.home / "serving" / "cache"),
         "SERVING_POLL_SECONDS": "1",
@@ -156,12 +186,15 @@ def serving_environment(settings: Settings) -> dict[str, str]:
 
 
 def base_environment(settings: Settings, without: Iterable[str] = ()) -> dict[str, str]:
-    """What every process of ours gets: this repository, these settings, single-threaded OpenMP, no telemetry.
+    """Return the variables that all our processes get.
+
+    These are this repository, these settings, single-threaded OpenMP and disabled telemetry.
 
     Args:
-        without: fields of the settings, secrets that are none of the process's business.
+        without: Fields of the settings to omit: secrets that the process does not need.
     """
-    paths = [str(REPOSITORY), str(REPOSITORY / "config"), os.environ.get("PYTHONPATH", "")]  # config/ holds airflow_local_settings.py
+    # config/ contains airflow_local_settings.py.
+    paths = [str(REPOSITORY), str(REPOSITORY / "config"), os.environ.get("PYTHONPATH", "")]
     known = settings.environment()
     for name in without:
         known.pop(f"AIRLOOP_{name.upper()}", None)
@@ -171,24 +204,32 @@ def base_environment(settings: Settings, without: Iterable[str] = ()) -> dict[st
         **known,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, os.pathsep.join(paths).split(os.pathsep)))),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "",  # some machines set it; without bytecode these imports take minutes instead of seconds
+        # Some machines set this variable. Without bytecode, these imports take minutes instead of
+        # seconds.
+        "PYTHONDONTWRITEBYTECODE": "",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",  # threads that wait for each other by spinning crawl when two fits share the cores
-        **QUIET,
+        # Threads that wait by spinning become very slow when two fits share the cores.
+        "OMP_WAIT_POLICY": "passive",
+        **TELEMETRY_OFF,
         "GIT_PYTHON_REFRESH": "quiet",
-        "NO_COLOR": "1",  # their output goes to log files
+        # The output goes to log files.
+        "NO_COLOR": "1",
     }
 
 
 def admin_password(settings: Settings) -> str:
-    """Airflow's admin password on this machine, made at the first call; there is no default one."""
+    """Return Airflow's admin password on this machine.
+
+    There is no default password. The first call creates one.
+    """
     if settings.airflow_admin_password is not None:
         return settings.airflow_admin_password.get_secret_value()
     file = _passwords_file(settings)
     if not file.exists():
         _write_private(file, json.dumps({ADMIN: secrets.token_urlsafe(12)}))
-    return json.loads(file.read_text())[ADMIN]
+    password: str = json.loads(file.read_text())[ADMIN]
+    return password
 
 
 def _simple_auth_manager(settings: Settings) -> dict[str, str]:
@@ -201,7 +242,10 @@ def _simple_auth_manager(settings: Settings) -> dict[str, str]:
 
 
 def _simple_passwords(settings: Settings) -> Path:
-    """The file in which SimpleAuthManager finds the admin's password, as the settings say it or as it was made here."""
+    """Return the file in which SimpleAuthManager finds the admin's password.
+
+    The password comes from the settings or was generated.
+    """
     file, password = _passwords_file(settings), admin_password(settings)
     if not file.exists() or json.loads(file.read_text()).get(ADMIN) != password:
         file.unlink(missing_ok=True)
@@ -214,8 +258,15 @@ def _passwords_file(settings: Settings) -> Path:
 
 
 def airflow_keys(settings: Settings) -> dict[str, str]:
-    """The keys ``fernet``, ``jwt`` and ``api``, which all processes of one Airflow share: as the settings say, else (embedded) made once for this home."""
-    given = {"fernet": settings.airflow_fernet_key, "jwt": settings.airflow_jwt_secret, "api": settings.airflow_api_secret_key}
+    """Return the keys ``fernet``, ``jwt`` and ``api``, which all processes of one Airflow share.
+
+    They come from the settings. In the embedded profile missing keys are generated once per home.
+    """
+    given = {
+        "fernet": settings.airflow_fernet_key,
+        "jwt": settings.airflow_jwt_secret,
+        "api": settings.airflow_api_secret_key,
+    }
     chosen = {name: key.get_secret_value() for name, key in given.items() if key is not None}
     if settings.profile != "embedded":
         settings.require("airflow")
@@ -227,12 +278,18 @@ def _made_keys(settings: Settings) -> dict[str, str]:
     file = settings.home / "airflow" / "secrets.json"
     if not file.exists():
         fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        _write_private(file, json.dumps({"fernet": fernet, "jwt": secrets.token_urlsafe(48), "api": secrets.token_urlsafe(48)}))
-    return json.loads(file.read_text())
+        _write_private(
+            file, json.dumps({"fernet": fernet, "jwt": secrets.token_urlsafe(48), "api": secrets.token_urlsafe(48)})
+        )
+    known: dict[str, str] = json.loads(file.read_text())
+    return known
 
 
 def _write_private(file: Path, text: str) -> None:
-    """Writes the file at once or not at all, for its owner's eyes; if another process was faster, its text stands."""
+    """Write the file atomically, readable only by its owner.
+
+    If another process has created it first, that content is kept.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.touch(mode=0o600)

@@ -1,7 +1,9 @@
-"""Whether a part of the stack does its work: the health check of its container. It takes 50 ms, since it runs every few seconds and imports next to nothing.
+"""Health check of a container: check whether a part of the stack works.
 
-python health.py http://127.0.0.1:8080/health [URL ...]        each answers, and not with a server's error
-python health.py http://.../api/v2/monitor/health triggerer    and says that this component is healthy
+It runs every few seconds. Therefore it imports very little and takes 50 ms.
+
+python health.py http://127.0.0.1:8080/health [URL ...]        it answers without a server error
+python health.py http://.../api/v2/monitor/health triggerer    also, this component is healthy
 """
 
 import json
@@ -11,24 +13,25 @@ import urllib.request
 
 
 def fault(url: str, component: str | None = None) -> str | None:
-    """What is wrong, or None."""
+    """Return what is wrong, or None if all is well."""
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
-            said = answer.read()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+            body = response.read()
     except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code}" if error.code >= 500 else None  # who is asked for a key, or for nothing that is there, is well
+        # A missing key or an unknown path (4xx) is not a failure of the server.
+        return f"{url} answers {error.code}" if error.code >= 500 else None
     except OSError as error:
         return f"{url} does not answer: {error}"
     if component is None:
         return None
-    state = json.loads(said).get(component, {}).get("status")
+    state = json.loads(body).get(component, {}).get("status")
     return None if state == "healthy" else f"{component} is {state}"
 
 
 def main(arguments: list[str]) -> int:
     urls, components = [a for a in arguments if "://" in a], [a for a in arguments if "://" not in a]
     wanted: list[str | None] = [*components] or [None]
-    faults = [found for url in urls for component in wanted if (found := fault(url, component))]
+    faults = [problem for url in urls for component in wanted if (problem := fault(url, component))]
     print("\n".join(faults), end="")
     return 1 if faults or not urls else 0
 

@@ -1,8 +1,9 @@
-"""Restart the embedded stack's processes that died, with back-off, and keep their log files small.
+"""Restart dead processes of the embedded stack, with back-off, and limit its log files.
 
     python -m include.stack.keeper
 
-`airloop up` starts it, `airloop down` ends it with the others. On a server, systemd does the same: `airloop up --systemd`.
+`airloop up` starts it, and `airloop down` stops it with the others. On a server, systemd does the
+same: `airloop up --systemd`.
 """
 
 import logging
@@ -19,7 +20,8 @@ from include.stack.services import KEEPER
 
 LOOK_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
-SETTLED_S = 600.0  # a process that lived this long has the first pause again
+# A process that lived this long starts again with the first pause.
+SETTLED_S = 600.0
 LOG_BYTES, OLD_LOGS = 20 * 2**20, 3
 
 log = logging.getLogger(__name__)
@@ -27,17 +29,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Death:
-    """A service that died: how often in quick succession, and when it is started again, in seconds of the keeper's clock."""
+    """The deaths of a service.
+
+    Attributes:
+        times: Number of deaths in quick succession.
+        due: When the service is started again, in seconds of the keeper's clock.
+    """
 
     times: int = 0
     due: float | None = None
 
 
 class Keeper:
-    """Looks at the processes of one home.
+    """Monitor the processes of one home.
 
     Args:
-        clock: gives seconds since 1970, as the start times of processes are.
+        clock: Returns seconds since 1970, like the start times of processes.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
@@ -46,9 +53,16 @@ class Keeper:
         self._deaths: dict[str, Death] = {}
 
     def look(self) -> list[str]:
-        """Restart what died and is due; return the names. While `airloop up` or `down` works, nothing is done."""
+        """Restart dead processes that are due, and return their names.
+
+        Does nothing while `airloop up` or `down` runs.
+        """
         self._book.reap()
-        dead = [record for name, record in self._book.records().items() if record.process() is None and name not in (lifecycle.MIGRATE, KEEPER)]
+        dead = [
+            record
+            for name, record in self._book.records().items()
+            if record.process() is None and name not in (lifecycle.MIGRATE, KEEPER)
+        ]
         due = [record.name for record in dead if self._is_due(record.name, record.started)]
         if not due:
             return []
@@ -60,20 +74,27 @@ class Keeper:
             restarted = []
             for name in due:
                 record = records.get(name)
-                if record is None or record.process() is not None or name not in commands:  # `airloop up` or `down` was faster
+                # `airloop up` or `down` was faster.
+                if record is None or record.process() is not None or name not in commands:
                     self._deaths.pop(name, None)
                     continue
-                # What it left behind would hold its port and its locks. The record stays until the new one takes its place: a start that fails, or a keeper
-                # that is killed here, leaves a service that died, and not one that nobody knows.
+                # Remaining processes of the service would hold its port and its locks. The record
+                # stays until the new one replaces it. If the start fails, or the keeper is killed
+                # here, the service is then still recorded as dead and not forgotten.
                 self._book.stop([record], forget=False)
                 again = self._book.start(commands[name], restarts=record.restarts + 1)
                 self._deaths[name].due = None
-                log.warning("%s died (pid %s): restarted as pid %s, restart %s", name, record.pid, again.pid, again.restarts)
+                log.warning(
+                    "%s died (pid %s): restarted as pid %s, restart %s", name, record.pid, again.pid, again.restarts
+                )
                 restarted.append(name)
             return restarted
 
     def _is_due(self, name: str, started: float) -> bool:
-        """Whether the pause after this death is over. The pause doubles with each death that comes soon after a start."""
+        """Return whether the pause after this death is over.
+
+        The pause doubles with each death soon after a start.
+        """
         death = self._deaths.setdefault(name, Death())
         now = self._clock()
         if death.due is None:
@@ -83,9 +104,12 @@ class Keeper:
 
 
 def rotate(logs: Path, most: int = LOG_BYTES, keep: int = OLD_LOGS) -> list[str]:
-    """Copy each log file of more than ``most`` bytes to ``<name>.1`` and empty it; return the names.
+    """Rotate each log file of more than ``most`` bytes. Return the names.
 
-    A service has its file open and appends to it, so the file must stay. Lines that are written between the copy and the emptying are lost.
+    The file is copied to ``<name>.1`` and emptied.
+
+    A service keeps its file open and appends to it, so the file must stay. Lines written between
+    the copy and the truncation are lost.
     """
     rotated = []
     for file in sorted(logs.glob("*.log")):
@@ -103,7 +127,7 @@ def rotate(logs: Path, most: int = LOG_BYTES, keep: int = OLD_LOGS) -> list[str]
 
 
 def main() -> None:
-    """Look every two seconds until it is ended."""
+    """Check every two seconds until the process is stopped."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     settings = get_settings()
     keeper = Keeper(settings)
@@ -111,7 +135,8 @@ def main() -> None:
         for work in (keeper.look, lambda: rotate(settings.home / "logs")):
             try:
                 work()
-            except Exception:  # a full disk, a process that does not end: the next look may succeed
+            # For example a full disk, or a process that does not end. The next round may succeed.
+            except Exception:
                 log.exception("this look failed")
         time.sleep(LOOK_S)
 

@@ -1,4 +1,4 @@
-"""Starting, watching and ending the embedded stack: `airloop up|status|down` without the pictures."""
+"""Start, monitor and stop the embedded stack: `airloop up|status|down` without terminal output."""
 
 import fcntl
 import sqlite3
@@ -14,30 +14,35 @@ import httpx
 
 from include.data import storage
 from include.settings import REPOSITORY, Settings
-from include.stack import mlflow_users
-from include.stack.access import open_to_the_network
-from include.stack.migrations import MigrationError, pending
-from include.stack.pod_settings import pods_cannot
-from include.stack.pools import PoolsError, pools_of_settings, set_pools
-from include.stack.ports import PortTaken, require_free
+from include.stack.accounts import mlflow_users
+from include.stack.accounts.access import is_exposed_without_auth
+from include.stack.pod_settings import validate_pod_settings
+from include.stack.ports import PortTakenError, require_free
 from include.stack.processes import ProcessBook, Record, last_lines
-from include.stack.services import KEEPER, Service, migration, services, whole_migration
+from include.stack.services import KEEPER, Service, migrate_all, migration, services
+from include.stack.stores.migrations import MigrationError, pending
+from include.stack.stores.pools import PoolsError, pools_of_settings, set_pools
 
 State = Literal["answering", "not answering", "died", "stopped"]
 Progress = Callable[[str, str], None]
 MIGRATE = "migrate"
 
 
-__all__ = ["PortTaken", "ServiceStatus", "StackError", "down", "status", "up"]
+__all__ = ["PortTakenError", "ServiceStatus", "StackError", "down", "services", "status", "up"]
 
 
 class StackError(Exception):
-    """The stack could not be started; the message says what happened and what to do."""
+    """Raised when the stack could not be started. The message contains the cause and the fix."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One line of `airloop status`. ``uptime`` in seconds; ``restarts`` after it died, since `airloop up`."""
+    """One line of `airloop status`.
+
+    Attributes:
+        uptime: In seconds.
+        restarts: Restarts after the service died, since `airloop up`.
+    """
 
     name: str
     state: State
@@ -49,18 +54,21 @@ class ServiceStatus:
 
 
 def up(settings: Settings, progress: Progress = lambda name, state: None, timeout: float = 900.0) -> list[str]:
-    """Starts what does not run and waits until everything answers.
+    """Start missing services and wait until all services answer.
 
     Args:
-        progress: called with a service's name and what it is at (``starting``, ``answering``) as that changes.
-        timeout: seconds until a service that does not answer counts as failed.
+        progress: Called with a service's name and its state (``starting``, ``answering``) at each
+            change.
+        timeout: Seconds until a service that does not answer counts as failed.
 
     Returns:
-        names of the services that were started; none if all ran already.
+        Names of the started services. Empty if all were running already.
 
     Raises:
-        StackError: a port is taken (then nothing was started), or a process ended or does not answer (then what was started is ended again).
-        StorageUnavailable: the data lies on an object store that cannot be reached (then nothing was started).
+        StackError: A port is in use (then nothing was started), or a process ended or does not
+            answer (then the started processes are stopped again).
+        StorageUnavailableError: The data is on an object store that cannot be reached (then nothing
+            was started).
     """
     with _one_at_a_time(settings):
         book = ProcessBook(settings.home, REPOSITORY)
@@ -68,16 +76,19 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
             pools = pools_of_settings(settings)
         except PoolsError as error:
             raise StackError(str(error)) from None
-        if settings.compute == "kubernetes" and (wrong := pods_cannot(settings, settings.mlflow_url)):
+        if settings.compute == "kubernetes" and (wrong := validate_pod_settings(settings, settings.mlflow_url)):
             raise StackError(wrong)
-        if wrong := open_to_the_network(settings):
+        if wrong := is_exposed_without_auth(settings):
             raise StackError(wrong)
         if settings.users == "fab" and settings.airflow_admin_password is None:
-            raise StackError("AIRLOOP_AUTH_MANAGER is fab, and AIRLOOP_AIRFLOW_ADMIN_PASSWORD is not set: nobody could log in")
+            raise StackError(
+                "AIRLOOP_AUTH_MANAGER is fab, and AIRLOOP_AIRFLOW_ADMIN_PASSWORD is not set, so no user could log in"
+            )
         wanted = services(settings)
         records = book.records()
         dead = [record for record in records.values() if record.process() is None or record.name == MIGRATE]
-        book.stop(dead)  # what a killed process left behind would hold its port and its locks
+        # Remaining child processes of a killed process would hold its port and its locks.
+        book.stop(dead)
         running = records.keys() - {record.name for record in dead}
         missing = [service for service in wanted if service.name not in running]
         for service in wanted:
@@ -85,7 +96,8 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
                 progress(service.name, "running")
         require_free(settings, missing)
         if missing:
-            storage.path(settings.store)  # a stack whose data cannot be reached would come up and then fail in each task
+            # Otherwise the stack would start and then fail in each task.
+            storage.path(settings.store)
         started: list[Record] = []
         try:
             _start(settings, book, missing, started, progress, time.monotonic() + timeout)
@@ -97,37 +109,47 @@ def up(settings: Settings, progress: Progress = lambda name, state: None, timeou
 
 
 def down(settings: Settings) -> list[str]:
-    """Ends everything that `up` started in this home, and what those processes started; gives the names."""
+    """Stop all processes that `up` started in this home, and their children. Return the names."""
     with _one_at_a_time(settings):
         book = ProcessBook(settings.home, REPOSITORY)
-        records = sorted(book.records().values(), key=lambda record: record.name != KEEPER)  # the keeper first: it would restart the others
+        # Stop the keeper first, because it would restart the others.
+        records = sorted(book.records().values(), key=lambda record: record.name != KEEPER)
         for some in (records[:1], records[1:]):
             book.stop(some)
         return [record.name for record in records]
 
 
 def status(settings: Settings) -> list[ServiceStatus]:
-    """Each service as it is now."""
+    """Return the current state of each service."""
     records = ProcessBook(settings.home, REPOSITORY).records()
     return [_status(service, records.get(service.name)) for service in services(settings)]
 
 
-def _start(settings: Settings, book: ProcessBook, missing: list[Service], started: list[Record], progress: Progress, deadline: float) -> None:
-    """Starts the services side by side; those that need a database wait for its migration alone."""
+def _start(
+    settings: Settings,
+    book: ProcessBook,
+    missing: list[Service],
+    started: list[Record],
+    progress: Progress,
+    deadline: float,
+) -> None:
+    """Start the services concurrently. Services that need a database wait for its migration."""
     waiting = list(missing)
     pending: dict[str, tuple[Service, Record]] = {}
     migrating: Record | None = None
     if any(service.needs_migration for service in missing) and not _migrated(settings):
         progress(MIGRATE, "starting")
-        migrating = book.start(migration(settings) if _is_plain(settings) else whole_migration(settings))
+        migrating = book.start(migration(settings) if _is_plain(settings) else migrate_all(settings))
         started.append(migrating)
     while waiting or pending:
         if migrating and (exit_status := book.exit_status(migrating)) is not None:
             if exit_status != 0:
-                raise StackError(f"the databases could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}")
+                raise StackError(
+                    f"the databases could not be made. The end of {migrating.log}:\n{last_lines(migrating.log)}"
+                )
             book.stop([migrating])
             if settings.airflow_database_url is None:
-                _let_readers_be(settings.home / "airflow" / "airflow.db")
+                _enable_wal(settings.home / "airflow" / "airflow.db")
             if _is_plain(settings):
                 (settings.home / "airflow" / "migrated").write_text(version("apache-airflow"))
             progress(MIGRATE, "done")
@@ -140,7 +162,9 @@ def _start(settings: Settings, book: ProcessBook, missing: list[Service], starte
             progress(service.name, "starting")
         for service, record in list(pending.values()):
             if book.exit_status(record) is not None:
-                raise StackError(f"{service.name} ended as it started. The end of {record.log}:\n{last_lines(record.log)}")
+                raise StackError(
+                    f"{service.name} ended as it started. The end of {record.log}:\n{last_lines(record.log)}"
+                )
             if _answers(service, record):
                 del pending[service.name]
                 progress(service.name, "answering")
@@ -155,9 +179,13 @@ def _status(service: Service, record: Record | None) -> ServiceStatus:
     if record is None:
         return ServiceStatus(service.name, "stopped", address=service.address)
     if record.process() is None:
-        return ServiceStatus(service.name, "died", record.pid, address=service.address, log=record.log, restarts=record.restarts)
+        return ServiceStatus(
+            service.name, "died", record.pid, address=service.address, log=record.log, restarts=record.restarts
+        )
     state: State = "answering" if _answers(service, record) else "not answering"
-    return ServiceStatus(service.name, state, record.pid, time.time() - record.started, service.address, record.log, record.restarts)
+    return ServiceStatus(
+        service.name, state, record.pid, time.time() - record.started, service.address, record.log, record.restarts
+    )
 
 
 def _answers(service: Service, record: Record) -> bool:
@@ -167,16 +195,26 @@ def _answers(service: Service, record: Record) -> bool:
         return False
 
 
-def _let_readers_be(database: Path) -> None:
-    """Write-ahead logging, kept in the file: otherwise a writer waits for readers that wait for it, until one of them gives up."""
+def _enable_wal(database: Path) -> None:
+    """Enable write-ahead logging, which the database file remembers.
+
+    Otherwise a writer and readers wait for each other until one of them times out.
+    """
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _is_plain(settings: Settings) -> bool:
-    """Whether no store is a server's: then each makes its own file as it needs it, but for Airflow's; and nobody has accounts to be made."""
+    """Return whether all stores are SQLite files and no accounts have to be created.
+
+    Then only Airflow's database needs a migration. The other stores create their files when needed.
+    """
     urls = (settings.airflow_database, settings.mlflow_database, settings.feast_registry, settings.ledger)
-    return all(url.startswith("sqlite") for url in urls) and settings.users == "simple" and not mlflow_users.users(settings)
+    return (
+        all(url.startswith("sqlite") for url in urls)
+        and settings.users == "simple"
+        and not mlflow_users.users(settings)
+    )
 
 
 def _migrated(settings: Settings) -> bool:
@@ -191,7 +229,10 @@ def _migrated(settings: Settings) -> bool:
 
 @contextmanager
 def at_once(settings: Settings) -> Iterator[bool]:
-    """Give whether no `up` or `down` works in this home; none begins meanwhile."""
+    """Yield whether the lock against `up` and `down` in this home is free.
+
+    If it is, it is held in the meantime, so that neither can begin.
+    """
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / ".stack.lock").open("w") as lock:
         try:
@@ -204,7 +245,10 @@ def at_once(settings: Settings) -> Iterator[bool]:
 
 @contextmanager
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
-    """Two `up` at once would start everything twice: the second one waits for the first."""
+    """Hold the lock of this home, so that a second `up` waits for the first.
+
+    Two concurrent calls would start all services twice.
+    """
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / ".stack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,7 @@
-"""What the settings must say before training steps can be pods: told when the stack starts, and by a step that finds it changed since."""
+"""Check the settings that training steps in pods need.
+
+They are checked when the stack starts, and by each step in case they have changed since.
+"""
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -6,25 +9,26 @@ from urllib.parse import urlsplit
 from include.settings import Settings
 
 
-def pods_cannot(settings: Settings, mlflow: str) -> str | None:
-    """Why no pod could do its work with these settings, and what to set; None: nothing is in the way.
+def validate_pod_settings(settings: Settings, mlflow: str) -> str | None:
+    """Return why pods cannot work with these settings and what to set, or None if they can.
 
-    A pod template may put pods on the machine's own network, or mount its folders: then these are what pods find.
+    A pod template may put pods on the machine's own network or mount its folders. Then pods can
+    reach them.
 
     Args:
-        mlflow: the URI at which pods are told to find MLflow.
+        mlflow: The URI of MLflow that pods get.
     """
-    found = urlsplit(mlflow)
-    if found.password:
+    url = urlsplit(mlflow)
+    if url.password:
         return (
             "MLflow's address holds a password, which would stand in the specification of each pod: take it out of MLFLOW_TRACKING_URI, and give pods "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD by the Kubernetes secret that AIRLOOP_STORAGE_SECRET names"
         )
     if settings.pod_template is not None:
         return None
-    if _is_loopback(found.hostname or ""):
+    if _is_loopback(url.hostname or ""):
         return (
-            f"AIRLOOP_COMPUTE=kubernetes, and MLflow is at {found.scheme}://{found.netloc}, where a pod finds itself alone: set AIRLOOP_HOST to an "
+            f"AIRLOOP_COMPUTE=kubernetes, and MLflow is at {url.scheme}://{url.netloc}, where a pod finds itself alone: set AIRLOOP_HOST to an "
             "address of this machine that pods reach, or AIRLOOP_MLFLOW_URI to a server of yours"
         )
     if not settings.store.startswith("s3://"):

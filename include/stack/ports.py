@@ -1,4 +1,4 @@
-"""Whether the stack's ports are free, and who has them if not."""
+"""Check whether the stack's ports are free, and which process uses them."""
 
 import socket
 
@@ -8,15 +8,18 @@ from include.settings import Settings
 from include.stack.services import Service
 
 
-class PortTaken(Exception):
-    """Somebody else listens where a service of ours should; the message names port, holder and the setting to change."""
+class PortTakenError(Exception):
+    """Raised when another process listens on a port of a service.
+
+    The message names the port, the process and the setting to change.
+    """
 
 
 def require_free(settings: Settings, wanted: list[Service]) -> None:
-    """Makes sure, before anything is started, that each service can have its port.
+    """Check before the start that each service can use its port.
 
     Raises:
-        PortTaken: for all the ports that cannot be had, at once.
+        PortTakenError: Names all ports that are in use.
     """
     ports = [(service.name, service.port, service.port_setting) for service in wanted if service.port]
     trouble = [
@@ -25,12 +28,14 @@ def require_free(settings: Settings, wanted: list[Service]) -> None:
         if not _is_free(settings.host, port)
     ]
     if trouble:
-        raise PortTaken("\n".join(trouble))
+        raise PortTakenError("\n".join(trouble))
 
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: a connection of before that lingers is no obstacle
+        # The servers set it too: a lingering connection of an earlier process does not block the
+        # port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
@@ -39,9 +44,13 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _holder(port: int) -> str:
-    """Who listens there, as far as this user may know."""
+    """Describe the process that listens on a port, as far as this user may see it."""
     try:
-        pids = [c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN and c.pid]
+        pids = [
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN and c.pid
+        ]
         if pids:
             process = psutil.Process(pids[0])
             return f"process {process.pid} ({' '.join(process.cmdline())[:120]}) has"

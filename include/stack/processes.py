@@ -1,9 +1,16 @@
-"""Processes that outlive the command that started them: begun in their own session, remembered on disk, found again, ended whole.
+"""Manage processes that outlive the command that started them.
 
-A service is more than the process that was started: workers are forked, tasks put themselves into process groups of their own, and
-a killed parent leaves its children to init. What belongs to a service is therefore told by any of three marks: it descends from the
-recorded process, it is in that process's session, or it carries ``AIRLOOP_STACK_MEMBER`` in its environment (handed down by fork and exec).
-A process id alone is never trusted: the start time must match too, as ids are used again.
+They are started in their own session, recorded on disk, found again, and stopped as a whole.
+
+A service is more than the process that was started: workers are forked, tasks create their own
+process groups, and the children of a killed parent are adopted by init. Therefore a process belongs
+to a service if any of these conditions holds:
+
+- It descends from the recorded process.
+- It is in that process's session.
+- Its environment contains ``AIRLOOP_STACK_MEMBER`` (inherited by fork and exec).
+
+A process id alone is never trusted. The start time must match too, because ids are reused.
 """
 
 import json
@@ -20,7 +27,7 @@ MEMBER = "AIRLOOP_STACK_MEMBER"
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: argument list and the whole environment."""
+    """A command to start: the argument list and the whole environment."""
 
     name: str
     arguments: list[str]
@@ -32,8 +39,8 @@ class Record:
     """A process that we started, as written to ``<home>/run/<name>.json``.
 
     Attributes:
-        started: the kernel's start time, in seconds since 1970.
-        restarts: how often the service died and was restarted since `airloop up`.
+        started: The kernel's start time, in seconds since 1970.
+        restarts: Number of restarts after the service died, since `airloop up`.
     """
 
     name: str
@@ -43,7 +50,10 @@ class Record:
     restarts: int = 0
 
     def process(self) -> psutil.Process | None:
-        """The recorded process if it lives; a zombie, or another one that got its id, does not count."""
+        """Return the recorded process, or None if it has ended.
+
+        A zombie does not count as running. Neither does another process that got the id.
+        """
         try:
             process = psutil.Process(self.pid)
             alive = abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -52,12 +62,13 @@ class Record:
         return process if alive else None
 
     def owns_id(self) -> bool:
-        """Whether the id, and so the session of that id, is still this record's: nobody else got it.
+        """Return whether the id, and so the session of that id, still belongs to this record.
 
-        The kernel gives an id to nobody as long as a session of that id has a member.
+        The kernel does not reuse an id as long as a session of that id has a member.
         """
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1
+            same: bool = abs(psutil.Process(self.pid).create_time() - self.started) < 1
+            return same
         except psutil.NoSuchProcess:
             return True
 
@@ -68,12 +79,16 @@ class ProcessBook:
     def __init__(self, home: Path, cwd: Path):
         self._home, self._cwd = home, cwd
         self._run, self._logs = home / "run", home / "logs"
-        self._children: dict[int, subprocess.Popen] = {}
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, command: Command, restarts: int = 0) -> Record:
-        """Starts the command in a session of its own, its output appended to ``<home>/logs/<name>.log``, and writes down who it is."""
+        """Start the command in its own session and write a record of it.
+
+        Its output is appended to ``<home>/logs/<name>.log``.
+        """
         for folder in (self._run, self._logs):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # logs and command lines are nobody else's business
+            # Logs and command lines are private.
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         log = self._logs / f"{command.name}.log"
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -91,38 +106,43 @@ class ProcessBook:
         return record
 
     def exit_status(self, record: Record) -> int | None:
-        """Exit status of a process that this very object started, once it has ended."""
+        """Return the exit status of a process that this object started, or None while it runs."""
         return self._children[record.pid].poll()
 
     def reap(self) -> None:
-        """Let go of processes that this very object started and that have ended: else each stays as a zombie."""
+        """Release ended processes that this object started. Otherwise they stay as zombies."""
         for pid in [pid for pid, child in self._children.items() if child.poll() is not None]:
             del self._children[pid]
 
     def records(self) -> dict[str, Record]:
-        """What was started and not yet ended by us, by name; whether it still lives is another question."""
-        found = (Record(**json.loads(file.read_text())) for file in sorted(self._run.glob("*.json")))
-        return {record.name: record for record in found}
+        """Return the records of processes that we started and have not stopped, by name.
+
+        A recorded process may have ended.
+        """
+        records = (Record(**json.loads(file.read_text())) for file in sorted(self._run.glob("*.json")))
+        return {record.name: record for record in records}
 
     def members(self, record: Record) -> list[psutil.Process]:
-        """Every living process that belongs to the record, its own one included."""
+        """Return all running processes that belong to the record, including its own process."""
         leader = record.process()
         session = record.pid if record.owns_id() else None
-        found = {leader, *leader.children(recursive=True)} if leader else set()
+        members = {leader, *leader.children(recursive=True)} if leader else set()
         for process in psutil.process_iter():
             in_session = session is not None and _session(process) == session
-            if process.pid != os.getpid() and (in_session or _environment(process).get(MEMBER) == self._member(record.name)):
-                found.add(process)
-        return [process for process in found if _alive(process)]
+            if process.pid != os.getpid() and (
+                in_session or _environment(process).get(MEMBER) == self._member(record.name)
+            ):
+                members.add(process)
+        return [process for process in members if _alive(process)]
 
     def stop(self, records: list[Record], patience: float = 5.0, *, forget: bool = True) -> list[psutil.Process]:
-        """Ends the records' processes, asking first (SIGTERM) and insisting after ``patience`` seconds (SIGKILL).
+        """Stop the records' processes: first SIGTERM, and SIGKILL after ``patience`` seconds.
 
         Args:
-            forget: remove the records too. Without it they stay, as those of processes that died.
+            forget: Remove the records too. Otherwise they stay, as for processes that died.
 
         Returns:
-            the processes that had to be killed.
+            The processes that had to be killed.
         """
         deadline = time.monotonic() + patience
         asked: set[psutil.Process] = set()
@@ -153,7 +173,7 @@ class ProcessBook:
 
 
 def last_lines(log: str | Path, count: int = 20) -> str:
-    """The end of a log file."""
+    """Return the end of a log file."""
     try:
         return "\n".join(Path(log).read_text(errors="replace").splitlines()[-count:])
     except FileNotFoundError:
@@ -162,7 +182,8 @@ def last_lines(log: str | Path, count: int = 20) -> str:
 
 def _alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        runs: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return runs
     except psutil.NoSuchProcess:
         return False
 
@@ -176,6 +197,8 @@ def _session(process: psutil.Process) -> int | None:
 
 def _environment(process: psutil.Process) -> dict[str, str]:
     try:
-        return process.environ()
+        environment: dict[str, str] = process.environ()
+        return environment
     except (psutil.Error, OSError):
-        return {}  # another user's, or gone
+        # The process belongs to another user, or it has ended.
+        return {}

@@ -11,7 +11,8 @@ from include.projects.base import STAGES, Project
 from include.stack.api import FINAL, AirflowApi
 from include.times import iso
 
-# A queued run waits for the previous run, and a training can take a day. Each DAG also has a ``dagrun_timeout``.
+# A queued run waits for the previous run, and a training can take a day. Each DAG also has a
+# ``dagrun_timeout``.
 LONG = {"queued": timedelta(hours=6), "running": timedelta(hours=26)}
 # A deploy run can wait for days: for the looks of a rollout, and for an approval.
 PATIENT = ("deploy",)
@@ -20,15 +21,22 @@ SHOWN_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class FailedRun:
-    """The newest run of a DAG, if it failed. ``tasks`` excludes tasks that failed because of others."""
+    """The newest run of a DAG, if it failed.
+
+    Attributes:
+        tasks: Excludes tasks that failed because of others.
+        note: The run's note in Airflow.
+    """
 
     dag_id: str
     run_id: str
     ended: str
     tasks: tuple[str, ...]
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dag_id} {self.run_id} failed at {self.ended}" + (f" in {', '.join(self.tasks)}" if self.tasks else "")
+        where = f" in {', '.join(self.tasks)}" if self.tasks else ""
+        return f"{self.dag_id} {self.run_id} failed at {self.ended}{where}" + (f": {self.note}" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,10 @@ def runs_of(api: AirflowApi, project: str) -> Runs:
         httpx.HTTPError: Airflow does not answer, or refuses.
     """
     wanted = [f"{project}__{stage}" for stage in STAGES]
-    dags = {dag["dag_id"]: dag for dag in api.call("GET", "dags", params={"dag_id_pattern": f"{project}__", "limit": 100})["dags"]}
+    dags = {
+        dag["dag_id"]: dag
+        for dag in api.call("GET", "dags", params={"dag_id_pattern": f"{project}__", "limit": 100})["dags"]
+    }
     newest: dict[str, dict[str, Any]] = {}
     failed: list[FailedRun] = []
     long: list[str] = []
@@ -65,19 +76,25 @@ def runs_of(api: AirflowApi, project: str) -> Runs:
             newest[dag_id] = runs[0]
         ended = next((run for run in runs if run["state"] in FINAL), None)
         if ended is not None and ended["state"] == "failed":
-            failed.append(FailedRun(dag_id, ended["dag_run_id"], str(ended.get("end_date") or "an unknown time"), tuple(failed_tasks(api, ended))))
-        long += [said for run in runs if (said := _too_long(dag_id, run))]
-        long += [said for run in runs if run["state"] == "running" for said in _without_pool(api, run, pools)]
+            note = " ".join((ended.get("note") or "").split())[:SHOWN_CHARACTERS]
+            at = str(ended.get("end_date") or "an unknown time")
+            failed.append(FailedRun(dag_id, ended["dag_run_id"], at, tuple(failed_tasks(api, ended)), note))
+        long += [warning for run in runs if (warning := _too_long(dag_id, run))]
+        long += [warning for run in runs if run["state"] == "running" for warning in _without_pool(api, run, pools)]
     paused = tuple(dag_id for dag_id in wanted if dag_id in dags and dags[dag_id]["is_paused"])
     return Runs(tuple(dag_id for dag_id in wanted if dag_id not in dags), paused, tuple(failed), tuple(long), newest)
 
 
 def failed_tasks(api: AirflowApi, run: dict[str, Any]) -> list[str]:
     """Return the failed tasks of a run, without tasks that failed because of others."""
-    return sorted({task["task_id"] for task in api.task_instances(run["dag_id"], run["dag_run_id"]) if task["state"] == "failed"})
+    return sorted(
+        {task["task_id"] for task in api.task_instances(run["dag_id"], run["dag_run_id"]) if task["state"] == "failed"}
+    )
 
 
-def follow(api: AirflowApi, dag_id: str, run_id: str, tell: Callable[[str], None], *, timeout: float, every: float = 1.0) -> str | None:
+def follow(
+    api: AirflowApi, dag_id: str, run_id: str, tell: Callable[[str], None], *, timeout: float, every: float = 1.0
+) -> str | None:
     """Wait for the end of a run, and report each change of a task's state.
 
     Returns:
@@ -121,13 +138,20 @@ def _last_error(content: Any) -> str:
 
 
 def missing_pools(api: AirflowApi, project: Project) -> list[str]:
-    """Return the missing pools of a project's training steps. Airflow keeps tasks of a missing pool in ``scheduled`` without an error."""
+    """Return the missing pools of a project's training steps.
+
+    Airflow keeps tasks of a missing pool in ``scheduled`` without an error.
+    """
     there = {pool["name"] for pool in api.call("GET", "pools", params={"limit": 1000})["pools"]}
     return sorted({"cpu", *(candidate.compute for candidate in project.candidates)} - there)
 
 
 def _without_pool(api: AirflowApi, run: dict[str, Any], pools: set[str]) -> Iterator[str]:
-    waiting = {str(task["pool"]) for task in api.task_instances(run["dag_id"], run["dag_run_id"]) if task["state"] == "scheduled" and task.get("pool")}
+    waiting = {
+        str(task["pool"])
+        for task in api.task_instances(run["dag_id"], run["dag_run_id"])
+        if task["state"] == "scheduled" and task.get("pool")
+    }
     for name in sorted(waiting - pools):
         yield f"{run['dag_id']} {run['dag_run_id']} waits for pool {name}, which Airflow does not have: `airloop pools` makes it"
 

@@ -1,4 +1,4 @@
-"""What the embedded stack is made of: each service's command, address, and how it is told that it answers."""
+"""The services of the embedded stack: command, address, and how to check that each one answers."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import httpx
 
 from include.data import storage
 from include.settings import Settings
-from include.stack import mlflow_users
+from include.stack.accounts import mlflow_users
 from include.stack.environment import airflow_environment, base_environment, mlflow_environment, serving_environment
 from include.stack.processes import Command, Record
 
@@ -21,7 +21,8 @@ KEEPER = "keeper"
 class Service:
     """One long-running part of the stack.
 
-    ``answers`` is asked with the record of the running process and says whether that very process does its work; it may raise ``httpx.HTTPError``.
+    ``answers`` is called with the record of the running process. It returns whether that process
+    works, and it may raise ``httpx.HTTPError``.
     """
 
     name: str
@@ -34,7 +35,10 @@ class Service:
 
 
 def services(settings: Settings) -> list[Service]:
-    """All of them, in the order in which they are shown; without MLflow or serving where the settings say that it runs elsewhere."""
+    """Return all services in display order.
+
+    MLflow and serving are omitted if the settings say that they run elsewhere.
+    """
     airflow = airflow_environment(settings)
 
     def airflow_component(name: str, health_key: str, *options: str) -> Service:
@@ -46,17 +50,22 @@ def services(settings: Settings) -> list[Service]:
         )
 
     every = [
-        # The first call of the tasks' own API takes seconds (it makes all its versions): better now than in the first task, which would time out.
+        # The first call of the tasks' own API takes seconds, because it builds all API versions. Do
+        # this now: otherwise the first task would time out.
         Service(
             "api-server",
             Command("api-server", [sys.executable, "-m", "airflow", "api-server"], airflow),
-            lambda record: all(_get(f"{settings.airflow_url}/{path}").is_success for path in ("api/v2/monitor/health", "execution/health")),
+            lambda record: all(
+                _get(f"{settings.airflow_url}/{path}").is_success
+                for path in ("api/v2/monitor/health", "execution/health")
+            ),
             address=settings.airflow_url,
             port=settings.airflow_port,
             port_setting="AIRLOOP_AIRFLOW_PORT",
             needs_migration=True,
         ),
-        # Logs are read from the disk, so nobody needs to serve them, on ports that two stacks would quarrel about.
+        # Logs are read from the disk. Log servers are not needed, and their ports would conflict if
+        # two stacks run.
         airflow_component("scheduler", "scheduler", "--skip-serve-logs"),
         airflow_component("dag-processor", "dag_processor"),
         airflow_component("triggerer", "triggerer", "--skip-serve-logs"),
@@ -79,7 +88,8 @@ def _mlflow(settings: Settings) -> Service:
         address=settings.mlflow_url,
         port=settings.mlflow_port,
         port_setting="AIRLOOP_MLFLOW_PORT",
-        needs_migration=settings.mlflow_database_url is not None or bool(mlflow_users.users(settings)),  # a SQLite file without users it makes by itself
+        # MLflow creates a SQLite file without users automatically.
+        needs_migration=settings.mlflow_database_url is not None or bool(mlflow_users.users(settings)),
     )
 
 
@@ -101,35 +111,59 @@ def serving_command(settings: Settings) -> Command:
 
 
 def migration(settings: Settings) -> Command:
-    """Makes Airflow's database, or brings it up to this version of Airflow."""
+    """Return the command that creates Airflow's database or migrates it to this version."""
     return Command("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], airflow_environment(settings))
 
 
-def whole_migration(settings: Settings) -> Command:
-    """The same for every store: `airloop migrate`."""
+def migrate_all(settings: Settings) -> Command:
+    """Return the command that migrates every store: `airloop migrate`."""
     return Command("migrate", [sys.executable, "-m", "include.cli", "migrate"], base_environment(settings))
 
 
 def artifacts_root(settings: Settings) -> str:
-    """Where MLflow's server keeps the artifacts that it is handed: on the object store where there is one. No project's name begins with a _."""
+    """Return the root of the artifacts that MLflow's server receives.
+
+    It is on the object store if there is one. The name is unique, because no project's name begins
+    with an underscore.
+    """
     if settings.mlflow_artifacts:
         return settings.mlflow_artifacts
-    return f"{settings.store}/_mlflow" if storage.is_object_store(settings.store) else str(settings.home / "mlflow" / "artifacts")
+    return (
+        f"{settings.store}/_mlflow"
+        if storage.is_object_store(settings.store)
+        else str(settings.home / "mlflow" / "artifacts")
+    )
 
 
 def mlflow_server(settings: Settings) -> list[str]:
-    """Its command line."""
+    """Return the command line of MLflow's server."""
     home = settings.home / "mlflow"
-    home.mkdir(parents=True, exist_ok=True)  # mlflow_environment names the database
-    arguments = [sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
+    # mlflow_environment names the database.
+    home.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        settings.host,
+        "--port",
+        str(settings.mlflow_port),
+        "--workers",
+        "1",
+    ]
     asks = ["--app-name", mlflow_users.APP] if mlflow_users.users(settings) else []
-    # The server passes artifacts through: who logs or loads a model needs no credentials of the store.
+    # The server proxies artifacts: a client that logs or loads a model needs no credentials of the
+    # store.
     return [*arguments, *asks, "--serve-artifacts", "--artifacts-destination", artifacts_root(settings)]
 
 
 @cache
 def _client() -> httpx.Client:
-    """One for all questions: making one costs more (it reads the certificates) than asking a hundred."""
+    """Return one client for all requests.
+
+    Creating one reads the certificates, which costs more than a hundred requests.
+    """
     return httpx.Client(timeout=5.0, trust_env=False)
 
 
@@ -138,7 +172,12 @@ def _get(url: str) -> httpx.Response:
 
 
 def _beats(settings: Settings, component: str, record: Record) -> bool:
-    """Whether the component's heartbeat is younger than its process: the one before it may still look alive in the database."""
+    """Return whether the component's heartbeat is younger than its process.
+
+    In the database, the previous process may still look alive.
+    """
     health = _get(f"{settings.airflow_url}/api/v2/monitor/health").raise_for_status().json()[component]
     beat = health[f"latest_{component}_heartbeat"]
-    return health["status"] == "healthy" and beat is not None and datetime.fromisoformat(beat).timestamp() > record.started
+    return (
+        health["status"] == "healthy" and beat is not None and datetime.fromisoformat(beat).timestamp() > record.started
+    )

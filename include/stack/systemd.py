@@ -1,4 +1,7 @@
-"""Unit files for systemd: what `airloop up` runs, as services of a machine that restarts them and starts them at boot."""
+"""Create unit files for systemd, which run the same services as `airloop up`.
+
+systemd restarts the services and starts them at boot.
+"""
 
 import getpass
 import sys
@@ -11,17 +14,17 @@ TARGET = "airloop.target"
 
 
 class UnitError(ValueError):
-    """The settings or paths cannot stand in a unit file; the message says which."""
+    """Raised when settings or paths cannot be used in a unit file. The message names them."""
 
 
 def units(settings: Settings, user: str | None = None) -> dict[str, str]:
     """Return the unit files: name -> content. ``airloop.target`` starts all of them.
 
     Args:
-        user: that the services run as; None: whoever asks.
+        user: The user that the services run as. None: the current user.
 
     Raises:
-        UnitError: a path has a character that systemd would interpret.
+        UnitError: A path has a character that systemd would interpret.
     """
     user = user or getpass.getuser()
     file = settings_file()
@@ -35,7 +38,11 @@ def units(settings: Settings, user: str | None = None) -> dict[str, str]:
     names = [service.name for service in services(settings) if service.name != KEEPER]
     python = Path(sys.executable)
     made = {
-        TARGET: _unit("Airloop", [f"Wants={' '.join(f'airloop-{name}.service' for name in names)}"], {"Install": ["WantedBy=multi-user.target"]}),
+        TARGET: _unit(
+            "Airloop",
+            [f"Wants={' '.join(f'airloop-{name}.service' for name in names)}"],
+            {"Install": ["WantedBy=multi-user.target"]},
+        ),
         "airloop-migrate.service": _unit(
             "Airloop: bring the databases up to this version",
             ["After=network-online.target", "Wants=network-online.target"],
@@ -43,7 +50,7 @@ def units(settings: Settings, user: str | None = None) -> dict[str, str]:
         ),
     }
     for name in names:
-        # systemd before 254 ignores the two lines of the back-off, with a warning.
+        # systemd before 254 ignores the two lines of the back-off and logs a warning.
         made[f"airloop-{name}.service"] = _unit(
             f"Airloop: {name}",
             [f"PartOf={TARGET}", "After=airloop-migrate.service", "Requires=airloop-migrate.service", "StartLimitIntervalSec=0"],

@@ -1,8 +1,13 @@
-"""The model bundle: everything that serving, scoring and monitoring need of a model, as files of data.
+"""The model bundle: all files that serving, scoring and monitoring need of a model.
 
-``model.onnx``, ``contract.json`` (which columns go in, in which order, and what is done where the look-up lacks something), ``golden.json`` (requests
-with the answers they must get) and ``reference.parquet`` (rows that the judged model was not fitted on, with its predictions: what drift is
-measured against). A model version has ``baseline.onnx`` too, the rule that the model was judged beside: serving may answer by it.
+- ``model.onnx``: the graph.
+- ``contract.json``: the input columns, their order, and the policy for incomplete look-ups.
+- ``golden.json``: golden requests with the expected answers.
+- ``reference.parquet``: rows that the judged model was not fitted on, with its predictions. Drift
+  is measured against them.
+
+A model version also has ``baseline.onnx``, the baseline rule that was judged on the same rows.
+Serving may answer with it.
 """
 
 import io
@@ -11,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +28,17 @@ from include.training.inference import predict, session
 from include.training.inputs import matrices
 from include.training.scale import scale_of
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 FILES = ("model.onnx", "contract.json", "golden.json", "reference.parquet")
 RULE = "baseline.onnx"
 GOLDEN, GOLDEN_TOLERANCE = 20, 1e-5
 REFERENCE = 5000
 
 
-class GoldenMismatch(ValueError):
-    """The model does not answer its golden requests as it did when it was made."""
+class GoldenMismatchError(ValueError):
+    """Raised when the answers to the golden requests differ from the recorded ones."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,21 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: str | Path | UPath) -> "Bundle":
-        """From a folder; ``include.registry.versions.bundle`` gives that of a model version."""
+        """Load a bundle from a folder.
+
+        ``include.registry.versions.bundle`` returns the folder of a model version.
+        """
         graph, contract, golden, reference = ((storage.path(folder) / name).read_bytes() for name in FILES)
         rule = storage.path(folder) / RULE
-        return cls(graph, json.loads(contract), json.loads(golden), reference, rule.read_bytes() if rule.exists() else None)
+        return cls(
+            graph, json.loads(contract), json.loads(golden), reference, rule.read_bytes() if rule.exists() else None
+        )
 
     def with_rule(self, rule: "Bundle") -> "Bundle":
-        """This model with a baseline rule beside it, whose answers to the golden requests go into ``golden.json``."""
+        """Return this model with a baseline rule.
+
+        The rule's answers to the golden requests are added to ``golden.json``.
+        """
         instances = self.golden["instances"]
         answers = [float(p) for p in rule.predict(_instances(instances, self.contract))] if instances else []
         return replace(self, rule=rule.graph, golden={**self.golden, "baseline": answers})
@@ -62,15 +78,20 @@ class Bundle:
             storage.write(target / name, content)
 
     def hashes(self) -> dict[str, str]:
-        """File -> hex of the SHA-256 of what ``save`` writes: a version's tag, to which serving holds the files that it loads."""
+        """Return file -> SHA-256 (hex) of the bytes that ``save`` writes.
+
+        The hashes become a tag of the version. Serving verifies the files that it loads against it.
+        """
         return {name: sha256(content).hexdigest() for name, content in self._contents().items()}
 
     def _contents(self) -> dict[str, bytes]:
-        files = dict(zip(FILES, (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes), strict=True))
+        files = dict(
+            zip(FILES, (self.graph, _json(self.contract), _json(self.golden), self.reference_bytes), strict=True)
+        )
         return files if self.rule is None else files | {RULE: self.rule}
 
     @cached_property
-    def _session(self):
+    def _session(self) -> "onnxruntime.InferenceSession":
         return session(self.graph)
 
     @property
@@ -78,7 +99,7 @@ class Bundle:
         return [*self.contract["numeric"], *self.contract["categorical"]]
 
     def predict(self, rows: pd.DataFrame) -> np.ndarray:
-        """Predictions float64 [n] for rows that hold the input columns.
+        """Return predictions float64 [n] for rows with the input columns.
 
         Raises:
             KeyError: an input column is missing.
@@ -87,36 +108,45 @@ class Bundle:
         return predict(self._session, numeric, categorical).astype("float64")
 
     def predict_by_rule(self, rows: pd.DataFrame) -> np.ndarray:
-        """The baseline rule's predictions float64 [n] for the same rows.
+        """Return the baseline rule's predictions float64 [n] for the same rows.
 
         Raises:
-            ValueError: the version was made before versions carried their rule.
+            ValueError: the version was made before versions included their rule.
         """
         if self.rule is None:
-            raise ValueError(f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again")
+            raise ValueError(
+                f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again"
+            )
         return replace(self, graph=self.rule, rule=None).predict(rows)
 
     def reference(self) -> pd.DataFrame:
-        """Input columns, ``prediction``, ``label`` and ``event_timestamp`` of at most 5000 rows that the judged model was not fitted on."""
+        """Return at most 5000 rows that the judged model was not fitted on.
+
+        The columns are the input columns, ``prediction``, ``label`` and ``event_timestamp``.
+        """
         return pd.read_parquet(io.BytesIO(self.reference_bytes))
 
     def golden_tensors(self) -> dict[str, np.ndarray]:
-        """The golden requests as the graph's own inputs."""
-        numeric, categorical = matrices(_instances(self.golden["instances"], self.contract), self.contract["numeric"], self.contract["categorical"])
+        """Return the golden requests as the graph's inputs."""
+        numeric, categorical = matrices(
+            _instances(self.golden["instances"], self.contract), self.contract["numeric"], self.contract["categorical"]
+        )
         return {"numeric": numeric, **({"categorical": categorical.astype(str)} if categorical.shape[1] else {})}
 
     def check_golden(self) -> float:
-        """Answer the golden requests again; gives the largest difference.
+        """Compute the answers to the golden requests again. Return the largest difference.
 
         Raises:
-            GoldenMismatch: an answer is further off than the tolerance, or is no number.
+            GoldenMismatchError: an answer differs by more than the tolerance, or is not a number.
         """
         answers = self.predict(_instances(self.golden["instances"], self.contract))
         off = np.abs(answers - np.asarray(self.golden["predictions"], dtype="float64"))
         allowed = self.golden["tolerance"] * np.maximum(self.golden.get("scale", 1.0), np.abs(answers))
         if not (off <= allowed).all():  # also true of NaN
             worst = int(np.nanargmax(off)) if not np.isnan(off).all() else 0
-            raise GoldenMismatch(f"golden request {worst}: expected {self.golden['predictions'][worst]}, got {answers[worst]}")
+            raise GoldenMismatchError(
+                f"golden request {worst}: expected {self.golden['predictions'][worst]}, got {answers[worst]}"
+            )
         return float(off.max(initial=0.0))
 
 
@@ -135,11 +165,13 @@ def contract_of(project: Project) -> dict[str, Any]:
 
 
 def make_bundle(project: Project, graph: bytes, rows: pd.DataFrame, reference: pd.DataFrame | None = None) -> Bundle:
-    """A bundle of a graph.
+    """Return the bundle of a graph.
 
     Args:
-        rows: rows with outcomes that the judged model was not fitted on; golden requests and the reference are samples of them.
-        reference: use this one instead (the judged model's, for a model that was refitted on those rows).
+        rows: rows with outcomes that the judged model was not fitted on. Golden requests and the
+            reference are samples of them.
+        reference: use this reference instead. A model that was refitted on those rows gets the
+            judged model's reference.
     """
     contract = contract_of(project)
     bare = Bundle(graph, contract, {}, b"")
@@ -160,13 +192,19 @@ def make_bundle(project: Project, graph: bytes, rows: pd.DataFrame, reference: p
 
 
 def _golden_instances(rows: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
-    """Rows spread over time, the ones with most missing values among them: these are what exports get wrong."""
+    """Return rows spread over time, including those with the most missing values.
+
+    Exports most often fail on missing values.
+    """
     if rows.empty:
         return []
     spread = np.linspace(0, len(rows) - 1, min(GOLDEN - 4, len(rows))).astype(int)
     sparse = np.argsort(-rows[columns].isna().sum(axis=1).to_numpy(), kind="stable")[:4]
     chosen = rows.iloc[sorted({*spread.tolist(), *sparse.tolist()})][columns]
-    return [{str(c): None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for c, v in row.items()} for row in chosen.to_dict("records")]
+    return [
+        {str(c): None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for c, v in row.items()}
+        for row in chosen.to_dict("records")
+    ]
 
 
 def _instances(instances: list[dict[str, Any]], contract: dict[str, Any]) -> pd.DataFrame:

@@ -1,4 +1,8 @@
-"""Candidates by name. Imports no library of models: Airflow's tasks ask here too, and their image has none (``include.training.trainers`` needs them)."""
+"""Candidates by name.
+
+This module does not import ML libraries, because Airflow's tasks use it and their image does not
+have them. ``include.training.trainers`` needs them.
+"""
 
 from typing import Any
 
@@ -10,7 +14,9 @@ DISTRIBUTED = frozenset({"torch_mlp"})  # trainers that several workers may fit 
 
 
 def candidate_of(project: Project, name: str, parameters: dict[str, Any] | None = None) -> Candidate:
-    """A candidate of the project by name, with other parameters if some are given; the rule-based baseline is always one.
+    """Return a candidate of the project by name, with other parameters if given.
+
+    The rule-based baseline is always a candidate.
 
     Raises:
         ValueError: there is none of that name.
@@ -22,14 +28,19 @@ def candidate_of(project: Project, name: str, parameters: dict[str, Any] | None 
 
 
 def fitted_candidate(project: Project, command: str, given: dict[str, Any]) -> Candidate | None:
-    """The candidate that a step fits; None if it fits nothing.
+    """Return the candidate that a step fits, or None if it fits nothing.
 
     Raises:
-        ValueError: there is no such candidate, or it asks for several workers and its trainer knows nothing of them.
+        ValueError: there is no such candidate, or it has several workers and its trainer does not
+            support them.
     """
-    if command == "evaluate" or (command == "refit" and not (project.refit and manifest.read(given["verdict"])["passed"])):
+    if command == "evaluate" or (
+        command == "refit" and not (project.refit and manifest.read(given["verdict"])["passed"])
+    ):
         return None
-    candidate = candidate_of(project, given["candidate"] if "candidate" in given else manifest.read(given["evaluation"])["candidate"])
+    candidate = candidate_of(
+        project, given["candidate"] if "candidate" in given else manifest.read(given["evaluation"])["candidate"]
+    )
     if candidate.workers > 1 and candidate.trainer not in DISTRIBUTED:
         raise ValueError(
             f"candidate '{candidate.name}' asks for {candidate.workers} workers, but its trainer '{candidate.trainer}' has one only;"

@@ -1,6 +1,7 @@
-"""Checkpoints of a fit: where it stands, kept beside the manifest that it will end in, so that a killed fit goes on and does not begin again.
+"""Checkpoints of a fit, stored next to its manifest, so that a killed fit can resume.
 
-A checkpoint is one file, written whole or not at all, that names what it was made from: one of other inputs, or of other code, is not used.
+A checkpoint is one file, written atomically. It contains a fingerprint of its inputs and code. A
+checkpoint of other inputs or other code is not used.
 """
 
 import io
@@ -15,24 +16,27 @@ from include.training import manifest
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint of one fit. Without a folder there is none: nothing is kept and nothing found."""
+    """The checkpoint of one fit. Without a folder, nothing is stored or loaded."""
 
     folder: UPath | None = None
     made_from: str = ""
 
     @classmethod
-    def beside(cls, uri: str | UPath, made_from: dict[str, Any] | None = None) -> "Checkpoints":
-        """In ``<manifest without .json>.checkpoint/``.
+    def from_manifest(cls, uri: str | UPath, made_from: dict[str, Any] | None = None) -> "Checkpoints":
+        """Return the checkpoints in ``<manifest without .json>.checkpoint/``.
 
         Args:
-            uri: of the step's manifest.
+            uri: the step's manifest.
             made_from: the step's inputs, with the commit of the code.
         """
         target = storage.path(uri)
         return cls(target.parent / f"{target.stem}.checkpoint", manifest.fingerprint(made_from or {}))
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint by this state: tensors, numbers, strings, lists and dictionaries of them."""
+        """Replace the checkpoint by this state.
+
+        It may contain tensors, numbers, strings, and lists and dictionaries of them.
+        """
         if self.folder is None:
             return
         import torch
@@ -42,29 +46,36 @@ class Checkpoints:
         storage.write(self.folder / "state.pt", content.getvalue())
 
     def load(self) -> bytes:
-        """The checkpoint's bytes, for ``state``; none: ``b""``."""
+        """Return the checkpoint's bytes for ``state``, or ``b""`` if there is none."""
         try:
             return b"" if self.folder is None else (self.folder / "state.pt").read_bytes()
         except FileNotFoundError:
             return b""
 
     def state(self, content: bytes) -> dict[str, Any] | None:
-        """What was saved, or None if there is no checkpoint of these inputs. One that cannot be read is said, and then as good as none."""
+        """Return the saved state, or None if there is no checkpoint of these inputs.
+
+        An unreadable checkpoint is logged and ignored.
+        """
         import torch
 
         if not content:
             return None
         try:
-            # Tensors on the CPU: it may have been written by a machine with other devices. weights_only: nothing in it is executed.
+            # Load tensors to the CPU, because the file may come from a machine with other devices.
+            # With weights_only, no code in it is executed.
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             made_from = state.pop("made_from")
-        except Exception as error:  # whatever is wrong with the file, a fit from the start is right
-            print(f"the checkpoint in {self.folder} cannot be read ({type(error).__name__}): starting from the first epoch", flush=True)
+        except Exception as error:  # whatever is wrong with the file, a fresh fit is correct
+            print(
+                f"the checkpoint in {self.folder} cannot be read ({type(error).__name__}): starting from the first epoch",
+                flush=True,
+            )
             return None
         return state if made_from == self.made_from else None
 
     def remove(self) -> None:
-        """The fit has ended and its manifest says so. Safe to repeat."""
+        """Remove the checkpoint after the manifest is written. Safe to repeat."""
         if self.folder is None:
             return
         storage.remove(self.folder)

@@ -1,4 +1,4 @@
-"""From rows to what a model is given: one float matrix, one string matrix, in the order that the contract names."""
+"""Convert rows to a model's inputs: a float matrix and a string matrix, in the contract's order."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -9,11 +9,14 @@ import pandas as pd
 
 
 def matrices(frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Numeric float32 [n, len(numeric)] (NaN: missing) and categorical object [n, len(categorical)] ("": missing).
+    """Return the numeric and categorical inputs.
+
+    They are float32 [n, len(numeric)] with NaN for missing values, and object [n, len(categorical)]
+    with "" for missing values.
 
     Raises:
-        KeyError: a column is missing; the message names all that are.
-        ValueError: a numeric column has a value that is no number; the message names the column.
+        KeyError: columns are missing. The message names all of them.
+        ValueError: a numeric column has a value that is not a number. The message names the column.
     """
     missing = [c for c in (*numeric, *categorical) if c not in frame.columns]
     if missing:
@@ -28,26 +31,37 @@ def matrices(frame: pd.DataFrame, numeric: Sequence[str], categorical: Sequence[
 
 
 def as_numbers(column: pd.Series) -> np.ndarray:
-    """Return a column of any dtype as float64 [n]; missing: NaN.
+    """Return a column of any dtype as float64 [n], with NaN for missing values.
 
     Raises:
-        ValueError: a value is no number.
+        ValueError: a value is not a number.
     """
     try:
-        return column.to_numpy(dtype="float64", na_value=np.nan)
+        numbers: np.ndarray = column.to_numpy(dtype="float64", na_value=np.nan)
+        return numbers
     except (TypeError, ValueError):
         pass
-    try:  # a dictionary of numbers, or objects with other missing values beside them
-        return np.array([np.nan if missing else float(value) for value, missing in zip(column.astype(object), column.isna(), strict=True)], dtype="float64")
+    # A dictionary of numbers, or objects with other missing values.
+    try:
+        return np.array(
+            [
+                np.nan if missing else float(value)
+                for value, missing in zip(column.astype(object), column.isna(), strict=True)
+            ],
+            dtype="float64",
+        )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column '{column.name}' ({column.dtype}) is a numeric input and has a value that is no number: {error}") from None
+        raise ValueError(
+            f"column '{column.name}' ({column.dtype}) is a numeric input and has a value that is no number: {error}"
+        ) from None
 
 
 def as_categories(column: pd.Series) -> np.ndarray:
-    """Return a column of any dtype as text, object [n]; missing: "".
+    """Return a column of any dtype as text, object [n], with "" for missing values.
 
-    The text is the one that serving makes of the same value in JSON: an integer has no decimal point, whatever dtype it came in. A column of integers with a
-    missing value is a column of floats in pandas.
+    The text equals the one that serving makes of the same value in JSON: an integer does not have a
+    decimal point, whatever its dtype. In pandas, a column of integers with a missing value is a
+    column of floats.
     """
     values, missing = column.astype(object), column.isna()
     texts = [("" if nothing else _text(value)) for value, nothing in zip(values, missing, strict=True)]

@@ -1,4 +1,4 @@
-"""Result manifests: small JSON files by which a training step says what it made. Written whole or not at all."""
+"""Result manifests: small JSON files that describe the result of a training step."""
 
 import hashlib
 import json
@@ -10,28 +10,29 @@ from include.data import storage
 
 
 def write(uri: str | UPath, content: dict[str, Any]) -> None:
-    """Write a manifest; no reader ever sees half of one."""
+    """Write a manifest atomically."""
     storage.write(storage.path(uri), json.dumps(content, indent=1, sort_keys=True, allow_nan=True))
 
 
 def read(uri: str | UPath) -> dict[str, Any]:
-    """The manifest.
+    """Return the manifest.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    return json.loads(storage.path(uri).read_text())
+    made: dict[str, Any] = json.loads(storage.path(uri).read_text())
+    return made
 
 
 def finished(uri: str | UPath, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier try, if there is one and it was made from the same inputs."""
+    """Return the manifest of an earlier try from the same inputs, or None."""
     try:
-        found = read(uri)
+        manifest = read(uri)
     except FileNotFoundError:
         return None
-    return found if found.get("made_from") == fingerprint(made_from) else None
+    return manifest if manifest.get("made_from") == fingerprint(made_from) else None
 
 
 def fingerprint(made_from: dict[str, Any]) -> str:
-    """A short hash of a step's inputs; goes into its manifest as ``made_from``."""
+    """Return a short hash of a step's inputs. The manifest contains it as ``made_from``."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]

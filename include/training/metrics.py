@@ -1,7 +1,8 @@
-"""The figures by which models are compared, and which way each is better. A NaN stays a NaN: the gate refuses it.
+"""The metrics by which models are compared, and their direction. The gate refuses NaN values.
 
-Definitions are scikit-learn's (a test compares); written out here because a paired bootstrap calls them hundreds of times
-with weights, and because a metric must say NaN, not raise, where it has no value (the AUC of one class).
+Definitions are scikit-learn's (a test compares). They are implemented here for two reasons. A
+paired bootstrap calls them hundreds of times with weights. And a metric must return NaN, not raise,
+where it is undefined (the AUC of one class).
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from include.projects.base import Metric, TaskKind
 Figure = Callable[..., float]
 
 
-class UnknownMetric(ValueError):
-    """No metric of that name, or a project claims the wrong direction for it."""
+class UnknownMetricError(ValueError):
+    """Raised when a metric does not exist, or a project states the wrong direction for it."""
 
 
 def auc(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Area under the ROC curve, by ranks (Mann-Whitney), ties counting half."""
+    """Return the area under the ROC curve, by ranks (Mann-Whitney). Ties count half."""
     label, prediction, weight = _columns(label, prediction, weight)
     if np.isnan(prediction).any() or np.isnan(label).any():
         return float("nan")
@@ -30,32 +31,35 @@ def auc(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = N
 
 
 def brier(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean squared difference of probability and outcome."""
+    """Return the mean squared difference of probability and outcome."""
     label, prediction, weight = _columns(label, prediction, weight)
     return _mean((prediction - label) ** 2, weight)
 
 
 def log_loss(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean negative log likelihood; probabilities are kept 1e-7 (float32's resolution) away from 0 and 1."""
+    """Return the mean negative log likelihood.
+
+    Probabilities are clipped to stay 1e-7 (float32's resolution) away from 0 and 1.
+    """
     label, prediction, weight = _columns(label, prediction, weight)
     probability = np.clip(prediction, 1e-7, 1 - 1e-7)
     return _mean(-(label * np.log(probability) + (1 - label) * np.log(1 - probability)), weight)
 
 
 def mae(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean absolute error."""
+    """Return the mean absolute error."""
     label, prediction, weight = _columns(label, prediction, weight)
     return _mean(np.abs(prediction - label), weight)
 
 
 def rmse(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Root of the mean squared error."""
+    """Return the root of the mean squared error."""
     label, prediction, weight = _columns(label, prediction, weight)
     return float(np.sqrt(_mean((prediction - label) ** 2, weight)))
 
 
 def r2(label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Share of the labels' variance that is explained; NaN if they have none."""
+    """Return the explained share of the labels' variance, or NaN if the variance is 0."""
     label, prediction, weight = _columns(label, prediction, weight)
     variance = _mean((label - _mean(label, weight)) ** 2, weight)
     return 1 - _mean((prediction - label) ** 2, weight) / variance if variance > 0 else float("nan")
@@ -74,44 +78,48 @@ _OF_KIND = {TaskKind.BINARY: ("auc", "brier", "log_loss"), TaskKind.REGRESSION: 
 
 
 def metrics_of(kind: TaskKind | str) -> tuple[str, ...]:
-    """Names of the metrics that make sense for a kind of task."""
+    """Return the names of the metrics for a kind of task."""
     return _OF_KIND[TaskKind(kind)]
 
 
 def metric_function(name: str) -> Figure:
-    """The function ``(label, prediction, weight=None) -> float`` of a metric.
+    """Return the function ``(label, prediction, weight=None) -> float`` of a metric.
 
     Raises:
-        UnknownMetric: there is none of that name; the message lists those there are.
+        UnknownMetricError: there is none of that name. The message lists the existing ones.
     """
     if name not in _METRICS:
-        raise UnknownMetric(f"no metric '{name}'; there is {', '.join(sorted(_METRICS))}")
+        raise UnknownMetricError(f"no metric '{name}'; there is {', '.join(sorted(_METRICS))}")
     return _METRICS[name][0]
 
 
 def higher_is_better(name: str) -> bool:
-    """Which way a metric is better. Raises UnknownMetric."""
+    """Return whether a higher value of the metric is better. Raises UnknownMetricError."""
     metric_function(name)
     return _METRICS[name][1]
 
 
 def check_direction(metric: Metric) -> None:
-    """Refuse a project that says the wrong direction: its gate would promote the worse model.
+    """Refuse a project with the wrong direction, because its gate would promote the worse model.
 
     Raises:
-        UnknownMetric: unknown name or wrong direction.
+        UnknownMetricError: unknown name or wrong direction.
     """
     metric_function(metric.name)
     if _METRICS[metric.name][1] != metric.higher_is_better:
-        raise UnknownMetric(f"metric '{metric.name}': higher_is_better is {_METRICS[metric.name][1]}, the project says {metric.higher_is_better}")
+        raise UnknownMetricError(
+            f"metric '{metric.name}': higher_is_better is {_METRICS[metric.name][1]}, the project says {metric.higher_is_better}"
+        )
 
 
 def figures(kind: TaskKind | str, label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Every metric of the kind for these predictions."""
+    """Return every metric of the kind for these predictions."""
     return {name: metric_function(name)(label, prediction) for name in metrics_of(kind)}
 
 
-def _columns(label, prediction, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(
+    label: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     label, prediction = np.asarray(label, dtype="float64"), np.asarray(prediction, dtype="float64")
     if label.shape != prediction.shape:
         raise ValueError(f"{label.shape} labels and {prediction.shape} predictions")

@@ -1,9 +1,12 @@
-"""Models as ONNX graphs of one layout, whatever they were trained with.
+"""Models as ONNX graphs of one layout, whatever library trained them.
 
-Inputs ``numeric`` float32 [n, number of numeric inputs] (NaN: missing) and, where a project has categories, ``categorical`` string
-[n, number of categories] ("": missing); output ``prediction`` float32 [n] (the probability of 1, or the number). The preprocessing is inside
-the graph, so serving needs no code of the project.
+Inputs are ``numeric`` float32 [n, number of numeric inputs] (NaN: missing) and, if a project has
+categories, ``categorical`` string [n, number of categories] ("": missing). The output is
+``prediction`` float32 [n] (the probability of 1, or the number). The preprocessing is inside the
+graph, so serving does not need the project's code.
 """
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,18 +14,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from include.training.inference import predict, session
 
-# onnx 1.23 would write IR 14 and opset 28; onnxruntime 1.31 takes up to 13 and 26. These are skl2onnx's defaults.
+# onnx 1.23 would write IR 14 and opset 28, but onnxruntime 1.31 accepts up to 13 and 26. These are
+# skl2onnx's defaults.
 IR_VERSION = 10
 OPSET, ML_OPSET = 22, 3
 TOLERANCE = 1e-4
 
 
 class ExportError(ValueError):
-    """The exported graph does not predict what the model predicts."""
+    """Raised when the exported graph's predictions differ from the model's."""
 
 
 class Graph:
-    """A graph in the making: ``add`` appends a node and gives the name of its output."""
+    """A graph builder: ``add`` appends a node and returns the name of its output."""
 
     def __init__(self, numeric: int, categorical: int) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -31,27 +35,40 @@ class Graph:
         if categorical:
             self._inputs.append(helper.make_tensor_value_info("categorical", TensorProto.STRING, ["n", categorical]))
 
-    def constant(self, values, dtype="float32") -> str:
+    def constant(self, values: Any, dtype: str = "float32") -> str:
         name = f"constant_{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
         return name
 
-    def add(self, op: str, *inputs: str, domain: str = "", **attributes) -> str:
+    def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         name = f"{op.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
         return name
 
     def category_codes(self, column: int, categories: list[str]) -> str:
-        """Float codes [n, 1] of one categorical column: 0, 1, ... as in ``categories``; -1 for any other string."""
+        """Return float codes [n, 1] of one categorical column.
+
+        They are 0, 1, ... as in ``categories``, and -1 for any other string.
+        """
         values = self.add("Gather", "categorical", self.constant([column], "int64"), axis=1)
-        if not categories:  # nothing was ever seen: every string is another one
-            return self.add("Add", self.add("Mul", self.add("Gather", "numeric", self.constant([0], "int64"), axis=1), self.constant(0.0)), self.constant(-1.0))
+        # The fit has not seen any category, so every string is unknown.
+        if not categories:
+            return self.add(
+                "Add",
+                self.add("Mul", self.add("Gather", "numeric", self.constant([0], "int64"), axis=1), self.constant(0.0)),
+                self.constant(-1.0),
+            )
         return self.add(
-            "LabelEncoder", values, domain="ai.onnx.ml", keys_strings=categories, values_floats=[float(i) for i in range(len(categories))], default_float=-1.0
+            "LabelEncoder",
+            values,
+            domain="ai.onnx.ml",
+            keys_strings=categories,
+            values_floats=[float(i) for i in range(len(categories))],
+            default_float=-1.0,
         )
 
     def include(self, body: onnx.ModelProto, input_name: str) -> dict[str, str]:
-        """Put a graph with one input behind ``input_name``; gives its outputs' names in this graph."""
+        """Append a graph with one input after ``input_name``. Return its outputs' new names."""
         inner = onnx.compose.add_prefix(body, f"body_{len(self._nodes)}_").graph
         self._nodes.append(helper.make_node("Identity", [input_name], [inner.input[0].name]))
         self._nodes.extend(inner.node)
@@ -59,7 +76,7 @@ class Graph:
         return {before.name: after.name for before, after in zip(body.graph.output, inner.output, strict=True)}
 
     def model(self, output: str) -> onnx.ModelProto:
-        """The checked model whose prediction is ``output``, reshaped to [n]."""
+        """Return the checked model whose prediction is ``output``, reshaped to [n]."""
         self._nodes.append(helper.make_node("Reshape", [output, self.constant([-1], "int64")], ["prediction"]))
         prediction = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"])
         graph = helper.make_graph(self._nodes, "airloop", self._inputs, [prediction], self._constants)
@@ -69,13 +86,15 @@ class Graph:
         return model
 
 
-def check_equal(graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray, *, scale: float = 1.0) -> float:
-    """Return the largest relative difference between the graph's predictions and the model's own on the same rows.
+def check_equal(
+    graph: bytes, native: np.ndarray, numeric: np.ndarray, categorical: np.ndarray, *, scale: float = 1.0
+) -> float:
+    """Return the largest relative difference between the graph's predictions and the model's own.
 
     Args:
         native: the model's own predictions, float [n].
         numeric, categorical: the graph's inputs, [n, k] and [n, m].
-        scale: what a difference is relative to, where a prediction is smaller (``scale_of``).
+        scale: the difference is relative to this where a prediction is smaller (``scale_of``).
 
     Raises:
         ExportError: it is above 1e-4.

@@ -1,4 +1,8 @@
-"""Which parameters each trainer takes, and which values. Imports no library of models, for `airloop check`; a test compares with the libraries."""
+"""The parameters that each trainer accepts, and their values.
+
+It does not import ML libraries, because `airloop check` uses it. A test compares it with the
+libraries.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +22,7 @@ class Number:
     also: tuple[Any, ...] = ()
 
     def fault(self, value: Any) -> str | None:
-        """Return what is wrong with a value; None: it is accepted."""
+        """Return why a value is not accepted, or None if it is."""
         if any(value is one or (isinstance(one, str) and value == one) for one in self.also):
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -45,7 +49,7 @@ class OneOf:
     values: tuple[Any, ...]
 
     def fault(self, value: Any) -> str | None:
-        """Return what is wrong with a value; None: it is accepted."""
+        """Return why a value is not accepted, or None if it is."""
         if any(type(value) is type(one) and value == one for one in self.values):
             return None
         return f"must be {self}"
@@ -56,10 +60,10 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text, or nothing."""
+    """Any text, or None."""
 
     def fault(self, value: Any) -> str | None:
-        """Return what is wrong with a value; None: it is accepted."""
+        """Return why a value is not accepted, or None if it is."""
         return None if value is None or isinstance(value, str) else "must be a text or None"
 
 
@@ -85,10 +89,15 @@ HIST_GRADIENT_BOOSTING: dict[str, Accepted] = {
     "verbose": Number(0, whole=True),
     "random_state": Number(0, 2**32 - 1, whole=True, also=(None,)),
 }
-# Trainer -> kind -> parameter -> what it may be.
+# Trainer -> kind -> parameter -> accepted values.
 PARAMETERS: dict[str, dict[TaskKind, dict[str, Accepted]]] = {
     "baseline_rule": {
-        TaskKind.BINARY: {"C": Number(0, above_low=True), "max_iter": Number(0, whole=True), "tol": Number(0), "fit_intercept": SWITCH},
+        TaskKind.BINARY: {
+            "C": Number(0, above_low=True),
+            "max_iter": Number(0, whole=True),
+            "tol": Number(0),
+            "fit_intercept": SWITCH,
+        },
         TaskKind.REGRESSION: {"fit_intercept": SWITCH, "positive": SWITCH},
     },
     "hist_gradient_boosting": {
@@ -113,11 +122,15 @@ PARAMETERS: dict[str, dict[TaskKind, dict[str, Accepted]]] = {
 }
 
 
-def faults_of(kind: TaskKind, trainer: str, parameters: dict[str, Any], search: Search | None) -> list[tuple[str, Any, str]]:
-    """Return (parameter, value, fault) of each parameter that the trainer does not accept; an unknown parameter has the fault "unknown".
+def faults_of(
+    kind: TaskKind, trainer: str, parameters: dict[str, Any], search: Search | None
+) -> list[tuple[str, Any, str]]:
+    """Return (parameter, value, fault) of each parameter that the trainer does not accept.
+
+    An unknown parameter has the fault "unknown".
 
     Args:
-        search: the values of its space are looked at too.
+        search: the values of its space are checked too.
     """
     accepted = PARAMETERS[trainer][kind]
     tried = list(parameters.items())

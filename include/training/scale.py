@@ -6,15 +6,18 @@ from include.projects.base import TaskKind
 
 
 def scale_of(kind: TaskKind, predictions: np.ndarray) -> float:
-    """Return the size of a model's predictions, below which a difference is measured against the scale and not against the single prediction.
+    """Return the scale of a model's predictions.
 
-    A graph adds up numbers of 32 bits, so its errors have the scale of all predictions, also where one prediction is near 0.
+    For predictions below it, a difference is measured relative to the scale instead of the
+    prediction. A graph adds 32-bit numbers, so its errors are proportional to the scale of all
+    predictions, even where one prediction is near 0.
 
     Args:
         predictions: float [n] of typical rows.
 
     Returns:
-        1 for probabilities; else the root mean square of the finite predictions, and 1 where that is 0.
+        1 for probabilities. Otherwise the root mean square of the finite predictions, or 1 if that
+            is 0.
     """
     if kind == TaskKind.BINARY:
         return 1.0

@@ -1,6 +1,8 @@
-"""What training writes into MLflow: one run per retrain request, below it one per candidate, below that one per trial of a search, and the best one's model.
+"""Training's records in MLflow: runs and the best candidate's model.
 
-Runs are found again by their tags (request and candidate), so that a step that was killed and runs again makes nothing twice.
+There is one run for each retrain request. Nested below it is one for each candidate, and below that
+one for each trial of a search. Runs are found by their tags (request and candidate), so a killed
+step that runs again does not create duplicates.
 """
 
 import json
@@ -29,13 +31,19 @@ from include.training.bundle import FILES, Bundle
 
 
 def tracking_uri() -> str:
-    """MLflow's server: MLflow's own variable MLFLOW_TRACKING_URI where it is set, else the one of the settings.
+    """Return the URL of MLflow's server: MLFLOW_TRACKING_URI if set, else the one of the settings.
 
-    For the settings' server this process also gets the settings' credentials, where it has none of its own: MLflow's clients read them in its environment.
+    For the settings' server this process also gets the settings' credentials, unless it has its
+    own. MLflow's clients read them from its environment.
     """
     settings = get_settings()
     uri = MLFLOW_TRACKING_URI.get() or settings.mlflow_url
-    if uri.rstrip("/") == settings.mlflow_url and settings.mlflow_username and settings.mlflow_password and not MLFLOW_TRACKING_USERNAME.is_set():
+    if (
+        uri.rstrip("/") == settings.mlflow_url
+        and settings.mlflow_username
+        and settings.mlflow_password
+        and not MLFLOW_TRACKING_USERNAME.is_set()
+    ):
         MLFLOW_TRACKING_USERNAME.set(settings.mlflow_username)
         MLFLOW_TRACKING_PASSWORD.set(settings.mlflow_password.get_secret_value())
     return uri
@@ -53,39 +61,58 @@ class RequestRuns:
         self.experiment = _experiment(client, project)
 
     def request_run(self) -> str:
-        """Id of the run that stands for the request; the registered model version points at it."""
+        """Return the id of the request's run, to which the registered model version points."""
         return self._run("request", f"request {self._request}", {})
 
     def candidate_run(self, candidate: str) -> str:
-        """Id of a candidate's run, nested below the request's."""
+        """Return the id of a candidate's run, nested below the request's."""
         return self._run(candidate, candidate, {"mlflow.parentRunId": self.request_run()})
 
     def trial_run(self, candidate: str, place: int) -> str:
-        """Id of the run of a trial of a candidate's search, nested below the candidate's."""
-        return self._run(f"{candidate}/trial_{place}", f"{candidate} trial {place}", {"mlflow.parentRunId": self.candidate_run(candidate)})
+        """Return the id of the run of a candidate's trial, nested below the candidate's."""
+        return self._run(
+            f"{candidate}/trial_{place}",
+            f"{candidate} trial {place}",
+            {"mlflow.parentRunId": self.candidate_run(candidate)},
+        )
 
     def find(self, candidate: str) -> str | None:
-        """Id of a candidate's run (``request``: the request's own), if there is one yet."""
-        found = self._client.search_runs(
-            [self.experiment], f"tags.request = '{self._request}' and tags.candidate = '{candidate}'", ViewType.ACTIVE_ONLY, 1, ["attributes.start_time ASC"]
+        """Return the id of a candidate's run, or None. ``request`` is the request's own run."""
+        runs = self._client.search_runs(
+            [self.experiment],
+            f"tags.request = '{self._request}' and tags.candidate = '{candidate}'",
+            ViewType.ACTIVE_ONLY,
+            1,
+            ["attributes.start_time ASC"],
         )
-        return found[0].info.run_id if found else None
+        return runs[0].info.run_id if runs else None
 
     def _run(self, candidate: str, name: str, tags: dict[str, str]) -> str:
-        if found := self.find(candidate):
-            return found
-        # The tags come with the run, in one call: a kill in between leaves no run that is not found again.
-        wanted = {**self._tags, **tags, "request": self._request, "candidate": candidate}
-        return self._client.create_run(self.experiment, tags=wanted, run_name=name).info.run_id
+        if existing_run := self.find(candidate):
+            return existing_run
+        # Create the run with its tags in one call, so that a kill cannot leave a run without tags.
+        run_tags = {**self._tags, **tags, "request": self._request, "candidate": candidate}
+        run_id: str = self._client.create_run(self.experiment, tags=run_tags, run_name=name).info.run_id
+        return run_id
 
 
 def log(
-    client: MlflowClient, run_id: str, *, params: dict[str, Any], metrics: dict[str, float], tags: dict[str, str], curves: dict[str, list[float]] | None = None
+    client: MlflowClient,
+    run_id: str,
+    *,
+    params: dict[str, Any],
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    curves: dict[str, list[float]] | None = None,
 ) -> None:
-    """Parameters, metrics (a NaN is shown as such), tags and curves of a run in one call; what is there already is not written again."""
+    """Write parameters, metrics, tags and curves of a run in one call.
+
+    A NaN is shown as such. Existing values are not written again.
+    """
     run = client.get_run(run_id).data
-    # Two values of one moment and step are one point too many: the newer would not be the one shown, and no model of the run could be logged,
-    # since MLflow gives a model its run's metrics, all points of them.
+    # Two values with the same time and step are an error: MLflow would not show the newer one.
+    # MLflow also copies all points of a run's metrics to its model, so it could not log a model of
+    # the run.
     now = time.time_ns() // 1_000_000
     points = [Metric(k, v, now, 0) for k, v in metrics.items() if not _same(run.metrics.get(k), v)]
     for name, values in (curves or {}).items():
@@ -96,8 +123,14 @@ def log(
 
 
 def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, description: dict[str, Any]) -> None:
-    """The training set as the run's input: where it lies, and the table versions and cutoff it can be made again from."""
-    source: dict[str, Any] = {"uri": uri, **{k: description[k] for k in ("cutoff", "table_versions", "feature_service") if k in description}}
+    """Log the training set as the run's input.
+
+    The record has its URI, and the table versions and cutoff from which it can be rebuilt.
+    """
+    source: dict[str, Any] = {
+        "uri": uri,
+        **{k: description[k] for k in ("cutoff", "table_versions", "feature_service") if k in description},
+    }
     dataset = Dataset(
         name=f"{project}_training_set",
         digest=description["sha256"][:12],
@@ -108,10 +141,13 @@ def log_training_set(client: MlflowClient, run_id: str, project: str, uri: str, 
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
-def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: str, tags: dict[str, str], params: dict[str, Any]) -> str:
-    """Log a bundle as MLflow model of a run; gives its id. What an earlier, killed try left behind, and no version points at, is deleted first.
+def log_model(
+    client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: str, tags: dict[str, str], params: dict[str, Any]
+) -> str:
+    """Log a bundle as the MLflow model of a run. Return its id.
 
-    All files of the bundle lie in the model's own folder, so that downloading ``models:/<name>/<version>`` brings them.
+    Models that an earlier, killed try left without a version are deleted first. All files of the
+    bundle are in the model's own folder, so downloading ``models:/<name>/<version>`` includes them.
     """
     import mlflow
     import onnx
@@ -133,22 +169,30 @@ def log_model(client: MlflowClient, run_id: str, bundle: Bundle, *, experiment: 
             name="model",
             signature=signature,
             input_example=bundle.golden_tensors(),
-            save_as_external_data=False,  # else the graph in memory is emptied and a second file written
+            # Otherwise the graph in memory is emptied and a second file is written.
+            save_as_external_data=False,
             onnx_execution_providers=["CPUExecutionProvider"],
-            pip_requirements=["onnxruntime"],  # given: MLflow would take nine seconds to find out
+            # Given explicitly, because MLflow needs nine seconds to infer it.
+            pip_requirements=["onnxruntime"],
             tags=tags,
             params={k: str(v) for k, v in params.items()},
         )
     with tempfile.TemporaryDirectory() as folder:
         bundle.save(folder)
-        for name in bundle.hashes():  # the graph too: its hash is that of our bytes, not of those that MLflow wrote of it
+        # Also the graph: its hash is that of the bundle's bytes, not of the bytes that MLflow
+        # writes.
+        for name in bundle.hashes():
             client.log_model_artifact(info.model_id, str(Path(folder) / name))
-    return info.model_id
+    model_id: str = info.model_id
+    return model_id
 
 
 @contextmanager
 def _fluent_api() -> Iterator[None]:
-    """MLflow's global functions speak to this house's server; what they are told stays behind in the process, so it is taken back."""
+    """Point MLflow's global functions to this deployment's server.
+
+    These settings persist in the process, so they are restored afterwards.
+    """
     import mlflow
 
     before = MLFLOW_TRACKING_URI.get_raw()
@@ -156,17 +200,20 @@ def _fluent_api() -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # takes the variable out of the environment, too
+        mlflow.set_tracking_uri(None)  # also removes the variable from the environment
         if before is not None:
             MLFLOW_TRACKING_URI.set(before)
 
 
 def download_model(name: str, version: str) -> Path:
-    """The folder of a model version's bundle, downloaded once a machine. A version's content never changes, so the copy stays good.
+    """Return the folder of a model version's bundle, downloaded once for each machine.
+
+    A version's content never changes, so the copy stays valid.
 
     Args:
-        name: of the registered model.
-        version: its number; the copy is also named by the model it points at, since another registry has a version 1 too.
+        name: the registered model.
+        version: its number. The copy's name also contains the model's id, because another registry
+            has a version 1 too.
     """
     import mlflow
 
@@ -176,16 +223,18 @@ def download_model(name: str, version: str) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # into a task's log it would write a line for each of its steps
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # it would log a line for each of its steps
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
-        mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(partial), tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=model_uri, dst_path=str(partial), tracking_uri=tracking_uri(), registry_uri=tracking_uri()
+        )
         missing = [name for name in FILES if not (partial / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{model_uri} is no bundle of this house: it lacks {', '.join(missing)}")
+            raise FileNotFoundError(f"{model_uri} is not a bundle of Airloop: it lacks {', '.join(missing)}")
         partial.rename(target)
     except OSError:
-        if not target.exists():  # else another process was faster
+        if not target.exists():  # another process was faster
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -193,15 +242,18 @@ def download_model(name: str, version: str) -> Path:
 
 
 def _experiment(client: MlflowClient, project: str) -> str:
-    found = client.get_experiment_by_name(project)
-    if found:
-        return found.experiment_id
+    experiment = client.get_experiment_by_name(project)
+    if experiment:
+        known: str = experiment.experiment_id
+        return known
     try:
-        return client.create_experiment(project)
+        created: str = client.create_experiment(project)
+        return created
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        return client.get_experiment_by_name(project).experiment_id
+        of_another: str = client.get_experiment_by_name(project).experiment_id
+        return of_another
 
 
 def _same(known: float | None, value: float) -> bool:

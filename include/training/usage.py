@@ -1,6 +1,8 @@
-"""What the pods of a training step cost: time waited, time run, GPU-seconds; kept beside the step's manifest and written to its MLflow run.
+"""The cost of a training step's pods: time waited, time run, GPU-seconds.
 
-The file comes first, since a fit has no run before it is judged: whoever writes to a run later finds there what all tries together cost.
+It is stored next to the step's manifest and in its MLflow run. The file is written first, because a
+fit does not have a run before it is judged. A later writer of the run finds the cost of all tries
+there.
 """
 
 import json
@@ -16,15 +18,19 @@ FIGURES = ("waiting_s", "running_s", "gpu_s")
 
 
 def cost_of(pod: dict[str, Any], ended: str, *, gpus: int, now: datetime | None = None) -> dict[str, Any]:
-    """A pod's times in whole seconds, as its status tells them.
+    """Return a pod's times in whole seconds, from its status.
 
     Args:
-        pod: as the API's JSON. Waiting is from its creation to its container's start, running from there to the container's end; a pod that is gone
-            without having said so is taken to have ended now.
-        ended: how, in a word.
-        gpus: that it held; only while running, since a waiting pod holds none.
+        pod: the API's JSON. Waiting is from its creation to its container's start, running from
+            there to the container's end. A pod that disappeared without a final status is assumed
+            to have ended now.
+        ended: how it ended, in one word.
+        gpus: number of GPUs that it held. They count only while running, because a waiting pod does
+            not hold any.
     """
-    state = next((s.get("state") or {} for s in pod.get("status", {}).get("containerStatuses") or [] if s["name"] == "base"), {})
+    state = next(
+        (s.get("state") or {} for s in pod.get("status", {}).get("containerStatuses") or [] if s["name"] == "base"), {}
+    )
     times = state.get("terminated") or state.get("running") or {}
     now = now or datetime.now(UTC)
     made = _moment(pod.get("metadata", {}).get("creationTimestamp")) or now
@@ -45,15 +51,19 @@ def cost_of(pod: dict[str, Any], ended: str, *, gpus: int, now: datetime | None 
 
 
 def keep(manifest: str, cost: dict[str, Any]) -> None:
-    """Adds a pod's cost to what stands beside the manifest; the same pod twice is one."""
+    """Add a pod's cost to the file next to the manifest. Repeating it for a pod changes nothing."""
     path = beside(manifest)
     manifests.write(path, {**read(manifest), cost["uid"]: cost})
 
 
 def read(manifest: str) -> dict[str, dict[str, Any]]:
-    """Uid of a pod -> its cost; none if the step has had no pod. By uid, since the next pod after one that is gone may have its name."""
+    """Return uid of a pod -> its cost. It is empty if the step has not had a pod.
+
+    The key is the uid, because a pod may have the name of an earlier one.
+    """
     try:
-        return json.loads(beside(manifest).read_text())
+        usage: dict[str, dict[str, Any]] = json.loads(beside(manifest).read_text())
+        return usage
     except FileNotFoundError:
         return {}
 
@@ -63,12 +73,17 @@ def beside(manifest: str) -> UPath:
 
 
 def total(costs: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """All pods together, as MLflow metrics."""
-    return {f"pod.{figure}": sum(cost[figure] for cost in costs.values()) for figure in FIGURES} | {"pod.tries": float(len(costs))}
+    """Return the totals of all pods, as MLflow metrics."""
+    return {f"pod.{figure}": sum(cost[figure] for cost in costs.values()) for figure in FIGURES} | {
+        "pod.tries": float(len(costs))
+    }
 
 
 def log(project: str, request: str, manifest: str) -> None:
-    """Writes what the pods of the request cost to those of its MLflow runs that exist: a fit's to its candidate's run, all together to the request's."""
+    """Write the cost of the request's pods to those of its MLflow runs that exist.
+
+    A fit's cost goes to its candidate's run, the total to the request's.
+    """
     from include.training import tracking
 
     client = tracking.tracking_client()

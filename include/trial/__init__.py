@@ -1,1 +1,1 @@
-"""`airloop try`: one stage as its real DAG, on a sample, in a scratch store of its own."""
+"""Run one stage as its real DAG, on a sample, in a separate scratch store: `airloop try`."""

@@ -1,4 +1,7 @@
-"""docker-compose.yaml, read: what holds of every service, whoever edits the file. tests/compose really runs it. Each guard has been seen red, at the end."""
+"""Static checks of docker-compose.yaml that apply to every service.
+
+tests/compose runs the file. The last tests show that each check can fail.
+"""
 
 import json
 import re
@@ -14,7 +17,8 @@ from include.settings import REPOSITORY
 
 FILE = REPOSITORY / "docker-compose.yaml"
 OURS = ("airloop-airflow:", "airloop-mlflow:", "airloop-serving:")
-# Who may have which secret: a variable of the settings file -> services. A worker runs tasks only, so it has no secret of Airflow itself.
+# Access to secrets: a variable of the settings file -> services. A worker only runs tasks, so it
+# has no secret of Airflow itself.
 ADMIN = {"migrate", "airloop", "operations"}
 CONTROL = ADMIN | {"api-server", "scheduler", "dag-processor", "triggerer"}
 AIRFLOW = CONTROL | {"worker"}
@@ -46,7 +50,8 @@ WHO = {
     "S3_SERVING_SECRET": {"serving", "buckets"},
     "GRAFANA_ADMIN_PASSWORD": {"grafana"},
 }
-# Who asks whom. Any two services that share a network stand here, or are clients of one server on it.
+# Clients and servers. Any two services that share a network are listed here, or are clients of one
+# server on it.
 SERVERS = {
     "edge": "proxy", "proxy-airflow": "api-server", "proxy-mlflow": "mlflow", "proxy-serving": "serving", "proxy-grafana": "grafana", "proxy-metrics": "proxy",
     "airflow": "api-server", "airflow-postgres": "postgres", "airflow-redis": "redis", "airflow-s3": "s3", "airflow-mlflow": "mlflow",
@@ -54,7 +59,7 @@ SERVERS = {
     "serving-postgres": "postgres", "serving-redis": "redis", "serving-mlflow": "mlflow", "serving-s3": "s3", "serving-metrics": "serving",
     "statsd-metrics": "statsd-exporter", "grafana-prometheus": "prometheus",
 }  # fmt: skip
-# A network's clients are of one kind: each kind has its own way to a server.
+# A network's clients are of one kind. Each kind has its own network to a server.
 KINDS = {**dict.fromkeys(AIRFLOW | {"buckets", "databases"}, "airflow")}
 
 
@@ -64,14 +69,20 @@ def compose():
 
 
 def faults(compose: dict) -> list[str]:
-    """What the file has that it must not have, or lacks; a line each."""
+    """Return the file's violations, one per line."""
     services = compose["services"]
-    found = [fault for name, service in services.items() for fault in _of_service(name, service)]
-    found += [f"{name} publishes ports" for name, service in services.items() if "ports" in service and name != "proxy"]
-    found += [f"network {name} has a way out" for name, network in compose["networks"].items() if name != "edge" and not network.get("internal")]
-    found += _of_networks(services, compose["networks"])
-    found += _of_secrets(services)
-    return found
+    messages = [fault for name, service in services.items() for fault in _of_service(name, service)]
+    messages += [
+        f"{name} publishes ports" for name, service in services.items() if "ports" in service and name != "proxy"
+    ]
+    messages += [
+        f"network {name} has a way out"
+        for name, network in compose["networks"].items()
+        if name != "edge" and not network.get("internal")
+    ]
+    messages += _of_networks(services, compose["networks"])
+    messages += _of_secrets(services)
+    return messages
 
 
 def _of_service(name: str, service: dict):
@@ -84,9 +95,17 @@ def _of_service(name: str, service: dict):
             yield f"{name} has no whole health check"
     if "mem_limit" not in service:
         yield f"{name} has no limit of memory"
-    if not (service.get("read_only") and service.get("cap_drop") == ["ALL"] and "no-new-privileges:true" in service.get("security_opt", ())):
+    if not (
+        service.get("read_only")
+        and service.get("cap_drop") == ["ALL"]
+        and "no-new-privileges:true" in service.get("security_opt", ())
+    ):
         yield f"{name} may write its root, or has more rights than it needs"
-    if service.get("privileged") or service.get("network_mode", "none") != "none" or any("docker.sock" in str(v) for v in service.get("volumes", ())):
+    if (
+        service.get("privileged")
+        or service.get("network_mode", "none") != "none"
+        or any("docker.sock" in str(v) for v in service.get("volumes", ()))
+    ):
         yield f"{name} has the host's network, devices or engine"
     image = service["image"]
     pinned = r"\$\{[A-Z_]+:-[a-z]+\.io/[a-z-]+/[a-z-]+:v?\d+\.\d+(\.\d+)?@sha256:[0-9a-f]{64}\}"
@@ -99,7 +118,10 @@ def _of_service(name: str, service: dict):
 
 
 def _of_networks(services: dict, networks: dict):
-    on = {network: {name for name, service in services.items() if network in service.get("networks", ())} for network in networks}
+    on = {
+        network: {name for name, service in services.items() if network in service.get("networks", ())}
+        for network in networks
+    }
     for network, members in on.items():
         server = SERVERS.get(network)
         if server is None or server not in members:
@@ -108,12 +130,20 @@ def _of_networks(services: dict, networks: dict):
         clients = {KINDS.get(name, name) for name in members - {server}}
         if network not in {"edge", "airflow"} and len(clients) != 1 or network == "edge" and clients:
             yield f"network {network} joins strangers: {sorted(clients)}"
-    yield from (f"{name} is on the network of everybody" for name, s in services.items() if not s.get("networks") and s.get("network_mode") != "none")
+    yield from (
+        f"{name} is on the network of everybody"
+        for name, s in services.items()
+        if not s.get("networks") and s.get("network_mode") != "none"
+    )
 
 
 def _of_secrets(services: dict):
     has = {
-        name: set(re.findall(r"\$\{([A-Z0-9_]+)", json.dumps({k: service.get(k) for k in ("environment", "command", "entrypoint")})))
+        name: set(
+            re.findall(
+                r"\$\{([A-Z0-9_]+)", json.dumps({k: service.get(k) for k in ("environment", "command", "entrypoint")})
+            )
+        )
         for name, service in services.items()
     }
     for name, variables in has.items():
@@ -125,10 +155,13 @@ def _of_secrets(services: dict):
         )
     text = json.dumps(services)
     for secret in sorted(WHO):
-        # Celery's is not needed without its profile, and an empty one lets nobody in.
+        # Celery's password is not needed without its profile, and an empty one gives no access.
         if not re.search(rf"\$\{{{secret}:\?run make secrets\}}", text) and secret != "CELERY_BROKER_PASSWORD":
             yield f"{secret} may be missing without a word"
-    yield from (f"{secret} has a default" for secret in sorted(set(re.findall(r"\$\{([A-Z0-9_]*(?:SECRET|PASSWORD)[A-Z0-9_]*):-[^}]", text))))
+    yield from (
+        f"{secret} has a default"
+        for secret in sorted(set(re.findall(r"\$\{([A-Z0-9_]*(?:SECRET|PASSWORD)[A-Z0-9_]*):-[^}]", text)))
+    )
 
 
 def test_every_service_is_limited_watched_closed_and_pinned(compose):
@@ -136,7 +169,10 @@ def test_every_service_is_limited_watched_closed_and_pinned(compose):
 
 
 def test_compose_itself_can_read_it(tmp_path):
-    """With the settings file's names all there; and without, it says which is missing."""
+    """Compose itself can parse the file.
+
+    With all variables of the settings file it succeeds. Without them it reports which is missing.
+    """
     if shutil.which("podman") is None:
         pytest.skip("podman is not installed: apt-get install podman")
     env = tmp_path / "settings"
@@ -144,11 +180,23 @@ def test_compose_itself_can_read_it(tmp_path):
 
     def config(file):
         command = [sys.executable, "-m", "podman_compose", "--env-file", str(file), "--file", str(FILE), "config"]
-        return subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False
+        )
 
     read = config(env)
     assert read.returncode == 0, read.stderr
-    assert yaml.safe_load(read.stdout)["services"].keys() >= {"postgres", "redis", "s3", "mlflow", "api-server", "scheduler", "serving", "proxy", "grafana"}
+    assert yaml.safe_load(read.stdout)["services"].keys() >= {
+        "postgres",
+        "redis",
+        "s3",
+        "mlflow",
+        "api-server",
+        "scheduler",
+        "serving",
+        "proxy",
+        "grafana",
+    }
     env.write_text("".join(f"{name}=x\n" for name in WHO if name != "S3_ROOT_SECRET"))
     refused = config(env)
     assert refused.returncode != 0 and "run make secrets" in refused.stdout + refused.stderr

@@ -1,4 +1,7 @@
-"""The images' locks and Dockerfiles, read: nothing is built here (tests/images does that). Each guard has been seen red, at the end."""
+"""Static checks of the images' locks and Dockerfiles. tests/images builds the images.
+
+The last tests show that each check can fail.
+"""
 
 import ast
 import os
@@ -15,36 +18,43 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from include.settings import QUIET, REPOSITORY
+from include.settings import REPOSITORY, TELEMETRY_OFF
+
+pytestmark = pytest.mark.slow
 
 IMAGES = ("airflow", "mlflow", "serving", "training")
 OURS = {"config", "dags", "feature_repo", "include", "plugins", "serving"}
 FIRST_PARTY = OURS - {"dags", "plugins", "config"}  # the packages among them
-# What an image must not hold: names of distributions, by how they begin.
+# Distributions that an image must not contain, by name prefix.
 FOREIGN = {
     "airflow": ("torch", "onnx==", "skl2onnx", "pytest", "ruff"),
     "mlflow": ("apache-airflow", "torch", "onnx==", "feast", "great-expectations", "evidently", "pytest"),
     "serving": ("apache-airflow", "torch", "scikit-learn", "onnx==", "great-expectations", "evidently"),
     "training": ("apache-airflow", "feast", "great-expectations", "evidently", "kubernetes", "pytest", "ruff"),
 }
-# Where an image's programs begin; None: at every file that it has.
+# Modules at which an image's programs begin. None means all of its files.
 ENTRIES = {
     "airflow": None,
     "mlflow": ("include.stack.component", "include.stack.health"),
     "serving": None,
     "training": ("include.training.__main__", "include.projects.*"),
 }
-# What the Airflow image does not run, with AIRLOOP_COMPUTE=kubernetes: the training steps. They alone may import these.
+# Libraries of the training steps, which do not run in the Airflow image with
+# AIRLOOP_COMPUTE=kubernetes. Only those steps may import them.
 STEPS_ONLY = {"onnx", "skl2onnx", "torch"}
-# (image, module) -> what the module imports for others only, in functions that nobody calls in that image.
+# (image, module) -> imports in functions of the module that are never called in that image.
 FOR_OTHERS = {
-    ("mlflow", "include.stack.migrations"): {"airflow", "feast", "include"},  # it migrates MLflow's database, not the other stores
-    ("mlflow", "include.stack.pools"): {"include", "kubernetes"},  # of Airflow's database
-    ("airflow", "include.edge.client.client"): {"ed25519"},  # it lies beside it in a bundle, which is where it runs
-    ("training", "include.secrets_manager"): {"boto3"},  # pods are handed what they need, and read no secrets themselves
+    # It migrates MLflow's database, not the other stores.
+    ("mlflow", "include.stack.stores.migrations"): {"airflow", "feast", "include"},
+    ("mlflow", "include.stack.stores.pools"): {"include", "kubernetes"},  # for Airflow's database
+    # In a bundle, where the client runs, the module is next to it.
+    ("airflow", "include.edge.client.client"): {"ed25519"},
+    # Pods are given their secrets and do not read any themselves.
+    ("training", "include.secrets_manager"): {"boto3"},
 }
 
-# Imports all that is ours, and says what lacks; in the Airflow image (tests/images), or in this environment with STEPS_ONLY made unknown.
+# Imports all our modules and prints the missing ones. It runs in the Airflow image (tests/images),
+# or in this environment with STEPS_ONLY hidden.
 IMPORTS = """
 import importlib, os, pkgutil
 import feature_repo, include
@@ -71,19 +81,23 @@ sys.meta_path.insert(0, Unknown())
 """
 
 
-# --- the locks -------------------------------------------------------------------------------------------------------------------------------------
+# --- the locks ------------------------------------------------------------------------------------
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """Name -> version."""
+    """Return name -> version."""
     lines = (line.partition("#")[0].strip() for line in lock.read_text().splitlines())
     return dict(re.fullmatch(r"([a-z0-9-]+)==([^\s;]+)", line).groups() for line in lines if line)
 
 
 def differing_pins(root: Path, image: str) -> dict[str, tuple[str, str | None]]:
-    """Name -> (version in the image's lock, version in requirements.txt), where they are not the same."""
+    """Return name -> (version in the lock, version in requirements.txt) where they differ."""
     whole = pins(root / "requirements.txt")
-    return {name: (version, whole.get(name)) for name, version in pins(lock_of(root, image)).items() if whole.get(name) != version}
+    return {
+        name: (version, whole.get(name))
+        for name, version in pins(lock_of(root, image)).items()
+        if whole.get(name) != version
+    }
 
 
 def lock_of(root: Path, image: str) -> Path:
@@ -91,23 +105,32 @@ def lock_of(root: Path, image: str) -> Path:
 
 
 def wanted(root: Path, image: str) -> set[str]:
-    """What the image's requirements.in needs, with what that needs, as the distributions installed here say."""
-    lines = (line.partition("#")[0].strip() for line in (root / "deploy/images" / image / "requirements.in").read_text().splitlines())
-    todo = [(canonicalize_name(r.name), extra) for r in map(Requirement, filter(None, lines)) for extra in ("", *r.extras)]
+    """Return the requirements of the image's requirements.in and their dependencies.
+
+    The dependencies are those of the distributions installed here.
+    """
+    lines = (
+        line.partition("#")[0].strip()
+        for line in (root / "deploy/images" / image / "requirements.in").read_text().splitlines()
+    )
+    todo = [
+        (canonicalize_name(r.name), extra) for r in map(Requirement, filter(None, lines)) for extra in ("", *r.extras)
+    ]
     seen: set[tuple[str, str]] = set()
     while todo:
         name, extra = one = todo.pop()
         if one not in seen:
             seen.add(one)
             todo += _requirements(name, extra)
-    # Which of CUDA's libraries comes along is the build's matter, of torch and of the image.
+    # The choice of CUDA libraries depends on the build of torch and on the image.
     return {name for name, _ in seen if not name.startswith(("nvidia-", "cuda-", "triton"))}
 
 
 @cache
 def _requirements(name: str, extra: str) -> list[tuple[str, str]]:
     needed = map(Requirement, distribution(name).requires or ())
-    every_3_11 = {"extra": extra, "python_full_version": "3.11.0"}  # the locks are for all of 3.11, Debian 12's 3.11.2 among them
+    # The locks are for all versions of 3.11, including Debian 12's 3.11.2.
+    every_3_11 = {"extra": extra, "python_full_version": "3.11.0"}
     applies = (r for r in needed if r.marker is None or r.marker.evaluate(every_3_11))
     return [(canonicalize_name(r.name), e) for r in applies for e in ("", *r.extras)]
 
@@ -135,7 +158,7 @@ def test_an_image_holds_nothing_of_the_others(image):
     assert foreign(REPOSITORY, image) == []
 
 
-# --- what is copied into them, and what that imports --------------------------------------------------------------------------------------------------
+# --- files in the images, and their imports -------------------------------------------------------
 
 
 def dockerfile(root: Path, image: str) -> str:
@@ -143,20 +166,33 @@ def dockerfile(root: Path, image: str) -> str:
 
 
 def copied(root: Path, image: str) -> set[str]:
-    """The Python files that its Dockerfile copies to /app, relative to the repository."""
+    """Return the Python files that the image's Dockerfile copies to /app.
+
+    The paths are relative to the repository.
+    """
     lines = [shlex.split(line)[1:] for line in dockerfile(root, image).splitlines() if line.startswith("COPY ")]
-    sources = [root / source for line in lines if line[-1].startswith("/app") and not line[0].startswith("--from") for source in line[:-1]]
+    sources = [
+        root / source
+        for line in lines
+        if line[-1].startswith("/app") and not line[0].startswith("--from")
+        for source in line[:-1]
+    ]
     assert sources and all(source.exists() for source in sources), sources
     files = [file for source in sources for file in ([source] if source.is_file() else source.rglob("*.py"))]
     return {str(file.relative_to(root)) for file in files}
 
 
 def missing(root: Path, image: str) -> list[str]:
-    """What the image's programs import, in functions too, and the image does not have; in words."""
+    """Describe imports of the image's programs, also in functions, that the image lacks."""
     files, locked = copied(root, image), set(pins(lock_of(root, image)))
     modules = {file.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): file for file in files}
     starts = ENTRIES[image] or tuple(modules)
-    todo = [m for m in modules for start in starts if m == start or (start.endswith("*") and re.fullmatch(re.escape(start)[:-2] + r"[^.]*", m))]
+    todo = [
+        m
+        for m in modules
+        for start in starts
+        if m == start or (start.endswith("*") and re.fullmatch(re.escape(start)[:-2] + r"[^.]*", m))
+    ]
     seen, faults = set(), []
     while todo:
         module = todo.pop()
@@ -169,8 +205,8 @@ def missing(root: Path, image: str) -> list[str]:
                 continue
             if top in FIRST_PARTY:
                 parents = [name.rsplit(".", n)[0] for n in range(name.count(".") + 1)]
-                found = [m for m in parents if m in modules]
-                todo += found
+                local_modules = [m for m in parents if m in modules]
+                todo += local_modules
                 if must_be_module and name not in modules:
                     faults.append(f"{module} imports {name}, which is not copied")
             elif top not in sys.stdlib_module_names and not _locked(top, locked, image, module):
@@ -190,16 +226,20 @@ def _providers() -> dict[str, list[str]]:
 
 
 def _imports(file: Path) -> list[tuple[str, bool]]:
-    """(dotted name, whether that is a module for sure: in ``from a import b`` b may be one)."""
-    found = []
+    """Return (dotted name, whether it must be a module). In ``from a import b``, b may be one."""
+    imports = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found += [(name.name, True) for name in node.names]
+            imports += [(name.name, True) for name in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [(node.module, True), *((f"{node.module}.{name.name}", False) for name in node.names)]
+            imports += [(node.module, True), *((f"{node.module}.{name.name}", False) for name in node.names)]
             package = REPOSITORY / node.module.replace(".", "/")
-            found += [(f"{node.module}.{n.name}", True) for n in node.names if (package / f"{n.name}.py").exists() or (package / n.name).is_dir()]
-    return found
+            imports += [
+                (f"{node.module}.{n.name}", True)
+                for n in node.names
+                if (package / f"{n.name}.py").exists() or (package / n.name).is_dir()
+            ]
+    return imports
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -207,7 +247,7 @@ def test_an_image_has_all_that_its_programs_import(image):
     assert missing(REPOSITORY, image) == []
 
 
-# --- the Dockerfiles -------------------------------------------------------------------------------------------------------------------------------
+# --- the Dockerfiles ------------------------------------------------------------------------------
 
 
 def test_all_images_are_of_one_base_by_its_digest():
@@ -220,18 +260,19 @@ def test_all_images_are_of_one_base_by_its_digest():
 def test_an_image_is_built_in_stages_and_runs_as_nobody(image):
     text = dockerfile(REPOSITORY, image)
     assert len(re.findall(r"^FROM \$\{BASE\}", text, re.M)) == 2
-    assert re.findall(r"^USER (.*)$", text.rpartition("\nFROM ")[2], re.M) == ["10001:10001"]  # a number: kubelet cannot tell whether a name is root
+    # A number: kubelet cannot determine whether a name is root.
+    assert re.findall(r"^USER (.*)$", text.rpartition("\nFROM ")[2], re.M) == ["10001:10001"]
     uv = re.search(r"^UV_VERSION := (.*)$", (REPOSITORY / "Makefile").read_text(), re.M).group(1)
     assert f"ARG UV_VERSION={uv}\n" in text
 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_nothing_in_an_image_phones_home(image):
-    found = dict(re.findall(r"\b([A-Z_]+)=(\S+)", dockerfile(REPOSITORY, image).rpartition("\nENV ")[2]))
-    assert {name: found.get(name) for name in QUIET} == QUIET
+    variables = dict(re.findall(r"\b([A-Z_]+)=(\S+)", dockerfile(REPOSITORY, image).rpartition("\nENV ")[2]))
+    assert {name: variables.get(name) for name in TELEMETRY_OFF} == TELEMETRY_OFF
 
 
-# --- each guard, red -------------------------------------------------------------------------------------------------------------------------------
+# --- each check can fail --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -270,8 +311,16 @@ def test_airflow_in_the_training_lock_is_seen(copy):
     "file, line, fault",
     [
         ("include/training/metrics.py", "import feast", "include.training.metrics imports feast, which is not locked"),
-        ("include/training/metrics.py", "from include.registry import gate", "include.training.metrics imports include.registry, which is not copied"),
-        ("include/settings.py", "from airflow.sdk import task", "include.settings imports airflow, which is not locked"),
+        (
+            "include/training/metrics.py",
+            "from include.registry import gate",
+            "include.training.metrics imports include.registry, which is not copied",
+        ),
+        (
+            "include/settings/model.py",
+            "from airflow.sdk import task",
+            "include.settings.model imports airflow, which is not locked",
+        ),
     ],
 )
 def test_a_missing_import_is_seen(file, line, fault, copy):
@@ -292,7 +341,11 @@ def test_torch_outside_the_training_steps_is_seen(copy):
 
 
 def test_nothing_but_training_steps_needs_their_libraries(tmp_path):
-    """Reading the files tells who imports onnx, not who imports whoever does: so everything is imported, without it."""
+    """Only training steps need their libraries.
+
+    Static analysis shows direct imports of onnx, but not indirect ones. Therefore everything is
+    imported without it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", UNKNOWN % (STEPS_ONLY,) + IMPORTS], env={**os.environ, "AIRLOOP_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False,

@@ -1,6 +1,7 @@
-"""Every image that the repository names is named by its digest: a tag can move to another image.
+"""Every image in the repository is named by its digest, because a tag can move to another image.
 
-Our own images are built here. In Compose they are of this machine; on Kubernetes their digest is a value that the site has to set.
+Our own images are built here. In Compose they are local. On Kubernetes the site must set their
+digest as a value.
 """
 
 import re
@@ -13,8 +14,8 @@ import yaml
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
-from include.dag_kit.pod_names import Step
-from include.dag_kit.pods import StepPod
+from include.dag_kit.pods.names import PodStep
+from include.dag_kit.pods.operator import StepPod
 from include.projects.compute import ComputeClass
 from include.settings import REPOSITORY, Settings
 from tests.helm import MISSING, PROGRAM, HelmError, one, render
@@ -22,7 +23,7 @@ from tests.unit.helm.test_secrets import settings
 
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PINNED = "registry.example.org/airloop-training@sha256:" + "a" * 64
-# An image with a registry in front: a reference, wherever it is written.
+# An image with a registry prefix counts as a reference in every file.
 REFERENCE = r"\b(?:docker\.io|quay\.io|ghcr\.io|gcr\.io|registry\.k8s\.io|public\.ecr\.aws|mcr\.microsoft\.com)/[a-z0-9][a-z0-9._/-]*[a-z0-9](?:[:@][\w.@:-]+)?"
 BUILT_HERE = r"airloop-(airflow|mlflow|serving|training):\$\{IMAGE_TAG:-compose\}"
 
@@ -38,22 +39,32 @@ def of_compose(text: str) -> Iterator[str]:
 def of_dockerfile(text: str) -> Iterator[str]:
     arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
     stages = set(re.findall(r"^FROM .* AS (\w+)", text, re.MULTILINE))
-    # Stages are copied from by name; `# syntax=` names an image too.
-    named = re.findall(r"^FROM(?: --\S+)* (\S+)", text, re.MULTILINE) + re.findall(r"--from=(\S+)", text) + re.findall(r"^# *syntax=(\S+)", text, re.MULTILINE)
+    # Stages are copied from by name. `# syntax=` names an image, too.
+    named = (
+        re.findall(r"^FROM(?: --\S+)* (\S+)", text, re.MULTILINE)
+        + re.findall(r"--from=(\S+)", text)
+        + re.findall(r"^# *syntax=(\S+)", text, re.MULTILINE)
+    )
     for image in named:
-        found = re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], ""), image)
-        if found not in stages and not re.search(DIGEST + "$", found):
-            yield f"{image}: {found}"
+        reference = re.sub(r"\$\{(\w+)\}", lambda match: arguments.get(match[1], ""), image)
+        if reference not in stages and not re.search(DIGEST + "$", reference):
+            yield f"{image}: {reference}"
 
 
 def references(text: str) -> Iterator[str]:
-    yield from (found for found in re.findall(REFERENCE, text) if not re.search(DIGEST, found))
+    yield from (reference for reference in re.findall(REFERENCE, text) if not re.search(DIGEST, reference))
 
 
 def files(*suffixes: str) -> list[Path]:
-    """The repository's files, without tests and prose."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [REPOSITORY / name for name in listed if name.endswith(suffixes) and not name.startswith(("tests/", "docs/")) and (REPOSITORY / name).is_file()]
+    """Return the repository's files without tests and prose."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        REPOSITORY / name
+        for name in listed
+        if name.endswith(suffixes) and not name.startswith(("tests/", "docs/")) and (REPOSITORY / name).is_file()
+    ]
 
 
 def test_compose():
@@ -66,8 +77,16 @@ def test_a_dockerfile(file):
 
 
 def test_no_other_file_names_an_image_by_its_tag():
-    found = files("Dockerfile", ".yaml", ".yml", ".py", ".tpl", ".example", "Makefile", "run")
-    assert len(found) > 100 and {str(file.relative_to(REPOSITORY)): names for file in found if (names := list(references(file.read_text())))} == {}
+    candidates = files("Dockerfile", ".yaml", ".yml", ".py", ".tpl", ".example", "Makefile", "run")
+    assert (
+        len(candidates) > 100
+        and {
+            str(file.relative_to(REPOSITORY)): names
+            for file in candidates
+            if (names := list(references(file.read_text())))
+        }
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +107,7 @@ def test_an_image_without_a_digest_is_seen(check, text):
     assert len(list(check(text))) == 1
 
 
-# --- on Kubernetes ---------------------------------------------------------------------------------------------------------------------------------
+# --- on Kubernetes --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not PROGRAM, reason=MISSING)
@@ -110,13 +129,22 @@ def test_an_image_of_the_nodes_is_never_pulled():
     assert container["image"].endswith("/airloop-serving:0000000") and container["imagePullPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("image", ["registry.example.org/airloop-training:1", "airloop-training", "x@sha256:123", PINNED + ":latest"])
+@pytest.mark.parametrize(
+    "image", ["registry.example.org/airloop-training:1", "airloop-training", "x@sha256:123", PINNED + ":latest"]
+)
 def test_training_pods_run_an_image_by_its_digest(image, monkeypatch):
     assert settings(training_image=PINNED).training_image == PINNED
     with pytest.raises(ValidationError, match="AIRLOOP_TRAINING_IMAGE is '.*', and a tag can move"):
         settings(training_image=image)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    step = Step("flights", "r1", "fit-mlp", "s3://bucket/fit-mlp.json", "gpu_a", "0123abc", None)
+    step = PodStep("flights", "r1", "fit-mlp", "s3://bucket/fit-mlp.json", "gpu_a", "0123abc", None)
     with pytest.raises(AirflowFailException, match="the image of compute class gpu_a is '"):
-        StepPod(task_id="fit", step=step, resources=ComputeClass(image=image), command=["true"], settings=settings(training_image=PINNED))
-    assert Settings(training_image=image).training_image == image  # a machine's own cluster, where images are loaded onto the node
+        StepPod(
+            task_id="fit",
+            step=step,
+            resources=ComputeClass(image=image),
+            command=["true"],
+            settings=settings(training_image=PINNED),
+        )
+    # A machine's own cluster, where images are loaded onto the node.
+    assert Settings(training_image=image).training_image == image

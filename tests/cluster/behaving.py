@@ -1,6 +1,8 @@
-"""Stands in for ``include.training`` in tests of pods: same command line and manifest, and it behaves as it is told. Standard library only.
+"""Stand-in for ``include.training`` in tests of pods, with a behavior that the test chooses.
 
-While it lives it says so in ``<manifest>.lives/<host>``, so that a test can tell, without asking Kubernetes, whether two of a step ever ran at once.
+It has the same command line and manifest, and uses only the standard library. While it runs, it
+writes to ``<manifest>.lives/<host>``. A test can thus detect, without Kubernetes, whether two
+processes of a step ever ran concurrently.
 """
 
 import argparse
@@ -38,7 +40,7 @@ def main() -> None:
 
 
 def lives(manifest: Path) -> Callable[[], None]:
-    """Gives what writes a sign of life."""
+    """Return a function that records a sign of life."""
     folder = manifest.with_suffix(".lives")
     folder.mkdir(parents=True, exist_ok=True, mode=0o777)
     began, name = time.time(), Path("/etc/hostname").read_text().strip()
@@ -58,7 +60,7 @@ def go_on(beat: Callable[[], None]) -> None:
 
 
 def eat(_manifest: Path, mebibytes: str) -> None:
-    """Take so much memory, really."""
+    """Allocate and touch this much memory."""
     eaten = []
     for _ in range(int(mebibytes) // 8):
         eaten.append(bytearray(8 * 2**20))
@@ -66,7 +68,7 @@ def eat(_manifest: Path, mebibytes: str) -> None:
 
 
 def write(_manifest: Path, mebibytes: str) -> None:
-    """Fill /tmp with so much."""
+    """Fill /tmp with this much data."""
     with Path("/tmp/filled").open("wb") as file:
         for _ in range(int(mebibytes)):
             file.write(b"\1" * 2**20)
@@ -79,7 +81,10 @@ def crash(_manifest: Path, _: str) -> None:
 
 
 def count(manifest: Path, seconds: str) -> None:
-    """One step a second, each kept beside the manifest: what was done before is not done again."""
+    """Do one unit of work per second, and checkpoint each next to the manifest.
+
+    A later try does not repeat completed units.
+    """
     kept = manifest.with_suffix(".checkpoint") / "count"
     kept.parent.mkdir(parents=True, exist_ok=True, mode=0o777)
     done = int(kept.read_text()) if kept.exists() else 0
@@ -88,7 +93,8 @@ def count(manifest: Path, seconds: str) -> None:
         time.sleep(1)
         draft = kept.with_suffix(".draft")
         draft.write_text(str(number + 1))
-        draft.replace(kept)  # a kill leaves the old one or the new one
+        # Atomic: a kill leaves the old or the new file.
+        draft.replace(kept)
         print(f"did {number}", flush=True)
 
 
@@ -97,7 +103,15 @@ def hang(_manifest: Path, _: str) -> None:
     time.sleep(3600)
 
 
-BEHAVIOURS = {"work": lambda *_: None, "nothing": lambda *_: None, "eat": eat, "write": write, "crash": crash, "count": count, "hang": hang}
+BEHAVIOURS = {
+    "work": lambda *_: None,
+    "nothing": lambda *_: None,
+    "eat": eat,
+    "write": write,
+    "crash": crash,
+    "count": count,
+    "hang": hang,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
-"""Folders of this machine for pods of a namespace that enforces the Pod Security Standard ``restricted``, which allows no hostPath volume.
+"""Mount folders of this machine into pods of a namespace with the standard ``restricted``.
 
-An administrator makes a PersistentVolume of the folder, and the pod mounts it by a claim.
+This Pod Security Standard does not allow hostPath volumes. An administrator creates a
+PersistentVolume of the folder, and the pod mounts it by a claim.
 """
 
 import hashlib
@@ -10,18 +11,24 @@ from typing import Any
 
 LABEL = "airloop-test/namespace"
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-# The least that `restricted` requires of a pod.
+# The minimum that `restricted` requires of a pod.
 POD_SECURITY = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def on_claims(api: Any, namespace: str, volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the volumes with each hostPath replaced by a claim on it, made if it is missing."""
-    return [{"name": one["name"], **_claim(api, namespace, one["hostPath"]["path"])} if "hostPath" in one else one for one in volumes]
+    """Return the volumes with each hostPath replaced by a claim on it.
+
+    Missing claims are created.
+    """
+    return [
+        {"name": one["name"], **_claim(api, namespace, one["hostPath"]["path"])} if "hostPath" in one else one
+        for one in volumes
+    ]
 
 
 def forget(api: Any, namespace: str) -> None:
-    """Delete the volumes of a namespace; its claims go with it."""
+    """Delete the volumes of a namespace. Its claims are deleted with it."""
     api.delete_collection_persistent_volume(label_selector=f"{LABEL}={namespace}")
 
 
@@ -33,7 +40,10 @@ def _claim(api: Any, namespace: str, path: str) -> dict[str, Any]:
         **shared, "capacity": {"storage": "1Gi"}, "hostPath": {"path": path, "type": "Directory"}, "persistentVolumeReclaimPolicy": "Retain",
         "claimRef": {"name": name, "namespace": namespace},
     }  # fmt: skip
-    claim = {"metadata": {"name": name}, "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}}}
+    claim = {
+        "metadata": {"name": name},
+        "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}},
+    }
     with _unless_there():
         api.create_persistent_volume({"metadata": {"name": volume, "labels": {LABEL: namespace}}, "spec": spec})
     with _unless_there():
@@ -43,7 +53,7 @@ def _claim(api: Any, namespace: str, path: str) -> dict[str, Any]:
 
 @contextmanager
 def _unless_there() -> Iterator[None]:
-    """Ignore that the object is there already."""
+    """Ignore the error that the object already exists."""
     from kubernetes.client import ApiException
 
     try:

@@ -1,4 +1,4 @@
-"""Constant load on a service, with each answer kept: what was lost, and when."""
+"""Put a constant load on a service and keep each answer, to find out what was lost and when."""
 
 import http.client
 import json
@@ -12,13 +12,15 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Load:
-    """Asks a URL until it is told to stop; a context manager.
+    """Context manager that requests a URL until it is stopped.
 
-    Some callers keep their connection, as an application's pool of connections or a proxy does, and so meet a server that is about to go; the others
-    make a new one for each request. Nobody asks a second time: what is not answered with 200 is lost.
+    Some callers keep their connection, like an application's connection pool or a proxy, and
+    therefore meet a server that is shutting down. The others open a new connection for each
+    request. No caller retries: a request without a 200 is lost.
 
     Attributes:
-        answers: (when, how long it took, status) of each request; the status is the error's name where there was none.
+        answers: (when, duration, status) of each request. Without a status, the error's name takes
+            its place.
     """
 
     url: str
@@ -31,7 +33,10 @@ class Load:
 
     def __enter__(self) -> "Load":
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[n < self.keeping], daemon=True) for n in range(self.keeping + self.making)]
+        self._threads = [
+            threading.Thread(target=self._ask, args=[n < self.keeping], daemon=True)
+            for n in range(self.keeping + self.making)
+        ]
         for thread in self._threads:
             thread.start()
         return self
@@ -43,7 +48,7 @@ class Load:
 
     @property
     def lost(self) -> dict[int | str, int]:
-        """How many requests ended otherwise than with 200, by status."""
+        """Return the number of requests that did not end with 200, by status."""
         return dict(Counter(status for _, _, status in self.answers if status != 200))
 
     def answered_since(self, moment: float) -> int:

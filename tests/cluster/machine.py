@@ -1,4 +1,4 @@
-"""Pods on this machine: what they find of it, and where they find it."""
+"""Describe this machine for pods: the folders that they mount and the address that they use."""
 
 import socket
 import sys
@@ -13,11 +13,21 @@ from tests.cluster.namespace import Cluster
 
 
 def pod_template(cluster: Cluster, shared: Path | None = None, code: Path = REPOSITORY) -> dict[str, Any]:
-    """Return a pod that runs this checkout: the machine's /usr, Python and code, read-only, and the test's folder if there is one."""
+    """Return a pod template that runs this checkout.
+
+    The machine's /usr, Python and code are mounted read-only, and the test's folder if there is
+    one.
+    """
     python = Path(sys.executable)
     folders = {"usr": Path("/usr"), "venv": Path(sys.prefix), "python": Path(sys.base_prefix), "code": code}
-    folders |= {f"links{n}": folder for n, folder in enumerate({link.parent for link in links(python)} - set(folders.values()))}
-    mounts = [{"name": name, "mountPath": str(path), "readOnly": True} for name, path in folders.items() if not path.is_relative_to("/usr") or name == "usr"]
+    folders |= {
+        f"links{n}": folder for n, folder in enumerate({link.parent for link in links(python)} - set(folders.values()))
+    }
+    mounts = [
+        {"name": name, "mountPath": str(path), "readOnly": True}
+        for name, path in folders.items()
+        if not path.is_relative_to("/usr") or name == "usr"
+    ]
     volumes = [{"name": m["name"], "hostPath": {"path": m["mountPath"], "type": "Directory"}} for m in mounts]
     environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
     if shared:
@@ -32,7 +42,7 @@ def pod_template(cluster: Cluster, shared: Path | None = None, code: Path = REPO
 
 
 def links(path: Path) -> list[Path]:
-    """The chain of links from a path to its file."""
+    """Return the chain of links from a path to its file."""
     chain = []
     while path.is_symlink():
         path = path.parent / path.readlink()
@@ -41,13 +51,12 @@ def links(path: Path) -> list[Path]:
 
 
 def address_for_pods(cluster: Cluster) -> str:
-    """An address of this machine at which pods reach it."""
+    """Return an address of this machine that pods can reach."""
     addresses = {a.address for a in cluster.node.status.addresses}
-    ours = {address.address for addresses_ in psutil.net_if_addrs().values() for address in addresses_ if address.family == socket.AF_INET}
+    ours = {
+        address.address
+        for addresses_ in psutil.net_if_addrs().values()
+        for address in addresses_
+        if address.family == socket.AF_INET
+    }
     return next(iter(addresses & ours), "127.0.0.1")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

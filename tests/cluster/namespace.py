@@ -1,11 +1,10 @@
-"""A namespace of the tests in the cluster that ``KUBECONFIG`` names, and the account that Airflow has in it."""
+"""Provide a namespace in the cluster that ``KUBECONFIG`` names, and Airflow's account in it."""
 
 import base64
 import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ from typing import Any
 
 from include.settings import REPOSITORY
 from tests.cluster.claims import CONTAINER_SECURITY, POD_SECURITY, RESTRICTED, forget
+from tests.waiting import wait_for
 
 
 def until(condition: Callable[[], Any], seconds: float = 400.0, what: str = "that") -> Any:
-    """Waits until the condition gives something true, and gives that."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.2)
-    return found
+    """Wait until the condition returns a true value, and return that value."""
+    return wait_for(condition, seconds, lambda: what, interval=0.2)
 
 
 @dataclass(frozen=True)
@@ -33,54 +29,80 @@ class Cluster:
     api: Any
     namespace: str
     image: str
-    kubeconfig: Path  # of the account that Airflow has there
+    kubeconfig: Path  # of Airflow's account
 
     def pods(self, request: str | None = None) -> list[Any]:
-        """Those of a request (or all), oldest first."""
+        """Return the pods of a request (or all), oldest first."""
         selector = f"airloop/request={request}" if request else None
-        found = self.api.list_namespaced_pod(self.namespace, label_selector=selector).items
-        return sorted(found, key=lambda pod: pod.metadata.creation_timestamp)
+        items = self.api.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return sorted(items, key=lambda pod: pod.metadata.creation_timestamp)
 
     def running(self, request: str) -> Any:
-        """The request's one pod, if it runs."""
-        return next((p for p in self.pods(request) if p.status.phase == "Running" and p.status.container_statuses[0].state.running), None)
+        """Return the request's only pod if it is running, or None."""
+        return next(
+            (
+                p
+                for p in self.pods(request)
+                if p.status.phase == "Running" and p.status.container_statuses[0].state.running
+            ),
+            None,
+        )
 
     def evict(self, pod: Any) -> None:
-        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.metadata.name, "namespace": self.namespace}}
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.metadata.name, "namespace": self.namespace},
+        }
         self.api.create_namespaced_pod_eviction(pod.metadata.name, self.namespace, body)
 
     @property
     def node(self) -> Any:
-        """The one on which pods run: the one that is well has said nothing of itself."""
+        """Return the node that runs pods. The extra Ready node has no addresses."""
         return next(node for node in self.api.list_node().items if node.status.addresses)
 
     def node_ready(self) -> bool:
         return next(c.status for c in self.node.status.conditions if c.type == "Ready") == "True"
 
     def give_a_place(self) -> None:
-        """Wait until Kubernetes gives a pod a node: its scheduler may look at none for minutes after the API server was away."""
+        """Wait until Kubernetes assigns a node to a pod.
+
+        After an outage of the API server, its scheduler may not schedule pods for minutes.
+        """
         base = {"name": "base", "image": self.image, "command": ["sleep", "1"], "securityContext": CONTAINER_SECURITY}
-        spec = {"containers": [base], "securityContext": POD_SECURITY, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0}
+        spec = {
+            "containers": [base],
+            "securityContext": POD_SECURITY,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+        }
         body = {"metadata": {"generateName": "a-place-"}, "spec": spec}
         name = self.api.create_namespaced_pod(self.namespace, body).metadata.name
         try:
-            until(lambda: self.api.read_namespaced_pod(name, self.namespace).spec.node_name, 300, "the scheduler to give a pod a node")
+            until(
+                lambda: self.api.read_namespaced_pod(name, self.namespace).spec.node_name,
+                300,
+                "the scheduler to give a pod a node",
+            )
         finally:
             self.api.delete_namespaced_pod(name, self.namespace)
 
 
-class NoCluster(Exception):
-    """There is none to test on; the message says what is missing."""
+class NoClusterError(Exception):
+    """Raised when no cluster is available for tests. The message names what is missing."""
 
 
 @contextmanager
 def a_cluster() -> Iterator[Cluster]:
-    """A namespace in the cluster that KUBECONFIG names. It enforces the Pod Security Standard ``restricted``, as the training namespace does."""
+    """Create a namespace in the cluster that KUBECONFIG names.
+
+    It enforces the Pod Security Standard ``restricted``, as the training namespace does.
+    """
     if not os.environ.get("KUBECONFIG"):
-        raise NoCluster("no cluster: KUBECONFIG names none")
+        raise NoClusterError("no cluster: KUBECONFIG names none")
     image = os.environ.get("AIRLOOP_TEST_IMAGE")
     if not image:
-        raise NoCluster("AIRLOOP_TEST_IMAGE names no image of empty folders in that cluster")
+        raise NoClusterError("AIRLOOP_TEST_IMAGE names no image of empty folders in that cluster")
     from kubernetes import client, config
 
     config.load_kube_config()
@@ -96,7 +118,10 @@ def a_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def an_account(namespace: str) -> Iterator[Path]:
-    """A service account that may do in the namespace what the runbook's table says, and nothing else; gives its kubeconfig."""
+    """Create a service account with exactly the rights of the runbook's table.
+
+    Return its kubeconfig.
+    """
     from kubernetes import client
 
     rules, for_nodes = rules_of_runbook()
@@ -105,11 +130,15 @@ def an_account(namespace: str) -> Iterator[Path]:
     client.CoreV1Api().create_namespaced_service_account(namespace, {"metadata": {"name": "airflow"}})
     roles.create_namespaced_role(namespace, {"metadata": {"name": "airflow"}, "rules": rules})
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "airflow"}
-    roles.create_namespaced_role_binding(namespace, {"metadata": {"name": "airflow"}, "roleRef": reference, "subjects": [account]})
+    roles.create_namespaced_role_binding(
+        namespace, {"metadata": {"name": "airflow"}, "roleRef": reference, "subjects": [account]}
+    )
     roles.create_cluster_role({"metadata": {"name": namespace}, "rules": for_nodes})
     try:
         reference = reference | {"kind": "ClusterRole", "name": namespace}
-        roles.create_cluster_role_binding({"metadata": {"name": namespace}, "roleRef": reference, "subjects": [account]})
+        roles.create_cluster_role_binding(
+            {"metadata": {"name": namespace}, "roleRef": reference, "subjects": [account]}
+        )
         lifetime = {"spec": {"expirationSeconds": 24 * 3600}}
         token = client.CoreV1Api().create_namespaced_service_account_token("airflow", namespace, lifetime).status.token
         with tempfile.TemporaryDirectory() as folder:
@@ -130,10 +159,13 @@ def an_account(namespace: str) -> Iterator[Path]:
 
 
 def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What docs/runbooks/train.md says that Airflow must be allowed: rules of the namespace, and of the cluster."""
+    """Return the rights that docs/runbooks/train.md lists for Airflow.
+
+    These are the rules of the namespace and the rules of the cluster.
+    """
     text = (REPOSITORY / "docs" / "runbooks" / "train.md").read_text()
     rows = re.findall(r"^\| `([a-z/]+)`(?: \(`?([a-z]+)`?\))? \| ([a-z, ]+) \|$", text, re.MULTILINE)
     of = {where: [{"apiGroups": ["batch" if resource == "jobs" else ""], "resources": [resource], "verbs": verbs.split(", ")}
-                  for resource, said, verbs in rows if (said == "cluster") is (where == "cluster")] for where in ("namespace", "cluster")}  # fmt: skip
+                  for resource, scope, verbs in rows if (scope == "cluster") is (where == "cluster")] for where in ("namespace", "cluster")}  # fmt: skip
     assert len(of["namespace"]) == 4 and len(of["cluster"]) == 1, rows
     return of["namespace"], of["cluster"]

@@ -1,4 +1,4 @@
-"""The chart deploy/helm/airloop as it is really installed, with settings made as an operator makes them, and real stores on this machine."""
+"""Install the chart deploy/helm/airloop with an operator's settings and stores on this machine."""
 
 import json
 from collections.abc import Iterator
@@ -12,20 +12,21 @@ import pytest
 import yaml
 
 from include.settings import REPOSITORY, Settings
-from include.stack.databases import make_databases
+from include.stack.accounts.secrets_file import make_secrets, values
 from include.stack.kubernetes import secrets
-from include.stack.secrets_file import make_secrets, values
+from include.stack.stores.databases import make_databases
 from tests.cluster.claims import forget
 from tests.cluster.machine import address_for_pods, pod_template
 from tests.cluster.namespace import Cluster, until
 from tests.helm import CHART, helm, values_file
 from tests.integration.s3.conftest import S3
-from tests.serving.stand import INSTANCES, NAME, FeatureRepository, Registry
+from tests.serving.harness import INSTANCES, NAME, FeatureRepository, Registry
 from tests.stores import Postgres, Redis, running
 
 NAME_OF_RELEASE = "loop"
 SERVING = f"app.kubernetes.io/instance={NAME_OF_RELEASE},app.kubernetes.io/name=airloop-serving"
-PATIENCE = 600  # seconds: a machine with a tenth of the CPU must still pass
+# Seconds: must suffice with a tenth of a CPU.
+PATIENCE = 600
 
 
 @dataclass
@@ -50,23 +51,39 @@ class Release:
         return helm(command, NAME_OF_RELEASE, *arguments, "--namespace", self.namespace, timeout=seconds + 60)
 
     def upgrade(self, seconds: float = PATIENCE, **given: Any) -> str:
-        """Installs, or upgrades to these values (``serving__podAnnotations={...}``) on top of the release's own."""
+        """Install or upgrade with these values in addition to the release's own.
+
+        Example: ``serving__podAnnotations={...}``.
+        """
         self.values |= {name.replace("__", "."): value for name, value in given.items()}
-        return self.helm("upgrade", str(CHART), "--install", *values_file(self.values), "--wait", "--timeout", f"{seconds:.0f}s", seconds=seconds)
+        return self.helm(
+            "upgrade",
+            str(CHART),
+            "--install",
+            *values_file(self.values),
+            "--wait",
+            "--timeout",
+            f"{seconds:.0f}s",
+            seconds=seconds,
+        )
 
     def address(self, service: str) -> str:
-        """Where the machine reaches a service of the release."""
-        found = self.cluster.api.read_namespaced_service(f"{NAME_OF_RELEASE}-{service}", self.namespace).spec
-        return f"http://{found.cluster_ip}:{found.ports[0].port}"
+        """Return the URL at which this machine reaches a service of the release."""
+        spec = self.cluster.api.read_namespaced_service(f"{NAME_OF_RELEASE}-{service}", self.namespace).spec
+        return f"http://{spec.cluster_ip}:{spec.ports[0].port}"
 
     def pods(self) -> list[Any]:
-        """Serving's, those that are on their way out excepted."""
-        found = self.cluster.api.list_namespaced_pod(self.namespace, label_selector=SERVING).items
-        return [pod for pod in found if not pod.metadata.deletion_timestamp]
+        """Return serving's pods, except those that are terminating."""
+        items = self.cluster.api.list_namespaced_pod(self.namespace, label_selector=SERVING).items
+        return [pod for pod in items if not pod.metadata.deletion_timestamp]
 
     def ready(self) -> list[str]:
-        """The names of serving's pods that are ready."""
-        return [pod.metadata.name for pod in self.pods() if any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])]
+        """Return the names of serving's Ready pods."""
+        return [
+            pod.metadata.name
+            for pod in self.pods()
+            if any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
+        ]
 
     @property
     def key(self) -> dict[str, str]:
@@ -79,7 +96,7 @@ class Release:
 
     @property
     def request(self) -> dict[str, Any]:
-        """Raw features of the first instance, with the keys that look-up asks for."""
+        """Return raw features of the first instance, with the keys that the look-up needs."""
         return {"instances": [{**INSTANCES[0], "customer": 7}]}
 
     def predict(self) -> dict[str, Any]:
@@ -88,28 +105,52 @@ class Release:
         return answer.json()
 
     def everything(self) -> set[str]:
-        """Kind and name of every object in the cluster that is this release's."""
+        """Return kind and name of every object in the cluster that belongs to this release."""
         from kubernetes import client
 
         chosen = {"label_selector": f"app.kubernetes.io/instance={NAME_OF_RELEASE}"}
         apis = {
-            client.CoreV1Api(): ("pod", "service", "service_account", "resource_quota", "limit_range", "secret", "config_map"),
+            client.CoreV1Api(): (
+                "pod",
+                "service",
+                "service_account",
+                "resource_quota",
+                "limit_range",
+                "secret",
+                "config_map",
+            ),
             client.AppsV1Api(): ("deployment", "replica_set"),
             client.RbacAuthorizationV1Api(): ("role", "role_binding"),
             client.NetworkingV1Api(): ("network_policy",),
             client.PolicyV1Api(): ("pod_disruption_budget",),
             client.AutoscalingV2Api(): ("horizontal_pod_autoscaler",),
         }
-        of_the_cluster = {client.CoreV1Api(): "namespace", client.RbacAuthorizationV1Api(): "cluster_role", client.SchedulingV1Api(): "priority_class"}
-        found = [o for api, kinds in apis.items() for kind in kinds for o in getattr(api, f"list_{kind}_for_all_namespaces")(**chosen).items]
-        found += [o for api, kind in of_the_cluster.items() for o in getattr(api, f"list_{kind}")(**chosen).items]
-        found += client.RbacAuthorizationV1Api().list_cluster_role_binding(**chosen).items
+        of_the_cluster = {
+            client.CoreV1Api(): "namespace",
+            client.RbacAuthorizationV1Api(): "cluster_role",
+            client.SchedulingV1Api(): "priority_class",
+        }
+        objects = [
+            o
+            for api, kinds in apis.items()
+            for kind in kinds
+            for o in getattr(api, f"list_{kind}_for_all_namespaces")(**chosen).items
+        ]
+        objects += [o for api, kind in of_the_cluster.items() for o in getattr(api, f"list_{kind}")(**chosen).items]
+        objects += client.RbacAuthorizationV1Api().list_cluster_role_binding(**chosen).items
         here = {self.namespace, self.training}
-        return {f"{type(o).__name__}/{o.metadata.name}" for o in found if o.metadata.namespace in here or self.namespace in o.metadata.name}
+        return {
+            f"{type(o).__name__}/{o.metadata.name}"
+            for o in objects
+            if o.metadata.namespace in here or self.namespace in o.metadata.name
+        }
 
 
 class Features(FeatureRepository):
-    """The tests' feature views where a cluster has them: Feast's registry on Postgres, its online store on Redis."""
+    """The tests' feature views as on a cluster.
+
+    Feast's registry is on Postgres, and its online store on Redis.
+    """
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
@@ -121,8 +162,10 @@ class Features(FeatureRepository):
 
 @contextmanager
 def training_only(cluster: Cluster) -> Iterator[Release]:
-    """The chart's training namespace, and nothing else of it."""
-    release = Release(cluster, Settings(), {}, "", {"mlflow.enabled": False, "serving.enabled": False, **training_values(cluster)})
+    """Install only the chart's training namespace."""
+    release = Release(
+        cluster, Settings(), {}, "", {"mlflow.enabled": False, "serving.enabled": False, **training_values(cluster)}
+    )
     try:
         with installed(release):
             release.upgrade()
@@ -133,7 +176,7 @@ def training_only(cluster: Cluster) -> Iterator[Release]:
 
 @contextmanager
 def installed(release: Release) -> Iterator[None]:
-    """Afterwards nothing is left of the release."""
+    """Ensure that nothing of the release is left afterwards."""
     try:
         yield
     finally:
@@ -145,7 +188,10 @@ def installed(release: Release) -> Iterator[None]:
 
 @contextmanager
 def a_release(cluster: Cluster, s3: S3, folder: Path) -> Iterator[Release]:
-    """The chart installed, with a model that is served; uninstalled afterwards, if the tests have not done so."""
+    """Install the chart with a served model.
+
+    Uninstall it afterwards unless the tests have done so.
+    """
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         address = address_for_pods(cluster)
@@ -160,7 +206,8 @@ def a_release(cluster: Cluster, s3: S3, folder: Path) -> Iterator[Release]:
         release = Release(cluster, settings, s3.variables, data_root, test_values(cluster, data_root, s3))
         give(release, training=False)
         with installed(release):
-            release.upgrade(serving__enabled=False)  # serving is ready when there is a champion, whom MLflow must know before
+            # Serving only becomes ready with a champion, which must first be registered in MLflow.
+            release.upgrade(serving__enabled=False)
             give(release, training=True)
             add_model(release, folder)
             release.upgrade(serving__enabled=True)
@@ -168,12 +215,14 @@ def a_release(cluster: Cluster, s3: S3, folder: Path) -> Iterator[Release]:
 
 
 def settings_file(folder: Path, postgres: Postgres, redis: Redis, s3: S3) -> Path:
-    """What `airloop secrets --profile kubernetes` makes, with this machine's addresses."""
+    """Write the file of `airloop secrets --profile kubernetes` with this machine's addresses."""
     file = folder / "settings"
     make_secrets("kubernetes", file)
     text = file.read_text()
     password = values(text)["AIRLOOP_DATABASE_ADMIN_URL"].partition("postgres:")[2].partition("@")[0]
-    text = text.replace(f"postgres:{password}@", f"postgres:{postgres.password}@").replace("postgres.example.org:5432", f"{postgres.address}:{postgres.port}")
+    text = text.replace(f"postgres:{password}@", f"postgres:{postgres.password}@").replace(
+        "postgres.example.org:5432", f"{postgres.address}:{postgres.port}"
+    )
     online = values(text)["AIRLOOP_ONLINE_STORE_URL"]
     file.write_text(text.replace(online, f"redis://:{redis.password}@{redis.address}:{redis.port}/0"))
     return file
@@ -181,19 +230,28 @@ def settings_file(folder: Path, postgres: Postgres, redis: Redis, s3: S3) -> Pat
 
 def of(file: Path) -> dict[str, str]:
     prefix = "AIRLOOP_"
-    return {name.removeprefix(prefix).lower(): value for name, value in values(file.read_text()).items() if name.startswith(prefix) and value}
+    return {
+        name.removeprefix(prefix).lower(): value
+        for name, value in values(file.read_text()).items()
+        if name.startswith(prefix) and value
+    }
 
 
 def give(release: Release, *, training: bool) -> None:
-    """Makes the secrets that `airloop kubernetes-secrets` prints, as `kubectl apply` would: those of the training namespace when the chart has made it."""
+    """Create the secrets that `airloop kubernetes-secrets` prints, as `kubectl apply` would.
+
+    Those of the training namespace are created after the chart has created the namespace.
+    """
     settings = release.settings.model_copy(update={"kubernetes_namespace": release.training})
-    for secret in secrets(settings, release.credentials, namespace=release.namespace, airflow_namespace=release.namespace):
+    for secret in secrets(
+        settings, release.credentials, namespace=release.namespace, airflow_namespace=release.namespace
+    ):
         if (secret["metadata"]["namespace"] == release.training) is training:
             release.cluster.api.create_namespaced_secret(secret["metadata"]["namespace"], secret)
 
 
 def add_model(release: Release, folder: Path) -> None:
-    """A champion in the release's MLflow, and its features in the stores."""
+    """Register a champion in the release's MLflow, and its features in the stores."""
     mlflow = release.address("mlflow")
     until(lambda: httpx.get(f"{mlflow}/health", timeout=30, trust_env=False).is_success, 120, "MLflow")
     Registry(mlflow, folder).add(bias=1)
@@ -202,7 +260,10 @@ def add_model(release: Release, folder: Path) -> None:
 
 
 def test_values(cluster: Cluster, data_root: str, s3: S3) -> dict[str, Any]:
-    """The release's values: pods that run this checkout with this machine's Python, small enough for a small machine."""
+    """Return the release's values.
+
+    Pods run this checkout with this machine's Python, and fit on a small machine.
+    """
     template = pod_template(cluster)["spec"]
     container = template["containers"][0]
     repository, tag = cluster.image.rsplit(":", 1)
@@ -231,11 +292,21 @@ def test_values(cluster: Cluster, data_root: str, s3: S3) -> dict[str, Any]:
 
 def training_values(cluster: Cluster) -> dict[str, Any]:
     namespace = cluster.namespace
-    classes = {"serving": 0, "gpu": -50, "preemptible": -100}  # on a cluster that others use too nothing but these tests' own pods gives way
+    # On a shared cluster, only the tests' own pods may be preempted.
+    classes = {"serving": 0, "gpu": -50, "preemptible": -100}
     return {
         "airflow.namespace": namespace,
         "training.namespace.name": f"{namespace}-training",
         "training.airflowAccounts": [{"name": "airflow-worker", "namespace": namespace}],
-        "training.quota.hard": {"pods": "3", "requests.cpu": "2", "requests.memory": "2Gi", "limits.memory": "2Gi", "requests.nvidia.com/gpu": "6"},
-        **{f"priorityClasses.{name}": {"name": f"{namespace}-{name}", "value": value} for name, value in classes.items()},
+        "training.quota.hard": {
+            "pods": "3",
+            "requests.cpu": "2",
+            "requests.memory": "2Gi",
+            "limits.memory": "2Gi",
+            "requests.nvidia.com/gpu": "6",
+        },
+        **{
+            f"priorityClasses.{name}": {"name": f"{namespace}-{name}", "value": value}
+            for name, value in classes.items()
+        },
     }

@@ -17,16 +17,17 @@ import pytest
 from pydantic import SecretStr
 
 from include.settings import REPOSITORY, Settings, get_settings
-from include.stack.access import mlflow_credentials
+from include.stack.accounts.access import mlflow_credentials
 from include.stack.api import AirflowApi
 from include.stack.processes import ProcessBook
-from tests.cluster.machine import address_for_pods, free_port, pod_template
+from tests.cluster.machine import address_for_pods, pod_template
 from tests.cluster.namespace import Cluster
+from tests.ports import free_port
 
-REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "2"))
+REPEATS = int(os.environ.get("AIRLOOP_TEST_REPEATS", "1"))
 HERE = Path(__file__).parent
 CODE = ("config", "feature_repo", "include", "plugins", "serving", "tests")
-# Of all classes of the tests: enough for the soak's ten at once.
+# Pools of all compute classes of the tests: enough for the soak test's ten concurrent steps.
 POOLS = {
     "cpu": 2, "gpu_test": 2, "gpu_many": 48,
     **dict.fromkeys(("small", "patient", "impatient", "anywhere", "badly_named", "unknown_image", "gpu_nowhere", "tight", "hasty", "shaky"), 16),
@@ -39,7 +40,7 @@ def new_request() -> str:
 
 @dataclass
 class Runs:
-    """Starts DAG runs of one step and tells what came of them."""
+    """Starts DAG runs of one step and reports their outcomes."""
 
     api: AirflowApi
     cluster: Cluster
@@ -48,17 +49,18 @@ class Runs:
     side_by_side: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
 
     def start(self, compute: str, behave: str, request: str | None = None) -> str:
-        """Gives the request's id."""
+        """Start a run and return the request's id."""
         request = request or new_request()
         dag = f"pods__{compute}"
         self.started[request] = dag, self.api.trigger(dag, {"request": request, "behave": behave})
         return request
 
     def nth(self, compute: str, behave: str, nth: int, then: Callable[[str], None] | None = None) -> str:
-        """One of as many requests as there are repeats, all started with the first, so that they wait side by side.
+        """Return one of ``REPEATS`` requests, all started with the first to wait concurrently.
 
         Args:
-            then: done with each of them, one after the other, before the first is looked at: an eviction, say.
+            then: a function that is called with each request in turn before the first is checked,
+                for example an eviction.
         """
         key = compute, behave, getattr(then, "__qualname__", None)
         if key not in self.side_by_side:
@@ -68,28 +70,47 @@ class Runs:
         return self.side_by_side[key][nth]
 
     def end(self, request: str, seconds: float = 1200.0) -> str:
-        """Waits for the run's end; gives its state."""
+        """Wait for the run's end and return its state."""
         return self.api.wait(*self.started[request], timeout=seconds, every=0.3)
 
     def step(self, request: str) -> dict[str, Any]:
-        """The step's task instance."""
+        """Return the step's task instance."""
         return next(t for t in self.api.task_instances(*self.started[request]) if t["task_id"] == "fit")
 
     def tries(self, request: str) -> int:
+        """Return the number of tries, without those whose resumption the scheduler lost.
+
+        A trigger may fire before the scheduler knows that the task was deferred. The scheduler then
+        takes the queued task for one that ended elsewhere, and starts another try of it.
+        """
+        dag, run = self.started[request]
+        lost = re.findall(
+            rf"<TaskInstance: {dag}\.fit {re.escape(run)} \[queued\] ti_id=(\S+)> finished with state success, but",
+            (self.settings.home / "logs" / "scheduler.log").read_text(errors="replace"),
+        )
+        return self.attempts(request) - len(set(lost))
+
+    def attempts(self, request: str) -> int:
+        """Return Airflow's own number of tries."""
         return self.step(request)["try_number"]
 
     def log(self, request: str, number: int | None = None) -> str:
-        """What one try of the step logged (the last one)."""
+        """Return the log of one try of the step (by default the last one)."""
         dag, run = self.started[request]
-        path = f"dags/{dag}/dagRuns/{run.replace('+', '%2B')}/taskInstances/fit/logs/{number or self.tries(request)}"
-        content = self.api.call("GET", path, params={"full_content": True}, headers={"accept": "application/json"})["content"]
-        return "\n".join(line.get("event", "") + json.dumps(line.get("error_detail", "")) if isinstance(line, dict) else str(line) for line in content)
+        path = f"dags/{dag}/dagRuns/{run.replace('+', '%2B')}/taskInstances/fit/logs/{number or self.attempts(request)}"
+        content = self.api.call("GET", path, params={"full_content": True}, headers={"accept": "application/json"})[
+            "content"
+        ]
+        return "\n".join(
+            line.get("event", "") + json.dumps(line.get("error_detail", "")) if isinstance(line, dict) else str(line)
+            for line in content
+        )
 
     def manifest(self, request: str) -> Path:
         return Path(self.settings.store) / "flights" / "training" / request / "fit.json"
 
     def cancel(self, request: str, way: str = "run") -> None:
-        """As a person does in the UI: marks the run, or its step, as failed."""
+        """Mark the run or its step as failed, as a person does in the UI."""
         dag, run = self.started[request]
         path = f"dags/{dag}/dagRuns/{run.replace('+', '%2B')}"
         if way == "run":
@@ -101,58 +122,70 @@ class Runs:
         self.api.clear(*self.started[request], task_ids=["fit"])
 
     def kill(self, component: str) -> None:
-        """Kills a part of Airflow and all that it started with -9, as a machine's end does."""
+        """Kill a component of Airflow and its descendants, as a machine failure does."""
         book = ProcessBook(self.settings.home, self.settings.home.parent / "code")
         for process in book.members(book.records()[component]):
             process.kill()
 
     def sweep(self) -> None:
-        """What happens every five minutes anyway."""
-        assert self.api.wait("airloop__sweep_pods", self.api.trigger("airloop__sweep_pods", {}), timeout=600, every=0.3) == "success"
+        """Run the sweep that otherwise runs every five minutes."""
+        assert (
+            self.api.wait("airloop__sweep_pods", self.api.trigger("airloop__sweep_pods", {}), timeout=600, every=0.3)
+            == "success"
+        )
 
     def counted(self, request: str) -> int:
-        """What the counting step has kept in its checkpoint."""
+        """Return the count in the checkpoint of the counting step."""
         kept = self.manifest(request).with_suffix(".checkpoint") / "count"
         return int(kept.read_text() or 0) if kept.exists() else 0
 
     def begins(self, request: str) -> list[int]:
-        """Where each try of the counting step began."""
-        logs = (self.log(request, number) for number in range(1, self.tries(request) + 1))
-        return [int(found) for log in logs for found in re.findall(r"begins at (\d+)", log)]
+        """Return the count at which each try of the counting step began."""
+        logs = (self.log(request, number) for number in range(1, self.attempts(request) + 1))
+        return [int(begin) for log in logs for begin in re.findall(r"begins at (\d+)", log)]
 
     def lived(self, request: str) -> list[str]:
-        """The names of the pods that the step ever had."""
+        """Return the names of all pods that the step has had."""
         return sorted(file.name for file in self.manifest(request).with_suffix(".lives").glob("[!.]*"))
 
     def lives(self, request: str) -> list[tuple[float, float]]:
-        """(first, last) sign of life of each process that the step ever was, by its own clock."""
+        """Return (first, last) sign of life of each process of the step, by its own clock."""
         folder = self.manifest(request).with_suffix(".lives")
         spans = (file.read_text().split() for file in folder.glob("[!.]*"))
         return sorted((float(first), float(last)) for first, last in spans)
 
     def never_two(self, request: str) -> None:
         lives = self.lives(request)
-        assert all(before[1] <= after[0] for before, after in zip(lives, lives[1:], strict=False)), f"two pods of one step ran at once: {lives}"
+        assert all(before[1] <= after[0] for before, after in zip(lives, lives[1:], strict=False)), (
+            f"two pods of one step ran at once: {lives}"
+        )
 
 
 def settings_of(cluster: Cluster, root: Path) -> Settings:
-    """Settings of a stack of its own in that folder, whose Airflow and training steps run a copy of this checkout with the project tiny in it."""
+    """Return settings of a new stack in that folder.
+
+    Its Airflow and training steps run a copy of this checkout that includes the project tiny.
+    """
     root.chmod(0o755)
-    for parent in root.parents:  # pods are nobody on this machine, and shall find their folder
+    # Pods run as user nobody on this machine, and must be able to reach their folder.
+    for parent in root.parents:
         if parent.stat().st_uid == os.getuid() and parent != Path(parent.anchor):
             parent.chmod(parent.stat().st_mode | 0o055)
     for name in CODE:
         shutil.copytree(REPOSITORY / name, root / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(HERE / "tiny", root / "code" / "include" / "projects" / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        HERE / "tiny", root / "code" / "include" / "projects" / "tiny", ignore=shutil.ignore_patterns("__pycache__")
+    )
     dags = root / "dags"
     shutil.copytree(HERE / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("train.py", "sweep_pods.py"):
         shutil.copy(REPOSITORY / "dags" / file, dags)
     template = root / "pod.yaml"
     template.write_text(json.dumps(pod_template(cluster, root, root / "code")))
-    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "serving_port")}
+    ports = {name: free_port("") for name in ("airflow_port", "mlflow_port", "serving_port")}
     return Settings(
-        restart=False,  # tests kill and start by themselves
+        # The tests kill and start processes themselves.
+        restart=False,
         home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
         training_image=cluster.image, pod_template=template, host=address_for_pods(cluster), **mlflow_accounts(cluster),
         pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,
@@ -160,9 +193,17 @@ def settings_of(cluster: Cluster, root: Path) -> Settings:
 
 
 def mlflow_accounts(cluster: Cluster) -> dict[str, Any]:
-    """Settings with which MLflow asks who one is, since the network reaches it; pods have their account by a secret of the cluster."""
-    made: dict[str, Any] = {f"mlflow_{name}": SecretStr(token_hex(16)) for name in ("admin_password", "password", "flask_secret_key")}
-    login = {"MLFLOW_TRACKING_USERNAME": "airloop", "MLFLOW_TRACKING_PASSWORD": made["mlflow_password"].get_secret_value()}
+    """Return settings with MLflow authentication, because MLflow is reachable from the network.
+
+    Pods get their account from a secret of the cluster.
+    """
+    made: dict[str, Any] = {
+        f"mlflow_{name}": SecretStr(token_hex(16)) for name in ("admin_password", "password", "flask_secret_key")
+    }
+    login = {
+        "MLFLOW_TRACKING_USERNAME": "airloop",
+        "MLFLOW_TRACKING_PASSWORD": made["mlflow_password"].get_secret_value(),
+    }
     name = f"airloop-mlflow-{token_hex(4)}"
     cluster.api.create_namespaced_secret(cluster.namespace, {"metadata": {"name": name}, "stringData": login})
     return {**made, "mlflow_username": "airloop", "mlflow_secret": name}
@@ -172,7 +213,8 @@ def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> su
     code = settings.home.parent / "code"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     kept |= {"PYTHONPATH": str(code), "KUBECONFIG": str(cluster.kubeconfig)}
-    # What this Airflow writes, pods that are nobody must be able to go on with: hence the umask.
+    # Pods run as user nobody and must be able to write to the files of this Airflow, so the umask
+    # is 0.
     return subprocess.run(
         [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=1000,
         check=False, umask=0,
@@ -181,16 +223,30 @@ def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> su
 
 @contextmanager
 def a_stack(cluster: Cluster, settings: Settings) -> Iterator[Runs]:
-    """A stack that is up, and is taken down at the end."""
+    """Start a stack and stop it at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**settings.environment(), **mlflow_credentials(settings), "MLFLOW_TRACKING_URI": settings.mlflow_url}.items():
+        for name, value in {
+            **settings.environment(),
+            **mlflow_credentials(settings),
+            "MLFLOW_TRACKING_URI": settings.mlflow_url,
+        }.items():
             patch.setenv(name, value)
         get_settings.cache_clear()
         try:
             up = airloop_command(cluster, settings, "up")
             assert up.returncode == 0, up.stdout + up.stderr
-            api = AirflowApi.of(settings)
-            api.wait_for_dags(["pods__small", "pods__gpu_many", "workers__cpu", "workers__shaky", "flights__train", "airloop__sweep_pods"], timeout=300)
+            api = AirflowApi.from_settings(settings)
+            api.wait_for_dags(
+                [
+                    "pods__small",
+                    "pods__gpu_many",
+                    "workers__cpu",
+                    "workers__shaky",
+                    "flights__train",
+                    "airloop__sweep_pods",
+                ],
+                timeout=300,
+            )
             yield Runs(api, cluster, settings)
         finally:
             airloop_command(cluster, settings, "down")

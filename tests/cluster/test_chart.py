@@ -1,7 +1,8 @@
-"""The chart on a real cluster: MLflow and serving, with a real model. The training namespace has tests of its own, beside this.
+"""The chart on a real cluster: MLflow and serving, with a real model.
 
-The tests follow each other on one release, as an operator would; each leaves it serving. Serving is asked all the while by callers that try nothing a
-second time, see ``tests.cluster.load``.
+The tests use one release in sequence, as an operator would, and each leaves it serving. Callers
+that never retry query serving during all tests, see ``tests.cluster.load``. The training namespace
+has its own tests.
 """
 
 import json
@@ -22,7 +23,7 @@ from tests.helm import MISSING, PROGRAM, HelmError
 from tests.integration.s3.conftest import MISSING as S3_MISSING
 from tests.integration.s3.conftest import PROGRAM as S3_PROGRAM
 from tests.integration.s3.conftest import S3
-from tests.serving.stand import INSTANCES, expected
+from tests.serving.harness import INSTANCES, expected
 
 KUBECTL = shutil.which("kubectl") or (str(Path(PROGRAM).with_name("kubectl")) if PROGRAM else None)
 
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def s3(cluster, tmp_path_factory):
-    """An S3 server where pods reach it."""
+    """Run an S3 server that pods can reach."""
     if not S3_PROGRAM:
         pytest.skip(S3_MISSING)
     server = S3(tmp_path_factory.mktemp("s3"), address_for_pods(cluster))
@@ -49,7 +50,7 @@ def release(cluster, s3, tmp_path_factory):
 
 @pytest.fixture
 def load(release):
-    """Constant load, from before the test's deed until after it; nothing of it may be lost."""
+    """Keep a constant load during the test, and assert that no request is lost."""
     until(lambda: len(release.ready()) >= 2, 300, "two serving pods")
     with Load(release.url, release.request, release.key) as asked:
         until(lambda: len(asked.answers) > 20, 120, "the first answers")
@@ -61,7 +62,7 @@ def load(release):
     assert asked.lost == {}
 
 
-# --- serving ------------------------------------------------------------------------------------------------------------------------------------------
+# --- serving --------------------------------------------------------------------------------------
 
 
 def test_a_model_is_served_to_whom_has_a_key(release):
@@ -88,14 +89,23 @@ def test_an_update_loses_no_request(release, load):
 
 
 def there(release: Release) -> set[str]:
-    """Serving's pods, with those that are on their way out."""
-    return {pod.metadata.name for pod in release.cluster.api.list_namespaced_pod(release.namespace, label_selector=SERVING).items}
+    """Return serving's pods, including those that are terminating."""
+    return {
+        pod.metadata.name
+        for pod in release.cluster.api.list_namespaced_pod(release.namespace, label_selector=SERVING).items
+    }
 
 
 def test_an_update_that_never_becomes_ready_takes_nothing_away_and_is_rolled_back(release, load):
     before, number = set(release.ready()), revision(release)
     with pytest.raises(HelmError, match="(?i)timeout|deadline|not ready|failed"):
-        release.upgrade(seconds=30, serving__extraEnv=[*release.values["serving.extraEnv"], {"name": "SERVING_LOG_ROOT", "value": "gs://no-such-thing"}])
+        release.upgrade(
+            seconds=30,
+            serving__extraEnv=[
+                *release.values["serving.extraEnv"],
+                {"name": "SERVING_LOG_ROOT", "value": "gs://no-such-thing"},
+            ],
+        )
     assert before <= set(release.ready()), "a pod was taken away for one that never came"
     release.values["serving.extraEnv"].pop()
     release.helm("rollback", str(number), "--wait", "--timeout", "300s")
@@ -104,41 +114,69 @@ def test_an_update_that_never_becomes_ready_takes_nothing_away_and_is_rolled_bac
 
 
 def revision(release: Release) -> int:
-    """The newest one that is deployed."""
-    return max(one["revision"] for one in json.loads(release.helm("history", "--output", "json")) if one["status"] == "deployed")
+    """Return the newest deployed revision."""
+    return max(
+        one["revision"]
+        for one in json.loads(release.helm("history", "--output", "json"))
+        if one["status"] == "deployed"
+    )
 
 
 def test_more_load_brings_more_pods(release, load):
-    release.upgrade(**{"serving__autoscaling.maxReplicas": 3, "serving__autoscaling.targetCPUUtilizationPercentage": 20})
+    release.upgrade(
+        **{"serving__autoscaling.maxReplicas": 3, "serving__autoscaling.targetCPUUtilizationPercentage": 20}
+    )
     until(lambda: len(release.pods()) == 3, 300, "a third pod")
     until(lambda: len(release.ready()) == 3, 600, "a third pod that is ready")
 
 
 def test_fewer_pods_lose_nothing_either(release, load):
-    release.upgrade(**{"serving__autoscaling.maxReplicas": 2, "serving__autoscaling.targetCPUUtilizationPercentage": 70})
+    release.upgrade(
+        **{"serving__autoscaling.maxReplicas": 2, "serving__autoscaling.targetCPUUtilizationPercentage": 70}
+    )
     until(lambda: len(there(release)) == 2, 300, "the third pod to be gone")
 
 
 def test_a_drain_is_held_back_and_loses_nothing(release, load):
-    """The cluster's only node is drained of serving: its second pod must stay, since none can come in the place of the first."""
+    """A drain of the cluster's only node waits and loses no request.
+
+    Serving's second pod must stay, because no replacement for the first can start.
+    """
     if not KUBECTL or not Path(KUBECTL).exists():
         pytest.skip("no kubectl: put it on the PATH, or beside helm")
     node = release.cluster.node.metadata.name
-    drain = [KUBECTL, "drain", node, "--pod-selector", SERVING, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout"]
+    drain = [
+        KUBECTL,
+        "drain",
+        node,
+        "--pod-selector",
+        SERVING,
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--timeout",
+    ]
     try:
         held = subprocess.run([*drain, "40s"], capture_output=True, text=True, env=os.environ, check=False, timeout=120)
-        assert held.returncode != 0 and "would violate the pod's disruption budget" in held.stderr, held.stdout + held.stderr
+        assert held.returncode != 0 and "would violate the pod's disruption budget" in held.stderr, (
+            held.stdout + held.stderr
+        )
         assert len(release.ready()) == 1
     finally:
         subprocess.run([KUBECTL, "uncordon", node], check=True, capture_output=True, timeout=60)
     until(lambda: len(release.ready()) == 2, 300, "the pod that was drained, again")
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------------------------------------
+# --- uninstallation -------------------------------------------------------------------------------
 
 
 def test_uninstalling_leaves_nothing(release):
-    assert {one.partition("/")[0] for one in release.everything()} >= {"V1Deployment", "V1Role", "V1PriorityClass", "V1Namespace", "V2HorizontalPodAutoscaler"}
+    assert {one.partition("/")[0] for one in release.everything()} >= {
+        "V1Deployment",
+        "V1Role",
+        "V1PriorityClass",
+        "V1Namespace",
+        "V2HorizontalPodAutoscaler",
+    }
     release.helm("uninstall", "--wait", "--timeout", "300s")
     until(lambda: not release.everything(), 300, "everything to be gone")
     assert release.training not in {namespace.metadata.name for namespace in release.cluster.api.list_namespace().items}

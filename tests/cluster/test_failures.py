@@ -1,4 +1,7 @@
-"""Every way in which a training pod fails, made for real, and what the run makes of it. ``AIRLOOP_TEST_REPEATS`` says how often each."""
+"""Provoke every failure of a training pod, and check how the run handles it.
+
+``AIRLOOP_TEST_REPEATS`` sets how often each failure is provoked.
+"""
 
 import time
 
@@ -14,7 +17,11 @@ def test_out_of_memory_is_tried_again_with_more(runs, cluster, nth):
     request = runs.nth("small", "eat:150", nth)
     assert runs.end(request) == "success", runs.log(request)
     assert runs.tries(request) == 3
-    killed = [pod.status.container_statuses[0].state.terminated for pod in cluster.pods(request) if pod.status.phase == "Failed"]
+    killed = [
+        pod.status.container_statuses[0].state.terminated
+        for pod in cluster.pods(request)
+        if pod.status.phase == "Failed"
+    ]
     assert [state.reason for state in killed] == ["OOMKilled"] * 2
     assert "killed for memory at its limit of 64Mi" in runs.log(request, 1) and "trying 256Mi" in runs.log(request, 3)
     runs.never_two(request)
@@ -24,7 +31,9 @@ def test_out_of_memory_at_the_most_is_the_end_and_says_what_to_raise(runs, nth):
     request = runs.nth("small", "eat:700", nth)
     assert runs.end(request) == "failed"
     assert runs.tries(request) == 3
-    assert "was killed for memory at 256Mi, and compute class small gives no more (memory_max 256Mi)" in runs.log(request)
+    assert "was killed for memory at 256Mi, and compute class small gives no more (memory_max 256Mi)" in runs.log(
+        request
+    )
 
 
 def test_an_evicted_pod_is_tried_again_and_resumes(runs, cluster, nth):
@@ -33,17 +42,23 @@ def test_an_evicted_pod_is_tried_again_and_resumes(runs, cluster, nth):
         until(lambda: runs.counted(request) >= 3, what="some work")
         cluster.evict(pod)
 
-    request = runs.nth("patient", "count:60", nth, evict)  # more than the grace in which it may go on
+    request = runs.nth("patient", "count:60", nth, evict)  # longer than the grace period
     assert runs.end(request) == "success", runs.log(request)
     assert runs.tries(request) == 2
-    said = runs.log(request, 1)  # a pod that was gone before the busy triggerer looked again is a deleted one, and treated alike
-    assert "evicted: its node is being drained, or somebody evicted it" in said or "deleted by somebody or something else" in said
-    assert runs.begins(request)[-1] >= 3, "it began from zero"  # the first pod's lines may have gone with it
+    # If the pod was gone before the busy triggerer checked again, it counts as deleted and is
+    # treated alike.
+    log = runs.log(request, 1)
+    assert (
+        "evicted: its node is being drained, or somebody evicted it" in log
+        or "deleted by somebody or something else" in log
+    )
+    # The log of the first pod may be lost with the pod.
+    assert runs.begins(request)[-1] >= 3, "it began from zero"
     runs.never_two(request)
 
 
-def test_a_node_that_hangs(runs, cluster, k8s_part, a_node_that_is_well, nth):
-    """One hang, and what becomes of a step that has been at work there, of one that can wait for longer, and of one whose pod is only just starting."""
+def test_a_node_that_hangs(runs, cluster, k8s_part, healthy_dummy_node, nth):
+    """A node hang affects a step at work, one with more patience, and one that just starts."""
     at_work, patient = runs.start("small", "count:120"), runs.start("patient", "count:110")
     for request in (at_work, patient):
         until(lambda request=request: cluster.running(request) and runs.counted(request) >= 3, what="some work")
@@ -52,9 +67,14 @@ def test_a_node_that_hangs(runs, cluster, k8s_part, a_node_that_is_well, nth):
         starting = runs.start("anywhere", "count:5")
         until(lambda: not cluster.node_ready(), what="the node's hang to be seen")
         for request in (at_work, starting):
-            until(lambda request=request: any(pod.metadata.deletion_timestamp for pod in cluster.pods(request)), what="the pod to be given up")
+            until(
+                lambda request=request: any(pod.metadata.deletion_timestamp for pod in cluster.pods(request)),
+                what="the pod to be given up",
+            )
         time.sleep(15)
-        assert [len(cluster.pods(r)) for r in (at_work, patient, starting)] == [1, 1, 1], "another pod was made while the first one may still run"
+        assert [len(cluster.pods(r)) for r in (at_work, patient, starting)] == [1, 1, 1], (
+            "another pod was made while the first one may still run"
+        )
     finally:
         k8s_part("resume", "kubelet")
 
@@ -69,7 +89,9 @@ def test_a_node_that_hangs(runs, cluster, k8s_part, a_node_that_is_well, nth):
         runs.never_two(request)
 
 
-@pytest.mark.parametrize(("compute", "image"), [("badly_named", "Not/An Image"), ("unknown_image", "airloop.invalid/nobody/nothing:1")])
+@pytest.mark.parametrize(
+    ("compute", "image"), [("badly_named", "Not/An Image"), ("unknown_image", "airloop.invalid/nobody/nothing:1")]
+)
 def test_an_image_that_cannot_be_had_fails_at_once_and_is_named(runs, compute, image, nth):
     request = runs.nth(compute, "work", nth)
     assert runs.end(request) == "failed"
@@ -78,15 +100,25 @@ def test_an_image_that_cannot_be_had_fails_at_once_and_is_named(runs, compute, i
 
 
 @pytest.mark.parametrize(
-    ("compute", "asked"), [("gpu_many", "nvidia.com/gpu 3 and waited 0:00:05"), ("gpu_nowhere", "on nodes with nvidia.com/gpu.product=H9000")]
+    ("compute", "asked"),
+    [
+        ("gpu_many", "nvidia.com/gpu 3 and waited 0:00:05"),
+        ("gpu_nowhere", "on nodes with nvidia.com/gpu.product=H9000"),
+    ],
 )
-def test_a_pod_that_fits_nowhere_fails_after_its_time_and_says_what_there_is(runs, cluster, a_node_that_is_well, compute, asked, nth):
-    # The node that is well has never said what it has to give, like one that is only just joining.
+def test_a_pod_that_fits_nowhere_fails_after_its_time_and_says_what_there_is(
+    runs, cluster, healthy_dummy_node, compute, asked, nth
+):
+    # The extra Ready node never reports its capacity, like a node that has only just joined.
     request = runs.nth(compute, "work", nth)
     assert runs.end(request) == "failed"
     log = runs.log(request)
     assert runs.tries(request) == 1
-    assert "no node had room for it" in log and asked in log and "nvidia.com/gpu 2" in log.partition("The cluster has: ")[2]
+    assert (
+        "no node had room for it" in log
+        and asked in log
+        and "nvidia.com/gpu 2" in log.partition("The cluster has: ")[2]
+    )
     until(lambda: not cluster.pods(request), what="a pod that would start later to go")
 
 
@@ -147,8 +179,9 @@ def test_a_cancelled_run_leaves_no_pod(runs, cluster, way, nth):
     request = runs.nth("patient", f"hang:{way}", nth, cancel)
     until(lambda: not cluster.pods(request), what="the pod to go")
     runs.end(request)
-    # The step, not the run, whose tasks after it are skipped: on SQLite, which locks no rows, a scheduler that has read the run a moment before it was marked
-    # looks at its last tasks, which are all skipped, and writes success over what the person said. On Postgres it cannot.
+    # Check the step, not the run, whose later tasks are skipped. SQLite does not lock rows. A
+    # scheduler that read the run just before it was marked sees its last tasks, all skipped, and
+    # overwrites the person's "failed" with success. On Postgres this cannot happen.
     assert runs.step(request)["state"] == "failed"
 
 
@@ -173,7 +206,9 @@ def test_a_cleared_step_never_runs_twice_at_once(runs, cluster, nth):
 
     request = runs.nth("patient", "count:60", nth, clear)
     assert runs.end(request) == "success", runs.log(request)
-    assert runs.tries(request) == 2, [runs.log(request, number)[-2000:] for number in range(1, runs.tries(request) + 1)]
+    assert runs.tries(request) == 2, [
+        runs.log(request, number)[-2000:] for number in range(1, runs.attempts(request) + 1)
+    ]
     runs.never_two(request)
 
 

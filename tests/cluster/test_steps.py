@@ -24,8 +24,14 @@ def test_a_pod_may_do_nothing_but_its_work_and_says_what_it_is_for(runs, cluster
     pod = until(lambda: cluster.running(request), 60, "the pod")
     spec, container = pod.spec, pod.spec.containers[0]
     assert len(spec.containers) == 1
-    assert spec.security_context.run_as_non_root and spec.security_context.run_as_user > 0 and spec.security_context.seccomp_profile.type == "RuntimeDefault"
-    assert container.security_context.read_only_root_filesystem and container.security_context.capabilities.drop == ["ALL"]
+    assert (
+        spec.security_context.run_as_non_root
+        and spec.security_context.run_as_user > 0
+        and spec.security_context.seccomp_profile.type == "RuntimeDefault"
+    )
+    assert container.security_context.read_only_root_filesystem and container.security_context.capabilities.drop == [
+        "ALL"
+    ]
     assert not container.security_context.allow_privilege_escalation and not container.security_context.privileged
     assert spec.automount_service_account_token is False
     assert not [v for v in spec.volumes if v.projected], "a service account's token is mounted"
@@ -35,9 +41,16 @@ def test_a_pod_may_do_nothing_but_its_work_and_says_what_it_is_for(runs, cluster
         "node.kubernetes.io/not-ready": 15, "node.kubernetes.io/unreachable": 15,
     }  # fmt: skip
     labels = {name.removeprefix("airloop/"): value for name, value in pod.metadata.labels.items()}
-    assert labels["project"] == "flights" and labels["request"] == request and labels["compute"] == "gpu_test" and labels["dag_id"] == "pods__gpu_test"
+    assert (
+        labels["project"] == "flights"
+        and labels["request"] == request
+        and labels["compute"] == "gpu_test"
+        and labels["dag_id"] == "pods__gpu_test"
+    )
     assert labels["run_id"] and labels["git_sha"]
-    assert not any("password" in (e.name + (e.value or "")).lower() or "secret" in e.name.lower() for e in container.env)
+    assert not any(
+        "password" in (e.name + (e.value or "")).lower() or "secret" in e.name.lower() for e in container.env
+    )
     until(lambda: runs.step(request)["state"] == "deferred", 30, "a task that holds no worker")
     runs.cancel(request)
 
@@ -51,9 +64,15 @@ def test_a_step_takes_as_many_slots_as_gpus_and_its_times_are_on_its_mlflow_run(
     until(lambda: cluster.running(first), 60, "the first pod")
     second = runs.start("gpu_test", "work")
     assert (runs.end(first), runs.end(second)) == ("success", "success")
-    assert runs.lives(first)[-1][1] <= runs.lives(second)[0][0], "two steps of two GPUs ran at once in a pool of two slots"
+    assert runs.lives(first)[-1][1] <= runs.lives(second)[0][0], (
+        "two steps of two GPUs ran at once in a pool of two slots"
+    )
     metrics = client.get_run(run).data.metrics
-    assert metrics["pod.tries"] == 1 and 5 <= metrics["pod.running_s"] <= 15 and metrics["pod.gpu_s"] == 2 * metrics["pod.running_s"]
+    assert (
+        metrics["pod.tries"] == 1
+        and 5 <= metrics["pod.running_s"] <= 15
+        and metrics["pod.gpu_s"] == 2 * metrics["pod.running_s"]
+    )
     assert 0 <= metrics["pod.waiting_s"] < 60
 
 
@@ -61,7 +80,9 @@ def test_success_without_a_manifest_is_a_failure(runs, cluster):
     request = runs.start("small", "nothing")
     assert runs.end(request) == "failed"
     assert "wrote no manifest at" in runs.log(request)
-    assert len(cluster.pods(request)) == runs.tries(request) == 3, "a pod that made nothing is kept, and no retry takes it for its own"
+    assert len(cluster.pods(request)) == runs.tries(request) == 3, (
+        "a pod that made nothing is kept, and no retry takes it for its own"
+    )
 
 
 def test_the_pools_are_those_of_the_settings(runs):
@@ -71,9 +92,9 @@ def test_the_pools_are_those_of_the_settings(runs):
 
 
 def test_the_pools_can_be_read_from_the_cluster(airloop, runs):
-    said = airloop("pools", "--from-cluster", "--dry-run")
-    assert said.returncode == 0, said.stderr
-    assert int(dict(line.split(": ") for line in said.stdout.splitlines())["cpu"]) >= 1
+    result = airloop("pools", "--from-cluster", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert int(dict(line.split(": ") for line in result.stdout.splitlines())["cpu"]) >= 1
 
 
 def test_no_environment_of_a_pod_lies_in_airflow_s_database(runs, cluster):
@@ -92,8 +113,11 @@ def test_no_environment_of_a_pod_lies_in_airflow_s_database(runs, cluster):
 
 @pytest.mark.parametrize("second", ["deferred", "failed"])
 def test_a_pod_is_swept_only_if_its_task_has_ended_at_both_looks(runs, cluster, monkeypatch, second):
-    """A task that was cleared between the two has its pod, or takes it over."""
-    from include.dag_kit.pod_sweep import sweep
+    """A pod is deleted only if both checks find its task finished.
+
+    A task that was cleared between the checks keeps its pod, or takes it over.
+    """
+    from include.dag_kit.pods.sweep import sweep
 
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))

@@ -1,4 +1,7 @@
-"""A fit of several workers on a real cluster: an indexed Job of pods in which torch really fits, driven by a real Airflow."""
+"""A fit with several workers on a real cluster, driven by a real Airflow.
+
+The workers are pods of an indexed Job, in which torch really fits.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from include.dag_kit.pod_group_ends import INDEX
+from include.dag_kit.pods.group_ends import INDEX
 from include.projects.flights import project as flights
 from tests.cluster.namespace import Cluster, until
 from tests.cluster.stack import Runs, new_request
@@ -32,7 +35,7 @@ SLOW = pytest.mark.skipif(
 
 @dataclass
 class Fits(Runs):
-    """As ``Runs``, of fits of the project tiny."""
+    """``Runs`` for fits of the project tiny."""
 
     training_set: str = ""
 
@@ -44,14 +47,14 @@ class Fits(Runs):
         return request
 
     def manifest(self, request: str) -> Path:
-        found = (Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*.json")
-        return next(file for file in found if not file.name.endswith(".pods.json"))
+        files = (Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*.json")
+        return next(file for file in files if not file.name.endswith(".pods.json"))
 
     def made(self, request: str) -> dict[str, Any]:
         return json.loads(self.manifest(request).read_text())
 
     def at_work(self, request: str) -> bool:
-        """Some epochs are done and kept."""
+        """Return whether a checkpoint of some epochs exists."""
         return any((Path(self.settings.store) / "tiny" / "training" / request).glob("fit-*.checkpoint/state.pt"))
 
     def costs(self, request: str) -> dict[str, Any]:
@@ -63,10 +66,13 @@ class Fits(Runs):
 
 @pytest.fixture(scope="module")
 def fits(runs) -> Fits:
-    mask = os.umask(0)  # pods are nobody, and write beside it
+    # Pods run as user nobody and write next to it.
+    mask = os.umask(0)
     try:
         rows = made_up.examples(flights, days=30, a_day=119)
-        training_set = made_up.write(flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows)
+        training_set = made_up.write(
+            flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows
+        )
     finally:
         os.umask(mask)
     return Fits(runs.api, runs.cluster, runs.settings, training_set=training_set)
@@ -74,7 +80,7 @@ def fits(runs) -> Fits:
 
 @pytest.fixture(scope="module")
 def whole(fits):
-    """The request of an undisturbed fit, by candidate."""
+    """Return candidate -> request of an undisturbed fit."""
     requests = {}
     for candidate in ("network_1", "network_2"):
         requests[candidate] = fits.fit(candidate)
@@ -97,14 +103,21 @@ def services(cluster: Cluster, request: str) -> list[Any]:
 
 
 def running(cluster: Cluster, request: str) -> dict[int, Any]:
-    """Place -> pod, once both run."""
-    found = {index(pod): pod for pod in cluster.pods(request) if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp}
-    return found if len(found) == 2 else {}
+    """Return index -> pod once both run, or an empty dictionary before that."""
+    pods = {
+        index(pod): pod
+        for pod in cluster.pods(request)
+        if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
+    }
+    return pods if len(pods) == 2 else {}
 
 
 @contextmanager
 def watched(cluster: Cluster, request: str):
-    """Looks at the request's pods again and again: how many of one place there were at once, which pods, which Jobs."""
+    """Poll the request's pods.
+
+    Record the highest number of concurrent pods per index, and all pods and Jobs.
+    """
     seen = SimpleNamespace(most=0, pods={}, jobs=set(), stop=threading.Event())
 
     def look() -> None:
@@ -129,15 +142,30 @@ def test_two_pods_learn_what_one_learns(fits, cluster, whole):
     assert (one["workers"], two["workers"]) == (1, 2)
     losses, others = one["history"]["training_loss"], two["history"]["training_loss"]
     assert len(losses) == EPOCHS and losses[-1] < 0.8 * losses[0]
-    # Sums in another order differ by rounding only. Each epoch multiplies the difference: by how much depends on the processor (1.4e-4 has been seen).
+    # A different order of summation changes only the rounding. Each epoch multiplies the difference
+    # by a factor that depends on the processor (1.4e-4 has been seen).
     apart = np.abs(np.divide(losses, others) - 1)
     assert np.max(apart[:20]) < 1e-5 and np.max(apart) < 1e-2, apart
-    assert fits.graph(whole["network_1"]) != fits.graph(whole["network_2"])  # were they the same bit for bit, it would have been one worker both times
+    # Bit-identical graphs would mean that one worker did both fits.
+    assert fits.graph(whole["network_1"]) != fits.graph(whole["network_2"])
     log = fits.log(whole["network_2"])
     assert log.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "resuming" not in log
     costs = fits.costs(whole["network_2"])
-    assert len(costs) == 2 and {cost["ended"] for cost in costs.values()} == {"succeeded"} and all(cost["running_s"] > 0 for cost in costs.values())
-    until(lambda: not (cluster.pods(whole["network_2"]) or jobs(cluster, whole["network_2"]) or services(cluster, whole["network_2"])), what="all to go")
+    assert (
+        len(costs) == 2
+        and {cost["ended"] for cost in costs.values()} == {"succeeded"}
+        and all(cost["running_s"] > 0 for cost in costs.values())
+    )
+    until(
+        lambda: (
+            not (
+                cluster.pods(whole["network_2"])
+                or jobs(cluster, whole["network_2"])
+                or services(cluster, whole["network_2"])
+            )
+        ),
+        what="all to go",
+    )
 
 
 def test_its_pods_are_as_safe_as_a_single_one_and_find_each_other_by_name(fits, cluster):
@@ -146,12 +174,20 @@ def test_its_pods_are_as_safe_as_a_single_one_and_find_each_other_by_name(fits, 
     (job,) = jobs(cluster, request)
     assert len(job.metadata.name) <= 58 and [s.metadata.name for s in services(cluster, request)] == [job.metadata.name]
     for place, pod in pods.items():
-        assert pod.metadata.name.startswith(f"{job.metadata.name}-{place}-") and pod.spec.hostname == f"{job.metadata.name}-{place}"
+        assert (
+            pod.metadata.name.startswith(f"{job.metadata.name}-{place}-")
+            and pod.spec.hostname == f"{job.metadata.name}-{place}"
+        )
         container = pod.spec.containers[0]
         assert pod.spec.security_context.run_as_non_root and container.security_context.read_only_root_filesystem
         assert pod.spec.automount_service_account_token is False and container.resources.limits["memory"] == "1Gi"
         labels = {name.removeprefix("airloop/"): value for name, value in pod.metadata.labels.items()}
-        assert (labels["project"], labels["request"], labels["step"], labels["number"]) == ("tiny", request, "fit-network_2", "1")
+        assert (labels["project"], labels["request"], labels["step"], labels["number"]) == (
+            "tiny",
+            request,
+            "fit-network_2",
+            "1",
+        )
     assert fits.end(request) == "success", fits.log(request)
 
 
@@ -164,13 +200,18 @@ def test_an_evicted_worker_comes_again_and_all_go_on_from_the_checkpoint(fits, c
         began = time.monotonic()
         cluster.evict(pods[place])
         assert fits.end(request) == "success", fits.log(request)
-        print(f"healed and ended {time.monotonic() - began:.1f} s after the eviction of worker {place}; pods {seen.pods}")
+        print(
+            f"healed and ended {time.monotonic() - began:.1f} s after the eviction of worker {place}; pods {seen.pods}"
+        )
     log = fits.log(request)
     assert fits.tries(request) == 1 and len(seen.jobs) == 1, "another Job was made"
     assert seen.most == 1, "two pods of one place were there at once"
     assert Counter(seen.pods.values())[place] >= 2
     assert "resuming from epoch" in log and "resuming from epoch 1/" not in log
-    assert fits.graph(request) == fits.graph(whole["network_2"]) and fits.made(request)["history"] == fits.made(whole["network_2"])["history"]
+    assert (
+        fits.graph(request) == fits.graph(whole["network_2"])
+        and fits.made(request)["history"] == fits.made(whole["network_2"])["history"]
+    )
     costs = fits.costs(request)
     assert len(costs) == len(seen.pods) and {"evicted", "deleted"} & {cost["ended"] for cost in costs.values()}
 
@@ -203,7 +244,7 @@ def test_a_crash_in_a_worker_shows_its_last_lines_and_has_the_usual_tries(fits, 
     log = fits.log(request)
     assert "crashed: pod " in log and "ended with exit code 70" in log
     assert "RuntimeError: Trying to create tensor with negative dimension" in log
-    assert "WorkersFailed: worker " in log.rpartition("Its last lines:")[2]
+    assert "WorkersFailedError: worker " in log.rpartition("Its last lines:")[2]
     assert fits.tries(request) == len(jobs(cluster, request)) == 3, "failed Jobs are kept"
     assert all(pod.status.phase == "Failed" for pod in cluster.pods(request))
 
@@ -221,7 +262,9 @@ def test_out_of_memory_is_tried_again_with_more(fits, cluster, whole):
 def test_a_group_that_hangs_is_ended_after_its_time(fits, cluster):
     request = fits.fit("endless")
     assert fits.end(request) == "failed"
-    assert "hung: pod " in fits.log(request) and "ran for longer than a step of its compute class may" in fits.log(request)
+    assert "hung: pod " in fits.log(request) and "ran for longer than a step of its compute class may" in fits.log(
+        request
+    )
     until(lambda: all(pod.status.phase == "Failed" for pod in cluster.pods(request)), what="all its pods to end")
 
 
@@ -238,14 +281,19 @@ def test_a_killed_part_of_airflow_finds_its_group_again(fits, cluster, airloop, 
     assert fits.graph(request) == fits.graph(whole["network_2"])
 
 
-def test_workers_whose_node_is_lost_go_on_from_the_checkpoint_when_it_is_back(fits, cluster, k8s_part, a_node_that_is_well):
+def test_workers_whose_node_is_lost_go_on_from_the_checkpoint_when_it_is_back(
+    fits, cluster, k8s_part, healthy_dummy_node
+):
     request = fits.fit("on_a_bad_node")
     with watched(cluster, request) as seen:
         until(lambda: running(cluster, request), what="both workers")
         until(lambda: fits.at_work(request), what="some work")
         k8s_part("pause", "kubelet")
         try:
-            until(lambda: all(pod.metadata.deletion_timestamp for pod in cluster.pods(request)), what="the pods to be given up")
+            until(
+                lambda: all(pod.metadata.deletion_timestamp for pod in cluster.pods(request)),
+                what="the pods to be given up",
+            )
         finally:
             k8s_part("resume", "kubelet")
         until(lambda: "resuming from epoch" in fits.log(request), 900, "others to go on")

@@ -1,7 +1,8 @@
-"""docker-compose.yaml, really run: by Podman, with its images built from their Dockerfiles and stand-ins for those of others.
+"""Run docker-compose.yaml with Podman.
 
-Podman's store is that of tests/images, with its base by debootstrap. The project is called airloop-test, so that a stack of yours is not touched, and
-whatever this makes is taken away again, by its name.
+Our images are built from their Dockerfiles. Stand-ins replace other images. Podman's store and its
+debootstrap base are those of tests/images. The project is called airloop-test, so that it does not
+affect a user's stack. All created objects are removed by name.
 """
 
 import os
@@ -18,7 +19,7 @@ import pytest
 from include.settings import REPOSITORY
 from tests.images.engine import FOLDER, Engine, find_links, reason_to_skip, uv_cache
 from tests.integration.s3.conftest import MISSING, PROGRAM
-from tests.integration.stack.conftest import free_port
+from tests.ports import free_port
 
 PROJECT = "airloop-test"
 STANDINS = Path(__file__).parent / "standins"
@@ -36,7 +37,10 @@ NOT_SHOWN = """not shown here:
 
 @dataclass
 class Stack:
-    """The stack as a person sees it: make, the proxy, and the engine for what only an administrator can look at."""
+    """The stack as a user sees it: make, the proxy, and the engine.
+
+    Only checks that need an administrator use the engine.
+    """
 
     engine: Engine
     environment: dict[str, str]
@@ -47,14 +51,41 @@ class Stack:
     def make(self, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess:
         command = ["make", *arguments, "COMPOSE=podman-compose", "ENGINE=podman"]
         return subprocess.run(
-            command, cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
+            command,
+            cwd=REPOSITORY,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def airloop(self, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess:
-        """A command of the house, in a container with what tasks have: `docker compose run --rm airloop ...`."""
-        command = ["podman-compose", "--env-file", self.environment["ENV_FILE"], "--profile", "tools", "run", "--rm", "-T", *arguments]
+        """Run an airloop command in a container with the environment of tasks.
+
+        This is `docker compose run --rm airloop ...`.
+        """
+        command = [
+            "podman-compose",
+            "--env-file",
+            self.environment["ENV_FILE"],
+            "--profile",
+            "tools",
+            "run",
+            "--rm",
+            "-T",
+            *arguments,
+        ]
         return subprocess.run(
-            command, cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
+            command,
+            cwd=REPOSITORY,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def container(self, service: str) -> str:
@@ -67,16 +98,28 @@ class Stack:
         return self.engine("exec", self.container(service), *command, check=check, timeout=120).stdout
 
     def client(self, name: str, **options) -> httpx.Client:
-        """Of https://<name>.localhost, by the proxy; its certificate is verified."""
+        """Return a client of https://<name>.localhost through the proxy.
+
+        It verifies the certificate.
+        """
         if self._context is None:
             authority = self.exec("proxy", "cat", "/data/caddy/pki/authorities/local/root.crt")
             self._context = ssl.create_default_context(cadata=authority)
         transport = ByProxy(verify=self._context)
-        return httpx.Client(base_url=f"https://{name}.localhost:{self.port}", transport=transport, timeout=60, trust_env=False, **options)
+        return httpx.Client(
+            base_url=f"https://{name}.localhost:{self.port}",
+            transport=transport,
+            timeout=60,
+            trust_env=False,
+            **options,
+        )
 
 
 class ByProxy(httpx.HTTPTransport):
-    """Every name is this machine's: *.localhost is known to browsers, and not to the C library."""
+    """Connects to this machine for every name.
+
+    Browsers resolve *.localhost, and the C library does not.
+    """
 
     def handle_request(self, request):
         request.extensions = {**request.extensions, "sni_hostname": request.url.host}
@@ -87,7 +130,9 @@ class ByProxy(httpx.HTTPTransport):
 @pytest.fixture(scope="session")
 def engine():
     lacking = [program for program in ("iptables", "catatonit") if shutil.which(program) is None]
-    reason = reason_to_skip() or (f"no {', '.join(lacking)} (apt-get install iptables netavark aardvark-dns catatonit)" if lacking else None)
+    reason = reason_to_skip() or (
+        f"no {', '.join(lacking)} (apt-get install iptables netavark aardvark-dns catatonit)" if lacking else None
+    )
     reason = reason or (None if PROGRAM else MISSING)
     if reason:
         pytest.skip(f"docker-compose.yaml is not run: {reason}")
@@ -96,7 +141,7 @@ def engine():
 
 @pytest.fixture(scope="session")
 def others(engine) -> dict[str, str]:
-    """Variable -> the stand-in's name."""
+    """Return variable -> the stand-in's name."""
     program = STANDINS / "versitygw"
     shutil.copy(PROGRAM, program)
     try:
@@ -129,22 +174,26 @@ def stack(engine, others, tmp_path_factory, request):
         "COMPOSE_PROJECT_NAME": PROJECT,
         "PODMAN_COMPOSE_IN_POD": "false",
         "IMAGE_TAG": "test",
-        "TORCH": "",  # the build that this machine has at hand
+        # The build that is available on this machine.
+        "TORCH": "",
         "COMPOSE_TIMEOUT": "1500",
         "AIRLOOP_PROJECTS": "flights",
         "PROXY_ADDRESS": "127.0.0.1",
         **{name: str(port) for name, port in ports.items()},
     }
     lines = (line.partition("=") for line in settings.read_text().splitlines() if line and not line.startswith("#"))
-    found = Stack(engine, environment, {name: value for name, _, value in lines}, ports["HTTPS_PORT"])
+    running_stack = Stack(engine, environment, {name: value for name, _, value in lines}, ports["HTTPS_PORT"])
     try:
-        yield found
+        yield running_stack
     finally:
-        print(found.make("compose-down", "VOLUMES=yes", timeout=600).stdout[-3000:])
+        print(running_stack.make("compose-down", "VOLUMES=yes", timeout=600).stdout[-3000:])
 
 
 def podman(engine: Engine, folder: Path) -> Path:
-    """A folder with a `podman` that uses this engine's store, and builds as this machine must."""
+    """Return a folder with a `podman` that uses this engine's store.
+
+    It builds with this machine's options.
+    """
     bin = folder / "bin"
     bin.mkdir()
     mounts = [*(f"--volume={links}:{links}" for links in find_links()), f"--volume={uv_cache()}:/var/cache/uv"]
@@ -152,8 +201,9 @@ def podman(engine: Engine, folder: Path) -> Path:
     real = shutil.which("podman")
     program = bin / "podman"
     options = " ".join(engine.podman[1:])
-    # Podman 4.3 starts no container of which something that has ended, as a migration has, in turn requires something that runs
-    # ("not found in input list"); podman-compose waits for what must be there itself, so no container requires any.
+    # Podman 4.3 does not start a container if an exited dependency, such as a migration, requires a
+    # running container ("not found in input list"). podman-compose itself waits for dependencies,
+    # so no container requires any.
     program.write_text(f"""#!/bin/sh
 if [ "$1" = build ]; then shift; exec {real} {options} build {building} "$@"; fi
 for word; do shift; case "$word" in --requires=*) ;; *) set -- "$@" "$word" ;; esac; done

@@ -1,10 +1,14 @@
-"""Reads a DAG file, or a folder of them, as Airflow's DAG processor does, in this fresh interpreter, and prints what came of it as JSON.
+"""Parse DAG files in a new interpreter, as Airflow's DAG processor does, and print JSON.
 
-    python fresh_parse.py <DAG file or folder> <module> <module> ...      # the modules that must not be imported
+    python fresh_parse.py <DAG file or folder> <module that must not be imported> ...
 
-``imported``: those of them that reading the file imported; ``before``: that Airflow itself imports to read any file at all
-(with the amazon provider installed, boto3);
-``dags``: DAG id -> serialized DAG; ``versions``: DAG id -> the hash by which Airflow tells one version of a DAG from the next.
+The JSON has these keys:
+
+- ``imported``: those modules that parsing the file imported.
+- ``before``: those modules that Airflow itself imports to parse any file (with the amazon provider
+  installed, boto3).
+- ``dags``: DAG id -> serialized DAG.
+- ``versions``: DAG id -> the hash that distinguishes versions of a DAG in Airflow.
 """
 
 import json
@@ -17,7 +21,8 @@ def main(file: str, forbidden: set[str]) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     with tempfile.NamedTemporaryFile("w", suffix=".py") as empty:
-        # Its asset, too: the first of a process has Airflow import what each provider has to say about URIs (amazon's: boto3).
+        # It includes an asset: the first asset of a process makes Airflow import the URI handlers
+        # of all providers (amazon's: boto3).
         empty.write("from airflow.sdk import Asset\n\nAsset(name='any', uri='airloop://any')\n")
         empty.flush()
         DagBag(empty.name, safe_mode=False)
@@ -30,7 +35,11 @@ def main(file: str, forbidden: set[str]) -> None:
 
     dags = {dag_id: DagSerialization.to_dict(dag) for dag_id, dag in sorted(bag.dags.items())}
     versions = {dag_id: SerializedDagModel.hash(dag) for dag_id, dag in dags.items()}
-    print(json.dumps({"before": before, "imported": imported, "errors": bag.import_errors, "dags": dags, "versions": versions}))
+    print(
+        json.dumps(
+            {"before": before, "imported": imported, "errors": bag.import_errors, "dags": dags, "versions": versions}
+        )
+    )
 
 
 def loaded(modules: set[str]) -> list[str]:

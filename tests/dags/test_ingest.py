@@ -1,4 +1,7 @@
-"""A refused file makes its run red, also where nothing good is announced, and only after everything good went on."""
+"""A refused file makes its run fail, but only after all valid data was processed.
+
+This also holds where no valid data is announced.
+"""
 
 from dags.ingest import create_ingest_dag
 from include.projects.flights import project as flights
@@ -7,6 +10,8 @@ from include.projects.flights import project as flights
 def test_a_refused_file_is_reported_also_when_nothing_is_announced():
     tasks = {task.task_id: task for task in create_ingest_dag(flights).tasks}
     report = tasks["fail_on_refused_files"]
-    assert report.trigger_rule == "none_failed"  # all_success would be silent where announce_tables is skipped; all_done would hide why a source failed
+    # With all_success the task would be skipped together with announce_tables. With all_done it
+    # would hide why a source failed.
+    assert report.trigger_rule == "none_failed"
     assert report.retries == 0
     assert report.upstream_task_ids == {"announce_tables", *(f"ingest_{source.name}" for source in flights.sources)}

@@ -1,4 +1,4 @@
-"""What the monitor DAG looks like: one run at a time, and a sweep that no report holds up."""
+"""Structure of the monitor DAG: one run at a time, and a sweep that does not wait for a report."""
 
 import pytest
 
@@ -10,7 +10,11 @@ from include.projects.flights import project as flights
 
 @pytest.mark.parametrize("create", [create_monitor_dag, create_train_dag, create_deploy_dag])
 def test_one_run_at_a_time(create):
-    """Two runs of monitor would decide out of order and count an attempt twice; two of train or deploy would race for one alias."""
+    """monitor, train and deploy have at most one active run.
+
+    Two runs of monitor would decide out of order and count an attempt twice. Two runs of train or
+    deploy would race for one alias.
+    """
     assert create(flights).max_active_runs == 1
 
 
@@ -21,7 +25,10 @@ def test_lost_events_are_sent_again_also_when_a_report_fails():
         "wake_train": {"sweep_overdue"},
         "wake_deploy": {"sweep_overdue"},
     }
-    wakes = {name: [asset.name for asset in tasks[name].outlets] for name in ("wake_train", "wake_deploy", "request_retraining")}
+    wakes = {
+        name: [asset.name for asset in tasks[name].outlets]
+        for name in ("wake_train", "wake_deploy", "request_retraining")
+    }
     assert wakes == {
         "wake_train": ["flights.retrain_request"], "wake_deploy": ["flights.challenger_model"], "request_retraining": ["flights.retrain_request"],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""No run of a DAG lasts for ever, and none is ended while its tasks may still be at work."""
+"""Every DAG run has a timeout, which exceeds the longest possible work of its tasks."""
 
 from datetime import timedelta
 
@@ -20,12 +20,26 @@ SLOW = flights.model_copy(
         "compute": {"gpu_a": ComputeClass(timeout=timedelta(days=2))},
         "candidates": (
             *flights.candidates,
-            Candidate(name="searched", trainer="torch_mlp", compute="gpu_a", search=Search(trials=30, space={"epochs": Range(low=1, high=9, whole=True)})),
+            Candidate(
+                name="searched",
+                trainer="torch_mlp",
+                compute="gpu_a",
+                search=Search(trials=30, space={"epochs": Range(low=1, high=9, whole=True)}),
+            ),
         ),
-        "rollout": flights.rollout.model_copy(update={"patience": timedelta(days=30), "approval": Approval(within=timedelta(days=20))}),
+        "rollout": flights.rollout.model_copy(
+            update={"patience": timedelta(days=30), "approval": Approval(within=timedelta(days=20))}
+        ),
     }
 )
-CREATE = [create_ingest_dag, create_build_features_dag, create_train_dag, create_deploy_dag, create_score_dag, create_monitor_dag]
+CREATE = [
+    create_ingest_dag,
+    create_build_features_dag,
+    create_train_dag,
+    create_deploy_dag,
+    create_score_dag,
+    create_monitor_dag,
+]
 
 
 @pytest.mark.parametrize("project", [flights, SLOW], ids=["flights", "slow"])
@@ -35,7 +49,10 @@ def test_a_run_may_take_as_long_as_its_tasks_one_after_the_other(create, project
     assert dag.dagrun_timeout is not None
     total = timedelta()
     for task in dag.tasks:
-        waits = {"roll_out": project.rollout.patience, "approve": project.rollout.approval.within if project.rollout.approval else None}
+        waits = {
+            "roll_out": project.rollout.patience,
+            "approve": project.rollout.approval.within if project.rollout.approval else None,
+        }
         limit = waits.get(task.task_id, task.execution_timeout)
         assert limit, f"{task.task_id} has no limit"
         total += limit * (30 if task.task_id == "trial_gpu_a" else 1)
@@ -45,4 +62,6 @@ def test_a_run_may_take_as_long_as_its_tasks_one_after_the_other(create, project
 def test_every_task_of_every_dag_has_a_limit():
     for create in CREATE:
         for task in create(flights).tasks:
-            assert task.execution_timeout and task.execution_timeout < timedelta(days=30), f"{task.dag_id}.{task.task_id}"
+            assert task.execution_timeout and task.execution_timeout < timedelta(days=30), (
+                f"{task.dag_id}.{task.task_id}"
+            )

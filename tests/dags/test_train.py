@@ -1,4 +1,7 @@
-"""What the train DAG looks like: one fit a compute class, each in its pool; of the refits only the best candidate's; nothing after a failed one."""
+"""Structure of the train DAG: one fit per compute class, each in its pool.
+
+Only the best candidate is refitted, and nothing runs after a failed step.
+"""
 
 import pytest
 from pydantic import ValidationError
@@ -25,7 +28,7 @@ def network(compute="gpu_small", **changes) -> Candidate:
 
 
 def steps_of(project: Project) -> dict:
-    """Task id -> task, of those that differ by project."""
+    """Return task id -> task for the tasks that differ by project."""
     return {task.task_id: task for task in create_train_dag(project).tasks if task.task_id.startswith(STEPS)}
 
 
@@ -43,19 +46,33 @@ def test_a_project_of_two_classes_fits_and_refits_in_both():
         "plan_trials", "trial", "choose_candidates", "fit", "choose_candidates_gpu_small", "fit_gpu_small", "evaluate", "choose_refit", "refit",
         "refit_gpu_small",
     }  # fmt: skip
-    assert {(steps[task].pool, steps[task].pool_slots) for task in ("trial", "fit", "refit", "evaluate")} == {("cpu", 1)}
+    assert {(steps[task].pool, steps[task].pool_slots) for task in ("trial", "fit", "refit", "evaluate")} == {
+        ("cpu", 1)
+    }
     for task in ("fit_gpu_small", "refit_gpu_small"):
         assert (steps[task].pool, steps[task].pool_slots) == ("gpu_small", 2)
-    assert steps["fit_gpu_small"].partial_kwargs["compute_class"]["gpus"] == steps["refit_gpu_small"].compute_class["gpus"] == 2
+    assert (
+        steps["fit_gpu_small"].partial_kwargs["compute_class"]["gpus"]
+        == steps["refit_gpu_small"].compute_class["gpus"]
+        == 2
+    )
     assert (steps["trial"].is_mapped, steps["trial"].max_active_tis_per_dagrun) == (True, 2)
-    assert steps["choose_candidates"].upstream_task_ids >= {"trial"} and "trial" not in steps["choose_candidates_gpu_small"].upstream_task_ids
-    assert steps["fit"].upstream_task_ids == {"choose_candidates"} and steps["fit_gpu_small"].upstream_task_ids == {"choose_candidates_gpu_small"}
+    assert (
+        steps["choose_candidates"].upstream_task_ids >= {"trial"}
+        and "trial" not in steps["choose_candidates_gpu_small"].upstream_task_ids
+    )
+    assert steps["fit"].upstream_task_ids == {"choose_candidates"} and steps["fit_gpu_small"].upstream_task_ids == {
+        "choose_candidates_gpu_small"
+    }
     assert steps["evaluate"].upstream_task_ids == {"fit", "fit_gpu_small", "find_champion"}
     assert steps["choose_refit"].downstream_task_ids == {"refit", "refit_gpu_small"}
 
 
 def test_what_comes_after_may_go_on_without_a_skipped_step_but_not_without_a_failed_one():
-    tasks = {task.task_id: task for task in create_train_dag(project_with(trees(search=SEARCH), network(), gpu_small=ComputeClass())).tasks}
+    tasks = {
+        task.task_id: task
+        for task in create_train_dag(project_with(trees(search=SEARCH), network(), gpu_small=ComputeClass())).tasks
+    }
     rules = {task: tasks[task].trigger_rule for task in tasks}
     lenient = {"choose_candidates", "choose_candidates_gpu_small", "evaluate", "register"}
     assert {task for task, rule in rules.items() if rule == "none_failed_min_one_success"} == lenient
@@ -65,7 +82,14 @@ def test_what_comes_after_may_go_on_without_a_skipped_step_but_not_without_a_fai
 
 def test_the_baseline_rule_has_its_class_also_where_no_candidate_has():
     steps = steps_of(project_with(network(), gpu_small=ComputeClass(gpus=1)))
-    assert set(steps) == {"choose_candidates", "fit", "choose_candidates_gpu_small", "fit_gpu_small", "evaluate", "refit_gpu_small"}
+    assert set(steps) == {
+        "choose_candidates",
+        "fit",
+        "choose_candidates_gpu_small",
+        "fit_gpu_small",
+        "evaluate",
+        "refit_gpu_small",
+    }
 
 
 def test_the_classes_have_one_order():
@@ -91,5 +115,8 @@ def test_a_step_that_fits_nothing_holds_one_slot_whatever_the_workers():
 
 def test_a_candidate_of_an_unknown_class_is_refused_by_name():
     given = project_with(network(compute="gpu_smal"), gpu_small=ComputeClass()).model_dump()
-    with pytest.raises(ValidationError, match="candidate 'network': project 'made' has no compute class 'gpu_smal'; it has cpu, gpu_small: add it to"):
+    with pytest.raises(
+        ValidationError,
+        match="candidate 'network': project 'made' has no compute class 'gpu_smal'; it has cpu, gpu_small: add it to",
+    ):
         Project.model_validate(given)

@@ -1,4 +1,4 @@
-"""The images, really built from their Dockerfiles."""
+"""Build the images from their Dockerfiles."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from include.ledger import request_retraining
 from include.projects import get_project
 from include.settings import get_settings
 from tests.images.engine import Engine, reason_to_skip
-from tests.serving.stand import Process
+from tests.serving.harness import Process
 from tests.unit.training import made_up
 
 CUTOFF = "2013-02-25T00:00:00Z"
@@ -48,7 +48,10 @@ def airflow_image(engine):
 
 @pytest.fixture(scope="session")
 def size(engine, request) -> Callable[[str, int], None]:
-    """``size(image, 900)`` prints the size of an image's file system and fails when it is over so many MB."""
+    """Return a function that prints the size of an image's file system.
+
+    ``size(image, 900)`` fails if it is larger than 900 MB.
+    """
 
     def check(image: str, limit: int) -> None:
         megabytes = int(json.loads(engine("image", "inspect", image).stdout)[0]["Size"]) / 1e6
@@ -62,10 +65,20 @@ def size(engine, request) -> Callable[[str, int], None]:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory):
-    """As the embedded stack runs it."""
+    """Run MLflow's server as the embedded stack does."""
     folder = tmp_path_factory.mktemp("mlflow")
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    process = Process(["mlflow", "server", "--workers", "1", *store], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "mlflow.log")
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    process = Process(
+        ["mlflow", "server", "--workers", "1", *store],
+        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        folder / "mlflow.log",
+    )
     process.wait("/health", 180)
     yield process
     process.end()
@@ -84,20 +97,36 @@ class Made:
         return self.store / "flights" / "training" / self.request
 
     def arguments(self, name: str, *given: str) -> list[str]:
-        """Of a step whose manifest is ``<folder>/<name>.json``; the step is the name's beginning."""
+        """Return the arguments of a step with the manifest ``<folder>/<name>.json``.
+
+        The name starts with the step.
+        """
         step, manifest = name.partition("-")[0], str(self.folder / f"{name}.json")
-        return [step, "--project", "flights", "--request", self.request, "--training-set", self.training_set, "--manifest", manifest, *given]
+        return [
+            step,
+            "--project",
+            "flights",
+            "--request",
+            self.request,
+            "--training-set",
+            self.training_set,
+            "--manifest",
+            manifest,
+            *given,
+        ]
 
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A request of the flights project with a made-up training set."""
+    """Create a request of the flights project with a made-up training set."""
     store = tmp_path / "store"
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AIRLOOP_DATA_ROOT", str(store))
     get_settings.cache_clear()
     project = get_project("flights")
-    request = request_retraining("flights", cutoff=CUTOFF, reason="first_model", asked_by="a test", parameters={})._asdict()
+    request = request_retraining(
+        "flights", cutoff=CUTOFF, reason="first_model", asked_by="a test", parameters={}
+    )._asdict()
     training_set = made_up.write(project, request, made_up.examples(project, days=70, a_day=100))
     give_to_nobody(tmp_path)
     yield Made(request["id"], training_set, store)
@@ -106,7 +135,7 @@ def made(tmp_path, monkeypatch):
 
 
 def give_to_nobody(folder: Path) -> None:
-    """The images' user owns it, and finds the way there through pytest's folders, which are closed to others."""
+    """Make the images' user the owner, and let it traverse pytest's folders, which are private."""
     for path in (folder, *folder.rglob("*")):
         os.chown(path, 10001, 10001)
     for parent in folder.parents:

@@ -1,4 +1,4 @@
-"""The Airflow image parses every DAG, has what the tasks import, and no torch."""
+"""The Airflow image parses every DAG, has all imports of the tasks, and does not contain torch."""
 
 import pytest
 
@@ -27,6 +27,6 @@ def test_nobody_runs_it_and_it_has_no_torch(engine, airflow_image, size):
 
 def test_it_parses_every_dag_and_has_what_the_tasks_import(engine, airflow_image):
     inside = ("--entrypoint", "python")
-    said = engine.run(airflow_image, "-c", PARSE, options=inside).stdout
-    assert "flights__train" in said
+    output = engine.run(airflow_image, "-c", PARSE, options=inside).stdout
+    assert "flights__train" in output
     print(engine.run(airflow_image, "-c", IMPORTS, options=inside).stdout)

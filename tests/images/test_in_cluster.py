@@ -1,7 +1,8 @@
-"""The training image in a pod of a real cluster, with the security context that the house's pods have.
+"""The training image in a pod of a real cluster, with the security context of Airloop's pods.
 
-``KUBECONFIG`` names the cluster, whose node is this machine (the pod writes into a folder of the test). ``AIRLOOP_TEST_K8S_IMAGE`` is a program that
-gives it an image: ``PROGRAM NAME:TAG FOLDER``, with the image's environment and folder in ``K8S_TEST_ENV`` and ``K8S_TEST_WORKDIR``.
+``KUBECONFIG`` names the cluster, whose node is this machine (the pod writes into a folder of the
+test). ``AIRLOOP_TEST_K8S_IMAGE`` is a program that loads an image into it: ``PROGRAM NAME:TAG
+FOLDER``, with the image's environment and folder in ``K8S_TEST_ENV`` and ``K8S_TEST_WORKDIR``.
 """
 
 import json
@@ -14,7 +15,7 @@ from secrets import token_hex
 import pytest
 
 from tests.cluster.claims import RESTRICTED, forget, on_claims
-from tests.serving.stand import wait_for
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images, pytest.mark.cluster]
 
@@ -23,7 +24,7 @@ USER = 10001
 
 @pytest.fixture(scope="module")
 def in_cluster(engine, training_image, tmp_path_factory):
-    """The training image's name in the cluster, which has then been given its file system."""
+    """Load the training image's file system into the cluster and return its name there."""
     program = os.environ.get("AIRLOOP_TEST_K8S_IMAGE")
     if not (program and os.environ.get("KUBECONFIG")):
         pytest.skip("no cluster: set KUBECONFIG, and AIRLOOP_TEST_K8S_IMAGE to a program that gives it an image")
@@ -51,8 +52,10 @@ def namespace():
     forget(api, name)
 
 
-def run_pod(api, namespace: str, image: str, command: list[str], arguments: list[str], store: Path | None = None) -> tuple[str, str]:
-    """Phase and log of a pod that has ended."""
+def run_pod(
+    api, namespace: str, image: str, command: list[str], arguments: list[str], store: Path | None = None
+) -> tuple[str, str]:
+    """Run a pod to its end and return its phase and log."""
     volumes, mounts = [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}], [{"name": "tmp", "mountPath": "/tmp"}]
     environment = []
     if store:
@@ -61,7 +64,15 @@ def run_pod(api, namespace: str, image: str, command: list[str], arguments: list
         environment.append({"name": "AIRLOOP_DATA_ROOT", "value": str(store)})
     hardened = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     name = f"pod-{token_hex(4)}"
-    container = {"name": "base", "image": image, "command": command, "args": arguments, "env": environment, "volumeMounts": mounts, "securityContext": hardened}
+    container = {
+        "name": "base",
+        "image": image,
+        "command": command,
+        "args": arguments,
+        "env": environment,
+        "volumeMounts": mounts,
+        "securityContext": hardened,
+    }
     spec = {
         "restartPolicy": "Never", "automountServiceAccountToken": False, "volumes": on_claims(api, namespace, volumes), "containers": [container],
         "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -84,7 +95,9 @@ def test_a_pod_says_what_it_does(in_cluster, namespace):
 
 def test_a_pod_fits(in_cluster, namespace, made):
     image, command = in_cluster
-    phase, log = run_pod(*namespace, image, command, made.arguments("fit-torch_mlp", "--candidate", "torch_mlp"), made.store)
+    phase, log = run_pod(
+        *namespace, image, command, made.arguments("fit-torch_mlp", "--candidate", "torch_mlp"), made.store
+    )
     assert phase == "Succeeded" and "fit: done in" in log, log
     manifest = made.folder / "fit-torch_mlp.json"
     fitted = json.loads(manifest.read_text())

@@ -1,6 +1,8 @@
-"""The MLflow image starts its server with users, read-only and as nobody, and holds no Airflow."""
+"""The MLflow image starts its server with users, read-only and as nobody.
 
-import socket
+It does not contain Airflow.
+"""
+
 from secrets import token_urlsafe
 
 import httpx
@@ -8,7 +10,8 @@ import pytest
 
 from tests.images.engine import HARDENED
 from tests.images.test_training import ABSENT, WRITES
-from tests.serving.stand import wait_for
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images]
 
@@ -16,17 +19,23 @@ pytestmark = [pytest.mark.timeout(3600), pytest.mark.stack, pytest.mark.images]
 def test_nobody_runs_it_and_it_has_no_airflow(engine, mlflow_image, size):
     inside = ("--entrypoint", "python")
     assert engine.run(mlflow_image, "-c", WRITES, options=inside).stdout.split() == ["10001", "10001", "/app"]
-    engine.run(mlflow_image, "-c", ABSENT % (["airflow", "torch", "feast", "evidently", "serving", "include.projects", "pytest"],), options=inside)
+    engine.run(
+        mlflow_image,
+        "-c",
+        ABSENT % (["airflow", "torch", "feast", "evidently", "serving", "include.projects", "pytest"],),
+        options=inside,
+    )
     red = engine.run(mlflow_image, "-c", ABSENT % (["mlflow"],), options=inside, check=False)
     assert red.returncode == 1 and "there is ['mlflow']" in red.stdout
     size(mlflow_image, 1200)
 
 
 def test_it_asks_everybody_who_he_is(engine, mlflow_image):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    secrets = {f"MLFLOW_{name}": token_urlsafe(20) for name in ("PASSWORD", "READER_PASSWORD", "ADMIN_PASSWORD", "FLASK_SECRET_KEY")}
+    port = free_port()
+    secrets = {
+        f"MLFLOW_{name}": token_urlsafe(20)
+        for name in ("PASSWORD", "READER_PASSWORD", "ADMIN_PASSWORD", "FLASK_SECRET_KEY")
+    }
     settings = {"HOST": "127.0.0.1", "MLFLOW_PORT": port, "MLFLOW_USERNAME": "airloop", **secrets}
     given = [option for key, value in settings.items() for option in ("--env", f"AIRLOOP_{key}={value}")]
     container = engine.start("run", "--rm", "--name", f"mlflow-{port}", *HARDENED, *given, mlflow_image)
@@ -38,9 +47,9 @@ def test_it_asks_everybody_who_he_is(engine, mlflow_image):
             assert server.post(**ask, auth=("airloop", secrets["MLFLOW_PASSWORD"])).status_code == 200
     finally:
         engine("stop", "--time", "10", f"mlflow-{port}", check=False)
-        said = container.communicate(timeout=60)[0]
-        print(said)
-    assert not any(secret in said for secret in secrets.values())
+        output = container.communicate(timeout=60)[0]
+        print(output)
+    assert not any(secret in output for secret in secrets.values())
 
 
 def well(server: httpx.Client) -> bool:

@@ -1,4 +1,4 @@
-"""The training image does a whole training as a pod would: read-only, as nobody, without capabilities."""
+"""The training image runs a whole training as a pod: read-only, as nobody, without capabilities."""
 
 import json
 import re
@@ -29,23 +29,25 @@ for name in names:
     importlib.import_module(name)
 print(len(names), "modules, projects", [project.name for project in all_projects()])
 """
-ELSEWHERE = ["include.training.search"]  # proposes trials, for which it needs Optuna; called by Airflow's tasks alone
+# Proposes trials with Optuna, which only Airflow's tasks do.
+ELSEWHERE = ["include.training.search"]
 ABSENT = """
 import importlib.util
-found = [name for name in %r if importlib.util.find_spec(name)]
-raise SystemExit(f"there is {found}" if found else 0)
+modules = [name for name in %r if importlib.util.find_spec(name)]
+raise SystemExit(f"there is {modules}" if modules else 0)
 """
 
 
 def test_without_arguments_it_says_what_it_does(engine, training_image):
-    said = engine.run(training_image).stdout
-    assert "usage: python -m include.training" in said and "refit" in said
+    output = engine.run(training_image).stdout
+    assert "usage: python -m include.training" in output and "refit" in output
 
 
 def test_nobody_runs_it_and_nothing_can_be_written(engine, training_image):
     inside = ("--entrypoint", "python")
     assert engine.run(training_image, "-c", WRITES, options=inside).stdout.split() == ["10001", "10001", "/app"]
-    # Seen red: as root on a root that is not read-only, the same program finds a folder that it can write.
+    # Counter-check: as root with a writable root, the same program finds a folder that it can
+    # write.
     red = engine("run", "--rm", "--network", "host", "--user", "0", *inside, training_image, "-c", WRITES, check=False)
     assert red.returncode == 1 and "/ can be written" in red.stdout
 
@@ -61,26 +63,33 @@ def test_every_module_of_training_can_be_imported_and_airflow_cannot(engine, tra
 
 
 def test_nothing_is_compiled_again_in_each_pod(engine, training_image):
-    """Its bytecode is in the image: a read-only root could not keep it, and each pod would compile for a minute."""
+    """The image contains its bytecode, so that no pod compiles it again.
+
+    A read-only root could not store it, and each pod would compile for a minute.
+    """
 
     def compiled(*options):
         inside = ("--entrypoint", "python", *options)
-        said = engine.run(training_image, "-v", "-c", "import mlflow, include.training.steps", options=inside).stdout
-        assert "code object from '/app/include/training/__pycache__/steps" in said or options
-        return re.findall(r"code object from (/\S+\.py)$", said, re.M)
+        output = engine.run(training_image, "-v", "-c", "import mlflow, include.training.steps", options=inside).stdout
+        assert "code object from '/app/include/training/__pycache__/steps" in output or options
+        return re.findall(r"code object from (/\S+\.py)$", output, re.M)
 
     assert compiled() == []
-    assert len(compiled("--env", "PYTHONPYCACHEPREFIX=/tmp/elsewhere")) > 1000  # seen red
+    assert len(compiled("--env", "PYTHONPYCACHEPREFIX=/tmp/elsewhere")) > 1000  # counter-check
 
 
 def test_fit_evaluate_and_refit(engine, training_image, mlflow_server, made, monkeypatch):
     settings = {"AIRLOOP_DATA_ROOT": made.store, "MLFLOW_TRACKING_URI": mlflow_server.url}
-    options = ("--volume", f"{made.store}:{made.store}", *(o for name, value in settings.items() for o in ("--env", f"{name}={value}")))
+    options = (
+        "--volume",
+        f"{made.store}:{made.store}",
+        *(o for name, value in settings.items() for o in ("--env", f"{name}={value}")),
+    )
     names = ["baseline_rule", *(c.name for c in get_project("flights").candidates)]
 
     def step(name, *given):
-        said = engine.run(training_image, *made.arguments(name, *given), options=options).stdout
-        assert "done in" in said, said
+        output = engine.run(training_image, *made.arguments(name, *given), options=options).stdout
+        assert "done in" in output, output
         manifest = made.folder / f"{name}.json"
         assert manifest.stat().st_uid == 10001
         return json.loads(manifest.read_text())
@@ -94,5 +103,7 @@ def test_fit_evaluate_and_refit(engine, training_image, mlflow_server, made, mon
     verdict = requests.apply_gate(get_project("flights"), str(made.folder / "evaluate.json"), made.folder / "gate")
     model = step("refit", "--evaluation", str(made.folder / "evaluate.json"), "--verdict", verdict)
     assert model["model_uri"].startswith("models:/")
-    again = engine.run(training_image, *made.arguments("fit-baseline_rule", "--candidate", "baseline_rule"), options=options)
+    again = engine.run(
+        training_image, *made.arguments("fit-baseline_rule", "--candidate", "baseline_rule"), options=options
+    )
     assert "finished before; nothing to do" in again.stdout

@@ -1,4 +1,7 @@
-"""Processes that a test kills, or runs beside each other: with the imports behind them, and with this process's settings and no others."""
+"""Processes that a test kills or runs concurrently.
+
+Their imports are preloaded, and they get exactly this process's settings.
+"""
 
 import multiprocessing
 import os
@@ -8,34 +11,41 @@ from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from typing import IO
 
-# One server per pytest process, whatever file starts it: so it has all that any of them wants, and its own environment, in which
-# another test's settings may be left over, counts for nothing.
+# One server per pytest process, shared by all test files. It therefore preloads the modules that
+# any of them needs. Its own environment, which may hold settings of another test, is not used.
 _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload([
-    "great_expectations.expectations", "include.data.ingest", "include.projects.flights.feed",
+    "great_expectations.expectations", "include.data.ingest", "include.data.feed", "include.projects.flights.feed",
     # For training steps:
     "mlflow", "torch", "onnx", "onnxruntime", "skl2onnx", "sklearn.pipeline", "sklearn.ensemble", "sklearn.linear_model", "matplotlib.figure",
 ])  # fmt: skip
 
 
 def child(work: Callable[..., None], *arguments, **variables: str) -> multiprocessing.Process:
-    """``work(*arguments)`` in a process of its own, not yet started; ``variables`` on top of this environment."""
+    """Return a process that will run ``work(*arguments)``. It is not started yet.
+
+    ``variables`` are added to this process's environment.
+    """
     return _SERVED.Process(target=_in_environment, args=({**os.environ, **variables}, work, arguments))
 
 
 class StepProcess:
-    """``include.dag_kit.compute.start`` without a new interpreter, whose imports take 5 s: the same command line in a fork of the server.
+    """Replace ``include.dag_kit.compute.start`` by a fork of the server with the same command line.
+
+    A new interpreter would spend 5 s on imports.
 
     Attributes:
         pid: of the process, which leads its own process group.
-        stdout: lines of text; its standard output and error.
+        stdout: lines of text from its standard output and error.
     """
 
     def __init__(self, module: str, arguments: list[str]) -> None:
         from include.dag_kit.compute import child_environment
 
         reader, writer = os.pipe()
-        self._process = _SERVED.Process(target=_in_environment, args=(child_environment(), _as_command, (module, arguments, DupFd(writer))))
+        self._process = _SERVED.Process(
+            target=_in_environment, args=(child_environment(), _as_command, (module, arguments, DupFd(writer)))
+        )
         self._process.start()
         os.close(writer)
         assert self._process.pid is not None
@@ -52,10 +62,11 @@ class StepProcess:
 
 
 def _as_command(module: str, arguments: list[str], output: DupFd) -> None:
-    from include.dag_kit.warm_child import die_with_parent
+    from include.dag_kit.forked_process import die_with_parent
 
     os.setsid()
-    die_with_parent(os.getppid())  # of the server, which ends with the tests
+    # The parent is the server, which ends with the tests.
+    die_with_parent(os.getppid())
     descriptor = output.detach()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

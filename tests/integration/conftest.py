@@ -1,6 +1,8 @@
-"""A real Airflow for the DAGs' own tests: a home with a migrated database, a fresh store for each test, and a way to run a DAG whole.
+"""Run real DAGs in a real Airflow for the DAGs' own tests.
 
-``run_dag`` runs the real DAG file through ``dag.test()`` in this process, so that great_expectations, feast and mlflow are imported once.
+The fixtures provide a home with a migrated database, a fresh store for each test, and a way to run
+a whole DAG. ``run_dag`` runs the real DAG file through ``dag.test()`` in this process, so that
+great_expectations, feast and mlflow are imported once.
 """
 
 import os
@@ -20,13 +22,13 @@ DAGS = REPOSITORY / "dags"
 
 @dataclass(frozen=True)
 class Run:
-    """A DAG run that has ended.
+    """A finished DAG run.
 
     Attributes:
         state: of the run, e.g. ``success``.
         tasks: task id -> state.
-        results: task id -> what it returned.
-        events: (asset name, extra) of every asset event that it emitted.
+        results: task id -> returned value.
+        events: (asset name, extra) of every asset event that the run emitted.
         log: everything that its tasks logged.
     """
 
@@ -40,9 +42,10 @@ class Run:
 
 @pytest.fixture(scope="session")
 def airflow_home(tmp_path_factory):
-    """AIRFLOW_HOME with a migrated SQLite database, configured as the stack configures it; made once.
+    """Create AIRFLOW_HOME once, with a migrated SQLite database and the stack's configuration.
 
-    Its DAG folder is empty: ``dag.test()`` parses the whole folder at each call. ``run_dag`` gives Airflow the one file that it runs.
+    Its DAG folder is empty, because ``dag.test()`` parses the whole folder at each call.
+    ``run_dag`` gives Airflow the one file that it runs.
     """
     from include.stack.environment import airflow_environment
 
@@ -53,9 +56,12 @@ def airflow_home(tmp_path_factory):
     (home / "dags").mkdir()
     given = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO", "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags")}
     environment = airflow_environment(get_settings()) | given
-    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True
+    )
     os.environ.update(environment)
-    from airflow import settings  # reads the environment; if another test imported it before, it is configured again
+    # Reads the environment. If another test imported it before, it is configured again.
+    from airflow import settings
 
     settings.configure_vars()
     settings.dispose_orm(do_log=False)
@@ -69,7 +75,10 @@ def airflow_home(tmp_path_factory):
 
 @pytest.fixture
 def fresh_store(tmp_path, monkeypatch, stores):
-    """An AIRLOOP_HOME of its own: no files, no tables, an empty ledger, and the other stores as ``stores`` says. Gives its path."""
+    """Create a new AIRLOOP_HOME and return its path.
+
+    It has no files and tables, an empty ledger, and the other stores that ``stores`` chooses.
+    """
     home = tmp_path / "home"
     for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL", "AIRLOOP_PROJECTS"):
         monkeypatch.delenv(name, raising=False)
@@ -83,9 +92,11 @@ def fresh_store(tmp_path, monkeypatch, stores):
 
 @pytest.fixture
 def run_dag(airflow_home, fresh_store, capfd, caplog, monkeypatch):
-    """``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})`` runs the DAG to its end, as the scheduler would, and gives its Run.
+    """Return a function that runs a DAG to its end, as the scheduler would, and returns its Run.
 
-    Twice with the same time ``at`` is the same run, with all of its tasks cleared. A training step is a fork of a process that has the heavy libraries.
+    Example: ``run_dag("flights__ingest", {"cutoff": "2013-01-03T10:00:00Z"})``. A second call with
+    the same time ``at`` is the same run with all tasks cleared. A training step is a fork of a
+    process that has imported the heavy libraries.
     """
     from include.dag_kit import compute
 
@@ -104,14 +115,17 @@ def run_dag(airflow_home, fresh_store, capfd, caplog, monkeypatch):
         sync_bag_to_db(bag, "dags-folder", None)
         dag = bag.dags[dag_id]
         for one in dag.tasks:
-            one.retries = 0  # a failure is a failure at once
+            one.retries = 0  # fail without retries
         capfd.readouterr()
         caplog.clear()
         ended = dag.test(run_conf=conf, **({"logical_date": at, "run_after": at} if at else {}))
         log = "".join(capfd.readouterr()) + caplog.text
         with create_session() as session:
             tasks = {t.task_id: str(t.state) for t in ended.get_task_instances(session=session)}
-            events = [(e.asset.name, e.extra) for e in session.query(AssetEvent).filter(AssetEvent.source_run_id == ended.run_id)]
+            events = [
+                (e.asset.name, e.extra)
+                for e in session.query(AssetEvent).filter(AssetEvent.source_run_id == ended.run_id)
+            ]
             returned = XComModel.get_many(run_id=ended.run_id, dag_ids=dag_id, key="return_value")
             results = {x.task_id: XComModel.deserialize_value(x) for x in session.scalars(returned)}
         return Run(ended.run_id, str(ended.state), tasks, results, events, log)

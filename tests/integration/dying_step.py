@@ -1,4 +1,7 @@
-"""A training step that dies by kill -9 where it would call a chosen function: ``python -m tests.integration.dying_step module:function fit ...``"""
+"""A training step that kills itself with SIGKILL where it would call a chosen function.
+
+Usage: ``python -m tests.integration.dying_step module:function fit ...``
+"""
 
 import importlib
 import os

@@ -1,8 +1,10 @@
-"""Run in a copy of the repository by test_new_project.py: a project's DAGs, one after the other, to a model that answers a request.
+"""Run a project's DAGs in sequence until its model answers a request.
+
+test_new_project.py runs this in a copy of the repository.
 
     python run_made_project.py <project> <home>
 
-Prints one line of JSON: what happened.
+Prints one line of JSON with the results.
 """
 
 import json
@@ -23,11 +25,12 @@ from include.trial.scratch import Scratch
 def main(name: str, home: str) -> dict:
     project = get_project(name)
     first = project.module("feed").first_moment()
-    # Six weeks, a model, and nearly three more, in the last of which the made-up world is another one. The day is half over: some of the
-    # orders that are predicted last used the features that are the online store's now.
+    # Six weeks, a model, and nearly three more weeks. In the last one the made-up world changes.
+    # The last day is half over: some of the orders that are predicted last use the current features
+    # of the online store.
     sample = Sample(0, first, first + timedelta(days=42, hours=10), first + timedelta(days=61, hours=10))
     scratch = Scratch(Settings(home=Path(home)), project, "monitor", sample)
-    # Nothing is cut down to a sample here, and all projects are there beside each other.
+    # Nothing is sampled here, and all projects exist next to each other.
     scratch.settings = scratch.settings.model_copy(update={"sample_days": None, "projects": None})
     steps = steps_to("monitor", project, sample)
     scratch.root.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,10 @@ def main(name: str, home: str) -> dict:
     with serving(scratch, port):
         events = list(run_dags(scratch, project, steps, 0, port))
         batch = newest_predictions(scratch, project)
-        answer = ask(f"http://{scratch.settings.host}:{port}/models/{name}", batch[[*project.entities, *project.request_features]])
+        answer = ask(
+            f"http://{scratch.settings.host}:{port}/models/{name}",
+            batch[[*project.entities, *project.request_features]],
+        )
     return {
         "tasks": [(e["task"], e["state"], e.get("error")) for e in events if e["event"] == "task"],
         "errors": [e["error"] for e in events if e["event"] in ("failed", "error")],
@@ -52,7 +58,7 @@ def main(name: str, home: str) -> dict:
 
 
 def newest_predictions(scratch, project, count: int = 20):
-    """The last predictions of the batch: they used the features that are in the online store."""
+    """Return the batch's last predictions, which used the features in the online store."""
     from deltalake import DeltaTable
 
     rows = DeltaTable(str(scratch.work / "store" / project.name / "predictions")).to_pandas()
@@ -65,9 +71,15 @@ def feature_times(rows) -> list[str]:
 
 
 def ask(url: str, rows) -> dict:
-    deadline = time.monotonic() + 30  # the service reads Feast's registry again every few seconds
+    # The service rereads Feast's registry every few seconds.
+    deadline = time.monotonic() + 30
     while True:
-        answer = httpx.post(f"{url}/predict", json={"instances": json.loads(rows.to_json(orient="records"))}, timeout=30, trust_env=False)
+        answer = httpx.post(
+            f"{url}/predict",
+            json={"instances": json.loads(rows.to_json(orient="records"))},
+            timeout=30,
+            trust_env=False,
+        )
         if answer.status_code != 503 or time.monotonic() > deadline:
             return {"status": answer.status_code, **answer.json()}
         time.sleep(1)

@@ -1,6 +1,8 @@
-"""Backup and restore over real stores: a ledger, MLflow's database with models, Feast's registry and tables, into empty ones of either kind.
+"""Backup and restore on real stores, into empty stores of either kind.
 
-tests/loop/test_drill.py does it with a whole running loop; here is each thing that can be in the way.
+The data is a ledger, MLflow's database with models, Feast's registry, and tables.
+tests/loop/test_drill.py does this with a whole running loop. The tests here cover each possible
+obstacle.
 """
 
 import os
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 from include import ledger
 from include.data import layout, tables
@@ -27,7 +29,7 @@ from include.settings import REPOSITORY, Settings, get_settings
 from tests.homes import forget_home
 from tests.integration.published import publish
 from tests.serving.conftest import migrated  # noqa: F401
-from tests.serving.stand import Registry
+from tests.serving.harness import Registry
 
 FLIGHTS = get_project("flights")
 NOON, LATER = "2013-03-01T12:00:00Z", "2013-03-02T12:00:00Z"
@@ -36,14 +38,20 @@ pytestmark = pytest.mark.timeout(900)
 
 @dataclass
 class House:
-    """Where something lives; ``enter`` makes it this process's."""
+    """The home of a deployment. ``enter`` makes this process use it."""
 
     home: Path
     monkeypatch: pytest.MonkeyPatch
     more: dict[str, str] = field(default_factory=dict)
 
     def enter(self) -> Settings:
-        for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL", "AIRLOOP_MLFLOW_DATABASE_URL", "AIRLOOP_FEAST_REGISTRY_URL", "MLFLOW_TRACKING_URI"):
+        for name in (
+            "AIRLOOP_DATA_ROOT",
+            "AIRLOOP_LEDGER_URL",
+            "AIRLOOP_MLFLOW_DATABASE_URL",
+            "AIRLOOP_FEAST_REGISTRY_URL",
+            "MLFLOW_TRACKING_URI",
+        ):
             self.monkeypatch.delenv(name, raising=False)
         self.monkeypatch.setenv("AIRLOOP_HOME", str(self.home))
         self.monkeypatch.setenv("AIRLOOP_PROJECTS", "flights")
@@ -61,7 +69,11 @@ class House:
 
 @pytest.fixture
 def old(tmp_path, monkeypatch, migrated) -> House:  # noqa: F811
-    """In the middle of its work: one model deployed, one that passed the gate, a request that a run works on, features that are online."""
+    """Return a deployment in the middle of its work.
+
+    One model is deployed, another has passed the gate, a run works on a request, and features are
+    online.
+    """
     house = House(tmp_path / "old", monkeypatch)
     (house.home / "mlflow").mkdir(parents=True)
     shutil.copy(migrated, house.home / "mlflow" / "mlflow.db")
@@ -82,7 +94,9 @@ def old(tmp_path, monkeypatch, migrated) -> House:  # noqa: F811
     for request in ledger.requests("flights"):
         folder = layout.training(FLIGHTS, request.id)
         folder.mkdir(parents=True)
-        (folder / "basis.json").write_text(f'{{"training_set": "{settings.store}/flights/training/{request.id}/training_set.json"}}')
+        (folder / "basis.json").write_text(
+            f'{{"training_set": "{settings.store}/flights/training/{request.id}/training_set.json"}}'
+        )
     ledger.record_stage("flights", "ingest", NOON, dag_run="r", summary={"rows": 1, "share": 0.1 + 0.2})
     ledger.decide("flights", "gate", at_work.id, verdict="passed", reasons=["wörds"], cutoff=NOON)
     yield house
@@ -105,14 +119,14 @@ def online_values(house: House) -> dict:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def new(request, old, tmp_path, monkeypatch) -> House:
-    """Empty, over the same data."""
+    """Return an empty deployment on the same data."""
     return empty_house(request, request.param, tmp_path, monkeypatch, old)
 
 
 def empty_house(request, kind, tmp_path, monkeypatch, old) -> House:
     more = {"AIRLOOP_DATA_ROOT": str(old.home / "store")}
     if kind == "postgres":
-        from include.stack.databases import make_databases
+        from include.stack.stores.databases import make_databases
 
         server = request.getfixturevalue("postgres_server")
         urls = server.urls()
@@ -128,11 +142,11 @@ def saved(old: House) -> Path:
 
 
 def contents(house: House) -> dict:
-    found = {}
+    by_database = {}
     for database in databases(house.enter()):
         with rows.one_moment(database.url) as connection:
-            found[database.name] = rows.contents(connection, database.tables(connection))
-    return found
+            by_database[database.name] = rows.contents(connection, database.tables(connection))
+    return by_database
 
 
 def test_a_restored_house_has_its_models_and_its_history_and_its_work_is_taken_up(old, new):
@@ -143,20 +157,32 @@ def test_a_restored_house_has_its_models_and_its_history_and_its_work_is_taken_u
     after = contents(new)
     assert after["mlflow"] == before["mlflow"] and after["mlflow"]["model_versions"].rows == 2
     changed = {"freezes", "decisions", "retrain_requests"}
-    assert {n: c for n, c in after["ledger"].items() if n not in changed} == {n: c for n, c in before["ledger"].items() if n not in changed}
-    assert {name: one.rows for name, one in after["feast"].items()} == {name: one.rows for name, one in before["feast"].items()}
+    assert {n: c for n, c in after["ledger"].items() if n not in changed} == {
+        n: c for n, c in before["ledger"].items() if n not in changed
+    }
+    assert {name: one.rows for name, one in after["feast"].items()} == {
+        name: one.rows for name, one in before["feast"].items()
+    }
     client = new.mlflow()
-    assert {alias: str(number) for alias, number in client.get_registered_model("flights").aliases.items()} == {"champion": "1", "challenger": "2"}
+    assert {alias: str(number) for alias, number in client.get_registered_model("flights").aliases.items()} == {
+        "champion": "1",
+        "challenger": "2",
+    }
     assert ledger.stage_record("flights", "ingest", NOON)["summary"] == {"rows": 1, "share": 0.1 + 0.2}
     assert [d["reasons"] for d in ledger.decisions("flights", "gate")] == [["wörds"]]
     assert [v for values in online_values(new).values() for v in values if v != "X"][0] == 1.0
 
-    # Frozen until somebody has looked; then the run that is gone is made up for, and what had passed is deployed.
+    # The project is frozen until a person has checked it. Then a new run replaces the lost one, and
+    # the model that had passed is deployed.
     from include.operations.freezing import waiting_runs
 
     assert "restored from backup" in ledger.freeze_of("flights").why
     requests = {r.reason: r for r in ledger.requests("flights")}
-    assert {reason: r.state for reason, r in requests.items()} == {"first_model": "deployed", "person": "passed", "drift": "open"}
+    assert {reason: r.state for reason, r in requests.items()} == {
+        "first_model": "deployed",
+        "person": "passed",
+        "drift": "open",
+    }
     assert [(dag, conf) for dag, _, conf in waiting_runs("flights", "")] == [
         ("flights__train", {"request": requests["drift"].id}),
         ("flights__deploy", {"cutoff": NOON}),
@@ -164,15 +190,32 @@ def test_a_restored_house_has_its_models_and_its_history_and_its_work_is_taken_u
     left = {path.name for path in layout.training(FLIGHTS, "x").parent.iterdir()}
     assert left == {"_set_aside", requests["first_model"].id, requests["person"].id}
 
-    # The next id that Postgres gives is a new one.
+    # The next id that Postgres assigns is new.
     client.create_experiment("another")
+
+
+def test_a_dry_run_creates_no_table_and_no_file(old, new, capsys):
+    target = saved(old)
+    settings = new.enter()
+    restore(settings, target, dry_run=True)
+    assert "it can be restored: " in capsys.readouterr().out
+    for database in databases(settings):
+        path = Path(database.url.removeprefix("sqlite:///").partition("?")[0])
+        if database.url.startswith("sqlite"):
+            assert not path.exists(), path
+        else:
+            with rows.closing_engine(database.url) as engine:
+                assert inspect(engine).get_table_names() == [], database.name
 
 
 def test_killed_at_any_point_it_is_run_again_and_comes_to_the_same_end(old, new, monkeypatch):
     from include.operations import restore as module
 
     target = saved(old)
-    whole = {name: getattr(module, name) for name in ("_load", "_check_models", "_freeze", "_restore_airflow", "_open_again", "_materialize")}
+    whole = {
+        name: getattr(module, name)
+        for name in ("_load", "_check_models", "_freeze", "_restore_airflow", "_open_again", "_materialize")
+    }
     loads = []
 
     def dies_after(name):
@@ -183,7 +226,16 @@ def test_killed_at_any_point_it_is_run_again_and_comes_to_the_same_end(old, new,
 
         return run
 
-    for name in ("_load", "_load", "_check_models", "_load", "_freeze", "_restore_airflow", "_open_again", "_materialize"):
+    for name in (
+        "_load",
+        "_load",
+        "_check_models",
+        "_load",
+        "_freeze",
+        "_restore_airflow",
+        "_open_again",
+        "_materialize",
+    ):
         monkeypatch.setattr(module, name, dies_after(name))
         with pytest.raises(KeyboardInterrupt):
             restore(new.enter(), target, say=print)
@@ -205,7 +257,10 @@ def test_a_store_that_is_not_empty_is_refused_by_name_and_stays(old, new):
     settings = new.enter()
     ledger.set_clock("flights", NOON)
     (problem,) = refused(new, target)
-    assert problem.startswith("AIRLOOP_LEDGER_URL: the ledger is not empty, there are rows in clocks") and "overwrites nothing" in problem
+    assert (
+        problem.startswith("AIRLOOP_LEDGER_URL: the ledger is not empty, there are rows in clocks")
+        and "overwrites nothing" in problem
+    )
     assert ledger.iso(ledger.now("flights")) == NOON
     for database in databases(settings):
         if database.name != "ledger":
@@ -223,12 +278,15 @@ def test_a_registry_with_models_and_a_feast_registry_with_views_are_refused(old,
     with create_engine(other.enter().feast_registry).begin() as connection:
         connection.execute(text("DELETE FROM feature_services"))
     problems = refused(other, target)
-    assert [problem.partition(":")[0] for problem in problems] == ["AIRLOOP_FEAST_REGISTRY_URL", "AIRLOOP_MLFLOW_DATABASE_URL"]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "AIRLOOP_FEAST_REGISTRY_URL",
+        "AIRLOOP_MLFLOW_DATABASE_URL",
+    ]
     assert "registered_models" in problems[1] and "feature_views" in problems[0]
 
 
 def change_manifest(target: Path, change) -> Path:
-    """As another Airloop would have written it."""
+    """Change the manifest as if another version of Airloop had written it."""
     other = target.with_name(f"changed-{target.name}")
     with archive.reading(target) as reader, archive.writing(other) as writer:
         for name in reader.manifest["members"]:
@@ -273,9 +331,13 @@ def test_data_that_the_archive_points_at_must_be_there(old, tmp_path, monkeypatc
     target = saved(old)
     bare = House(tmp_path / "bare", monkeypatch)
     problems = refused(bare, target)
-    assert any(f"table flights/features/{FLIGHTS.feature_views[0]} is not here; the backup knows it at version 0" in p and "--data-from" in p for p in problems)
+    assert any(
+        f"table flights/features/{FLIGHTS.feature_views[0]} is not here; the backup knows it at version 0" in p
+        and "--data-from" in p
+        for p in problems
+    )
 
-    # Another table of the same name, and the same one as it was before.
+    # Another table of the same name, and the same table as before.
     fill_features(bare, NOON, 5.0, online=False)
     assert any("is another one than that of the backup" in problem for problem in refused(bare, target))
     shutil.rmtree(bare.home)
@@ -329,7 +391,8 @@ def test_tables_may_be_ahead_of_the_backup(old, new, capsys):
     fill_features(old, LATER, 2.0)
     restore(new.enter(), target, say=print)
     assert f"flights/features/{FLIGHTS.feature_views[0]} (1, was 0)" in capsys.readouterr().out
-    # The online store is filled as far as it was then: the next build_features goes on from there.
+    # The online store is filled up to the earlier time. The next build_features continues from
+    # there.
     assert [v for values in online_values(new).values() for v in values if v != "X"][0] == 1.0
 
 
@@ -351,7 +414,9 @@ while True:
 
 def test_a_backup_of_a_loop_that_runs_never_has_a_ledger_that_knows_more_than_the_registry(old, new):
     settings = old.enter()
-    busy = subprocess.Popen([sys.executable, "-c", WRITES], cwd=REPOSITORY, env=os.environ, stdout=subprocess.PIPE, text=True)
+    busy = subprocess.Popen(
+        [sys.executable, "-c", WRITES], cwd=REPOSITORY, env=os.environ, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert busy.stdout.readline() == "begun\n"
         deadline = time.monotonic() + 120
@@ -364,5 +429,5 @@ def test_a_backup_of_a_loop_that_runs_never_has_a_ledger_that_knows_more_than_th
         busy.send_signal(signal.SIGKILL)
         busy.wait()
     restore(new.enter(), target, say=print)
-    told = ledger.stage_record("flights", "counter", "2013-01-01T00:00:00Z")["summary"]["n"]
-    assert int(new.mlflow().get_registered_model("flights").tags["counter"]) >= told > 0
+    counter = ledger.stage_record("flights", "counter", "2013-01-01T00:00:00Z")["summary"]["n"]
+    assert int(new.mlflow().get_registered_model("flights").tags["counter"]) >= counter > 0

@@ -1,7 +1,7 @@
-"""Bad input through the real ingest DAG: nothing wrong in a table, nothing lost, and the message says file, rule and count.
+"""Bad input through the real ingest DAG: no wrong row in a table, no lost row, a clear message.
 
-Each bad file of the feed comes after a day of real flights, and all of them come together with it; the tables must end exactly as
-they would have without them.
+The message names file, rule and count. Each bad file of the feed arrives after a day of real
+flights, and all bad files arrive together with it. The tables must end exactly as without them.
 """
 
 import json
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from include import ledger
-from include.data import layout, tables
+from include.data import feed, layout, tables
 from include.data.quarantine import QUARANTINE
 from include.ledger import moment
 from include.projects import get_project
@@ -24,22 +24,24 @@ SINCE, CUTOFF = FEED.first_moment(), "2013-01-02T10:00:00Z"
 
 @pytest.fixture
 def drop(fresh_store):
-    """Files of some sources, until the cutoff."""
+    """Put the files of some sources until the cutoff into the landing zone."""
 
     def drop(*names: str, until: str = CUTOFF) -> None:
         sources = [FLIGHTS.source(name) for name in names]
-        FEED.drop(FLIGHTS.model_copy(update={"sources": tuple(sources)}), since=SINCE, until=moment(until))
+        feed.drop(FLIGHTS.model_copy(update={"sources": tuple(sources)}), since=SINCE, until=moment(until))
 
     return drop
 
 
 @pytest.fixture
 def ingest(run_dag):
-    """Run the DAG; whatever it did, no row may be lost and none may stand twice."""
+    """Run the DAG, and assert that no row is lost or duplicated."""
 
     def ingest(cutoff: str = CUTOFF):
         run = run_dag("flights__ingest", {"cutoff": cutoff})
-        has_tables = any(tables.table_version(layout.table(FLIGHTS, source.name)) is not None for source in FLIGHTS.sources)
+        has_tables = any(
+            tables.table_version(layout.table(FLIGHTS, source.name)) is not None for source in FLIGHTS.sources
+        )
         assert run.tasks.pop("announce_tables") == ("success" if has_tables else "skipped"), run
         assert [name for name, _ in run.events] == (["flights.tables"] if has_tables else [])
         assert {state for task, state in run.tasks.items() if task != "fail_on_refused_files"} == {"success"}, run
@@ -51,7 +53,10 @@ def ingest(run_dag):
 
 @pytest.fixture
 def good_day(drop, ingest, fresh_store, tmp_path_factory):
-    """A store that has taken in the good files of the first day. It is made by one run of the DAG, and copied for each test."""
+    """Return a store with the good files of the first day.
+
+    One DAG run creates it, and each test gets a copy.
+    """
     if not _GOOD_DAY:
         drop("schedule", "actuals", "weather")
         assert ingest().state == "success"
@@ -71,13 +76,17 @@ def assert_the_good_day_is_whole() -> None:
 
 
 def table(name: str) -> pd.DataFrame:
-    found = tables.open_table(layout.table(FLIGHTS, name))
-    return found.to_pyarrow_table().to_pandas() if found else tables.arrow_schema(QUARANTINE).empty_table().to_pandas()
+    delta_table = tables.open_table(layout.table(FLIGHTS, name))
+    return (
+        delta_table.to_pyarrow_table().to_pandas()
+        if delta_table
+        else tables.arrow_schema(QUARANTINE).empty_table().to_pandas()
+    )
 
 
 def record(file: str) -> dict:
-    (found,) = [r for r in ledger.file_records("flights") if r["file"] == file]
-    return found
+    (match,) = [r for r in ledger.file_records("flights") if r["file"] == file]
+    return match
 
 
 def landed(source: str, name: str):
@@ -90,7 +99,9 @@ def assert_nothing_is_lost() -> None:
         counts, name = record["counts"], record["file"]
         assert counts["rows"] == counts["table"] + counts["quarantine"] + counts["refused"], record
         assert (
-            counts["quarantine"] == len(quarantine[(quarantine["source"] == record["source"]) & (quarantine["file"] == name)]) or record["status"] == "refused"
+            counts["quarantine"]
+            == len(quarantine[(quarantine["source"] == record["source"]) & (quarantine["file"] == name)])
+            or record["status"] == "refused"
         )
         if record["status"] == "refused":
             kept = layout.refused(FLIGHTS, FLIGHTS.source(record["source"])) / name
@@ -103,8 +114,10 @@ def assert_nothing_is_lost() -> None:
         assert not len(rows) or not rows.duplicated(list(source.key)).any()
 
 
-def assert_table_is_the_upstream(name: str, leaving_out=lambda rows: rows["published_at" if "published_at" in rows else "known_at"].isna()) -> None:
-    """The source's table holds what the upstream published until the cutoff, row for row, and nothing else."""
+def assert_table_is_the_upstream(
+    name: str, leaving_out=lambda rows: rows["published_at" if "published_at" in rows else "known_at"].isna()
+) -> None:
+    """Assert that the table holds exactly the rows that the upstream published until the cutoff."""
     source = FLIGHTS.source(name)
     rows = FEED.upstream()[name]
     rows = rows[rows[source.known_at] <= pd.Timestamp(CUTOFF)]
@@ -115,17 +128,28 @@ def assert_table_is_the_upstream(name: str, leaving_out=lambda rows: rows["publi
 @pytest.mark.parametrize(
     ("kind", "source", "rule", "rows", "says"),
     [
-        pytest.param("missing_column", "schedule", "missing_column", 10, "'published_at' is missing", id="a missing column"),
+        pytest.param(
+            "missing_column", "schedule", "missing_column", 10, "'published_at' is missing", id="a missing column"
+        ),
         pytest.param("extra_column", "schedule", "extra_column", 10, "'gate' is not declared", id="an extra column"),
         pytest.param("wrong_type", "schedule", "tolerance", 10, "more than the tolerance of 20%", id="a wrong type"),
         pytest.param("empty_file", "schedule", "empty_file", 0, "empty", id="an empty file"),
-        pytest.param("truncated_parquet", "schedule", "unreadable", 0, "not readable as parquet", id="a truncated parquet file"),
+        pytest.param(
+            "truncated_parquet", "schedule", "unreadable", 0, "not readable as parquet", id="a truncated parquet file"
+        ),
         pytest.param("truncated_json", "weather", "unreadable", 0, "not readable as json", id="a truncated JSON file"),
-        pytest.param("duplicated_file", "schedule", "duplicated_file", 842, "the same content came as 2012-12-31.csv", id="a duplicated file"),
+        pytest.param(
+            "duplicated_file",
+            "schedule",
+            "duplicated_file",
+            842,
+            "the same content came as 2012-12-31.csv",
+            id="a duplicated file",
+        ),
     ],
 )
 def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows, says):
-    bad = FEED.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF))
+    bad = feed.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF))
 
     run = ingest()
 
@@ -137,7 +161,7 @@ def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows,
     assert says in first["message"]
     assert_the_good_day_is_whole()
     assert table("quarantine").empty
-    # The run is red, for this alone, and says what and why.
+    # The run fails only because of this file, and reports what is wrong and why.
     assert (run.state, run.tasks["fail_on_refused_files"]) == ("failed", "failed")
     assert f"rule {rule}, {rows} rows: {bad.name}" in run.log
     assert run.results[f"ingest_{source}"]["refused_files"] == [bad.name]
@@ -146,9 +170,19 @@ def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows,
 @pytest.mark.parametrize(
     ("kind", "source", "rules", "says"),
     [
-        pytest.param("duplicated_keys", "schedule", {"duplicated_keys": 2, "repeats_earlier": 10}, "occurs more than once", id="duplicated keys"),
         pytest.param(
-            "negative_distance", "schedule", {"column_values_to_be_between(distance)": 1, "repeats_earlier": 9}, "min_value=1", id="a negative distance"
+            "duplicated_keys",
+            "schedule",
+            {"duplicated_keys": 2, "repeats_earlier": 10},
+            "occurs more than once",
+            id="duplicated keys",
+        ),
+        pytest.param(
+            "negative_distance",
+            "schedule",
+            {"column_values_to_be_between(distance)": 1, "repeats_earlier": 9},
+            "min_value=1",
+            id="a negative distance",
         ),
         pytest.param(
             "from_the_future",
@@ -157,7 +191,13 @@ def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows,
             "after the run's cutoff 2013-01-02 10:00",
             id="a time in the future of the cutoff",
         ),
-        pytest.param("unknown_flight", "actuals", {"unknown_reference": 1, "repeats_earlier": 9}, "nothing in 'schedule'", id="a label for an unknown flight"),
+        pytest.param(
+            "unknown_flight",
+            "actuals",
+            {"unknown_reference": 1, "repeats_earlier": 9},
+            "nothing in 'schedule'",
+            id="a label for an unknown flight",
+        ),
         pytest.param(
             "contradicting_label",
             "actuals",
@@ -168,7 +208,7 @@ def test_a_file_is_refused_whole_for(good_day, ingest, kind, source, rule, rows,
     ],
 )
 def test_rows_go_to_quarantine_for(good_day, ingest, kind, source, rules, says):
-    bad = FEED.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF))
+    bad = feed.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF))
 
     run = ingest()
 
@@ -178,19 +218,25 @@ def test_rows_go_to_quarantine_for(good_day, ingest, kind, source, rules, says):
     quarantine = table("quarantine").sort_values("row")
     assert quarantine.groupby("rule").size().to_dict() == rules
     assert set(quarantine["file"]) == {bad.name}
-    assert [json.loads(row)["carrier"] for row in quarantine["row_json"]] == pd.read_csv(landed(source, bad.name))["carrier"].tolist()
+    assert [json.loads(row)["carrier"] for row in quarantine["row_json"]] == pd.read_csv(landed(source, bad.name))[
+        "carrier"
+    ].tolist()
     worst = min(rules, key=rules.get)
     (reason,) = [r for r in taken["reasons"] if r["rule"] == worst]
     assert f"{bad.name}: {worst}: {rules[worst]} rows" in reason["message"]
     assert says in reason["message"]
     assert reason["message"] in run.log
     assert_the_good_day_is_whole()
-    assert run.state == "success"  # a few bad rows are a normal day
+    assert run.state == "success"  # a few bad rows are normal
 
 
 def test_all_of_them_together_do_no_harm_to_the_good_files_that_come_with_them(drop, ingest):
     drop("schedule", "actuals", "weather")
-    bad = {kind: FEED.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF)) for kind in FEED.BAD_KINDS if kind != "weather_gap"}
+    bad = {
+        kind: feed.drop_bad(FLIGHTS, kind, since=SINCE, until=moment(CUTOFF))
+        for kind in FEED.BAD_KINDS
+        if kind != "weather_gap"
+    }
 
     run = ingest()
 
@@ -198,14 +244,23 @@ def test_all_of_them_together_do_no_harm_to_the_good_files_that_come_with_them(d
     assert {r["file"] for r in ledger.file_records("flights") if r["reasons"]} == {path.name for path in bad.values()}
     refused = {r["file"] for r in ledger.file_records("flights") if r["status"] == "refused"}
     assert refused == {
-        bad[kind].name for kind in ("missing_column", "extra_column", "wrong_type", "empty_file", "truncated_parquet", "truncated_json", "duplicated_file")
+        bad[kind].name
+        for kind in (
+            "missing_column",
+            "extra_column",
+            "wrong_type",
+            "empty_file",
+            "truncated_parquet",
+            "truncated_json",
+            "duplicated_file",
+        )
     }
     assert all(name in run.log.partition("files were refused whole")[2] for name in refused)
 
 
 def test_weather_missing_for_six_hours_is_named_and_keeps_nothing_out(drop, ingest):
     drop("weather")
-    bad = FEED.drop_bad(FLIGHTS, "weather_gap", since=SINCE, until=moment(CUTOFF))
+    bad = feed.drop_bad(FLIGHTS, "weather_gap", since=SINCE, until=moment(CUTOFF))
 
     run = ingest()
 
@@ -215,7 +270,10 @@ def test_weather_missing_for_six_hours_is_named_and_keeps_nothing_out(drop, inge
     assert reason["message"] in run.log
     report = layout.report(FLIGHTS, "flights__ingest", run.run_id, "ingest_weather") / "index.html"
     assert "nothing for origin=JFK from 2013-01-01 07:00" in report.read_text()
-    assert_table_is_the_upstream("weather", lambda rows: (rows["origin"] == "JFK") & rows["observed_at"].between("2013-01-01T08:00Z", "2013-01-01T13:00Z"))
+    assert_table_is_the_upstream(
+        "weather",
+        lambda rows: (rows["origin"] == "JFK") & rows["observed_at"].between("2013-01-01T08:00Z", "2013-01-01T13:00Z"),
+    )
     assert run.state == "success"
 
 
@@ -226,7 +284,10 @@ def test_weather_that_does_not_come_any_more_is_named(drop, ingest):
 
 
 def test_a_contradiction_within_a_file_keeps_both_rows_out(drop, ingest):
-    """Nobody knows which of the two is right; the other rows of the file are good."""
+    """A contradiction within a file quarantines both rows.
+
+    It is unknown which of the two is right. The other rows of the file are good.
+    """
     drop("schedule")
     path = landed("schedule", "2012-12-31.csv")
     rows = pd.read_csv(path)
@@ -238,15 +299,24 @@ def test_a_contradiction_within_a_file_keeps_both_rows_out(drop, ingest):
     assert {r["rule"]: r["count"] for r in record(path.name)["reasons"]} == {"contradicting_keys": 2}
     assert_table_is_the_upstream(
         "schedule",
-        lambda upstream: (upstream["carrier"] == rows["carrier"][0]) & (upstream["flight"] == rows["flight"][0]) & (upstream["published_at"] < "2013-01-01"),
+        lambda upstream: (
+            (upstream["carrier"] == rows["carrier"][0])
+            & (upstream["flight"] == rows["flight"][0])
+            & (upstream["published_at"] < "2013-01-01")
+        ),
     )
 
 
 def test_what_a_refused_file_says_does_not_speak_against_the_rows_of_a_good_one(drop, ingest):
-    """Its rows never came into the table, so the same rows in a later file are no repetition."""
+    """Rows of a refused file do not count as earlier versions of a good file's rows.
+
+    They never entered the table, so the same rows in a later file are not duplicates.
+    """
     drop("schedule")
     rows = pd.read_csv(landed("schedule", "2012-12-31.csv")).head(10)
-    landed("schedule", "0-bad.csv").write_text(rows.assign(distance=rows["distance"].where(rows.index > 3, -1.0)).to_csv(index=False))
+    landed("schedule", "0-bad.csv").write_text(
+        rows.assign(distance=rows["distance"].where(rows.index > 3, -1.0)).to_csv(index=False)
+    )
 
     ingest()
 
@@ -259,7 +329,10 @@ def test_history_may_come_as_parquet(drop, ingest):
     rows = FEED.upstream()["schedule"]
     rows = rows[rows["published_at"] <= pd.Timestamp(CUTOFF)]
     layout.landing(FLIGHTS, source).mkdir(parents=True)
-    pq.write_table(tables.pa.Table.from_pandas(rows[list(source.columns)], preserve_index=False), str(landed("schedule", "history.parquet")))
+    pq.write_table(
+        tables.pa.Table.from_pandas(rows[list(source.columns)], preserve_index=False),
+        str(landed("schedule", "history.parquet")),
+    )
 
     ingest()
 
@@ -267,7 +340,10 @@ def test_history_may_come_as_parquet(drop, ingest):
 
 
 def test_a_refused_file_is_judged_again_when_its_reason_is_taken_away(drop, ingest):
-    """Labels that came before their schedule: once it is there, they are as good as any."""
+    """A refused file is judged again when the reason of its refusal is gone.
+
+    Labels that arrive before their schedule become valid once the schedule exists.
+    """
     drop("actuals")
     first = ingest()
     assert first.tasks["fail_on_refused_files"] == "failed"

@@ -1,4 +1,7 @@
-"""`airloop doctor` against real stores and servers, with each fault planted for real; and each fault's check is well before it is planted."""
+"""`airloop doctor` against real stores and servers with real faults.
+
+Each check passes before its fault is introduced.
+"""
 
 import os
 import shutil
@@ -21,41 +24,50 @@ from include import ledger
 from include.operations.doctor import machine, servers, stores, wiring
 from include.projects import get_project
 from include.settings import REPOSITORY, Settings
-from include.stack.databases import make_databases
 from include.stack.environment import airflow_environment
+from include.stack.stores.databases import make_databases
 from tests.homes import forget_home
 from tests.integration.published import publish
 from tests.integration.s3.conftest import ACCESS_KEY, PROGRAM, SECRET_KEY, clean_variables, forget  # noqa: F401
+from tests.ports import free_port
 from tests.serving.conftest import features, migrated  # noqa: F401
-from tests.serving.stand import NAME, FeatureRepository, Process, Registry, serving_process, wait_for
-from tests.stores import Postgres, Redis, free_port, running
+from tests.serving.harness import NAME, FeatureRepository, Process, Registry, serving_process
+from tests.stores import Postgres, Redis, running
+from tests.waiting import wait_for
 
 FLIGHTS = get_project("flights")
 NOON, LATER = "2013-03-01T12:00:00Z", "2013-03-02T12:00:00Z"
 pytestmark = pytest.mark.timeout(900)
 
 
-def faults(found, name: str | None = None) -> list[tuple[str, str]]:
-    """(what, fix) of each fault, every one with something to do."""
-    wrong = [(f.what, f.fix) for f in found if f.state == "fault" and name in (None, f.name)]
+def faults(findings, name: str | None = None) -> list[tuple[str, str]]:
+    """Return (what, fix) of each fault. Every fault must name a fix."""
+    wrong = [(f.what, f.fix) for f in findings if f.state == "fault" and name in (None, f.name)]
     assert all(fix for _, fix in wrong)
     return wrong
 
 
-def only(found, name: str | None = None) -> tuple[str, str]:
-    (one,) = faults(found, name)
+def only(findings, name: str | None = None) -> tuple[str, str]:
+    (one,) = faults(findings, name)
     return one
 
 
 def doctor(settings: Settings, **more: str) -> subprocess.CompletedProcess:
-    """The command, as a person types it."""
+    """Run the command as a user does."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AIRLOOP_")} | settings.environment() | more
-    return subprocess.run([sys.executable, "-m", "include.cli", "doctor"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "include.cli", "doctor"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture
 def use(monkeypatch):
-    """Has this process live with given settings."""
+    """Make this process use the given settings."""
 
     def enter(settings: Settings) -> Settings:
         for name in [name for name in os.environ if name.startswith("AIRLOOP_")]:
@@ -70,12 +82,15 @@ def use(monkeypatch):
     forget_home()
 
 
-# --- databases -----------------------------------------------------------------------------------------------------------------------------------
+# --- databases ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def on_postgres(tmp_path):
-    """Settings whose databases are made and not migrated, on a server that the test may kill; and that server."""
+    """Return settings with created but unmigrated databases, and the server that holds them.
+
+    The test may kill the server.
+    """
     with running(Postgres) as server:
         settings = Settings(home=tmp_path, database_admin_url=server.admin_url, **server.urls())
         make_databases(settings)
@@ -86,7 +101,10 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     settings, server = on_postgres
     behind = {f.name: f for f in stores.databases(settings)}
     assert {f.state for f in behind.values()} == {"fault"}
-    assert "it has no tables, this code wants 0005" in behind["ledger"].what and "`airloop migrate`" in behind["ledger"].fix
+    assert (
+        "it has no tables, this code wants 0005" in behind["ledger"].what
+        and "`airloop migrate`" in behind["ledger"].fix
+    )
     ledger.migrate(settings.ledger)
     well = {f.name: f for f in stores.databases(settings)}
     assert well["ledger"].state == "ok" and well["airflow"].state == "fault"
@@ -98,7 +116,9 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     owner.dispose()
 
     user = make_url(settings.ledger).username
-    wrong = settings.model_copy(update={"ledger_url": _secret(settings.ledger.replace(f"://{user}:", f"://{user}:not-"))})
+    wrong = settings.model_copy(
+        update={"ledger_url": _secret(settings.ledger.replace(f"://{user}:", f"://{user}:not-"))}
+    )
     what, fix = only(stores.databases(wrong), "ledger")
     assert f"wrong password for user {user}" in what and "AIRLOOP_LEDGER_URL" in fix and "not-" not in what
     missing = settings.model_copy(update={"ledger_url": _secret(settings.ledger.rpartition("/")[0] + "/no_such")})
@@ -107,16 +127,22 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
 
     with psycopg2.connect(server.admin_url) as admin:
         admin.autocommit = True
-        admin.cursor().execute(f"ALTER DATABASE {make_url(settings.ledger).database} SET default_transaction_read_only = on")
+        admin.cursor().execute(
+            f"ALTER DATABASE {make_url(settings.ledger).database} SET default_transaction_read_only = on"
+        )
     assert "takes no writes" in faults(stores.databases(settings), "ledger")[0][0]
 
     server.kill()
     what, fix = only(stores.databases(settings), "ledger")
     assert "does not answer" in what and f"127.0.0.1:{server.port}" in what and "start Postgres" in fix
     shown = doctor(settings)
-    assert shown.returncode == 1 and "does not answer" in shown.stdout and "to do: start Postgres" in shown.stdout, shown.stdout + shown.stderr
+    assert shown.returncode == 1 and "does not answer" in shown.stdout and "to do: start Postgres" in shown.stdout, (
+        shown.stdout + shown.stderr
+    )
     assert "Traceback" not in shown.stdout + shown.stderr
-    assert not any(url.rpartition("@")[0].rpartition(":")[2] in shown.stdout for url in (settings.ledger, settings.mlflow_database))
+    assert not any(
+        url.rpartition("@")[0].rpartition(":")[2] in shown.stdout for url in (settings.ledger, settings.mlflow_database)
+    )
 
 
 def _secret(text_: str):
@@ -125,13 +151,17 @@ def _secret(text_: str):
     return SecretStr(text_)
 
 
-# --- this machine --------------------------------------------------------------------------------------------------------------------------------
+# --- the local machine ----------------------------------------------------------------------------
 
 
 def test_a_placeholder_secret_and_a_missing_one_are_named(tmp_path):
     placeholder = doctor(Settings(home=tmp_path), AIRLOOP_PROFILE="compose", AIRLOOP_AIRFLOW_JWT_SECRET="CHANGE_ME")
     assert placeholder.returncode == 1
-    assert "AIRLOOP_AIRFLOW_JWT_SECRET" in placeholder.stdout and "to do:" in placeholder.stdout and "Traceback" not in placeholder.stderr
+    assert (
+        "AIRLOOP_AIRFLOW_JWT_SECRET" in placeholder.stdout
+        and "to do:" in placeholder.stdout
+        and "Traceback" not in placeholder.stderr
+    )
     bare = Settings(home=tmp_path).model_copy(update={"profile": "compose"})
     what, fix = only(machine.secrets_given(bare), "settings")
     assert "AIRLOOP_LEDGER_URL" in what and "make secrets" in fix
@@ -156,14 +186,14 @@ def test_a_disk_that_is_nearly_full(tmp_path):
 
 def test_secrets_that_others_can_read(tmp_path):
     settings = Settings(home=tmp_path)
-    airflow_environment(settings)  # makes them
+    airflow_environment(settings)  # generates them
     assert faults(machine.permissions(settings)) == []
     (tmp_path / "airflow" / "secrets.json").chmod(0o644)
     what, fix = only(machine.permissions(settings))
     assert "can be read by others (644)" in what and fix == f"chmod 600 {tmp_path / 'airflow' / 'secrets.json'}"
 
 
-# --- the object store ----------------------------------------------------------------------------------------------------------------------------
+# --- the object store -----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -171,7 +201,10 @@ def s3_server(folder: Path, *options: str):
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     server = subprocess.Popen(
-        [PROGRAM, "--port", address, *options, "posix", str(folder)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [PROGRAM, "--port", address, *options, "posix", str(folder)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: _answers(f"http://{address}"), 60)
@@ -195,7 +228,11 @@ def test_buckets_that_are_missing_read_only_or_away(use, clean_variables, tmp_pa
     settings = use(Settings(home=tmp_path / "home", data_root="s3://bucket/data"))
 
     def look(endpoint: str, root: str = "s3://bucket/data"):
-        for name, value in {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}.items():
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }.items():
             monkeypatch.setenv(name, value)
         forget()
         return list(stores.object_store(settings.model_copy(update={"data_root": root})))
@@ -204,22 +241,33 @@ def test_buckets_that_are_missing_read_only_or_away(use, clean_variables, tmp_pa
         assert faults(look(endpoint)) == []
         assert not list((tmp_path / "s3" / "bucket").rglob("_doctor/*"))  # nothing is left behind
         what, fix = only(look(endpoint, "s3://nobodys-bucket/data"))
-        assert "AIRLOOP_DATA_ROOT is s3://nobodys-bucket/data" in what and "there is no such bucket" in what and "make the bucket" in fix
+        assert (
+            "AIRLOOP_DATA_ROOT is s3://nobodys-bucket/data" in what
+            and "there is no such bucket" in what
+            and "make the bucket" in fix
+        )
     with s3_server(tmp_path / "s3", "--readonly") as endpoint:
         what, fix = only(look(endpoint))
-        assert "is read-only or full" in what and f"access key {ACCESS_KEY}" in what and "PutObject" in fix and SECRET_KEY not in what
+        assert (
+            "is read-only or full" in what
+            and f"access key {ACCESS_KEY}" in what
+            and "PutObject" in fix
+            and SECRET_KEY not in what
+        )
     what, fix = only(look(endpoint))
     assert "the endpoint does not answer" in what and "start it" in fix
 
 
-# --- the online store ----------------------------------------------------------------------------------------------------------------------------
+# --- the online store -----------------------------------------------------------------------------
 
 
 def test_redis_away_or_with_another_password(tmp_path):
     with running(Redis) as server:
         settings = Settings(home=tmp_path, online_store_url=server.url())
         assert faults(stores.online_store(settings)) == []
-        other = settings.model_copy(update={"online_store_url": _secret(server.url().replace(server.password, "another"))})
+        other = settings.model_copy(
+            update={"online_store_url": _secret(server.url().replace(server.password, "another"))}
+        )
         what, fix = only(stores.online_store(other))
         assert "WRONGPASS" in what or "invalid username-password" in what
         assert "AIRLOOP_ONLINE_STORE_URL" in fix and "another" not in what
@@ -230,7 +278,7 @@ def test_redis_away_or_with_another_password(tmp_path):
 
 @pytest.fixture(params=["sqlite", "redis"])
 def online(request, use, tmp_path):
-    """Settings of a house with features online, in a store of each kind; and what empties that."""
+    """Return settings with features in an online store, and a function that empties the store."""
     if request.param == "sqlite":
         yield use(Settings(home=tmp_path)), lambda: (tmp_path / "feast" / "online.db").unlink()
         return
@@ -244,11 +292,13 @@ def online(request, use, tmp_path):
 def test_an_online_store_that_is_stale_or_empty_and_is_filled_again(online):
     settings, empty = online
     publish(NOON, 1.0, online=True)
-    found = list(stores.online_features(settings))
-    assert faults(found) == [] and len([f for f in found if f.state == "ok"]) == len(FLIGHTS.feature_views)
+    findings = list(stores.online_features(settings))
+    assert faults(findings) == [] and len([f for f in findings if f.state == "ok"]) == len(FLIGHTS.feature_views)
     publish(LATER, 2.0, online=False)
     wrong = faults(stores.online_features(settings))
-    assert len(wrong) == len(FLIGHTS.feature_views) and all("older values than the feature table" in what for what, _ in wrong)
+    assert len(wrong) == len(FLIGHTS.feature_views) and all(
+        "older values than the feature table" in what for what, _ in wrong
+    )
     from include.features import build
 
     build.materialize(FLIGHTS, LATER)
@@ -263,11 +313,11 @@ def test_an_online_store_that_is_stale_or_empty_and_is_filled_again(online):
     assert faults(stores.online_features(settings)) == []
 
 
-# --- MLflow and serving --------------------------------------------------------------------------------------------------------------------------
+# --- MLflow and serving ---------------------------------------------------------------------------
 
 
 class Front:
-    """Stands before a real server, and changes one thing of what it says."""
+    """A proxy that changes one part of a real server's answers."""
 
     def __init__(self, target: str):
         self.version: str | None = None
@@ -279,8 +329,14 @@ class Front:
 
             def _hand_on(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                kept = {k: v for k, v in self.headers.items() if k.lower() not in {"host", "content-length", "accept-encoding"}}
-                answer = httpx.request(self.command, target + self.path, content=body, headers=kept, timeout=30, trust_env=False)
+                kept = {
+                    k: v
+                    for k, v in self.headers.items()
+                    if k.lower() not in {"host", "content-length", "accept-encoding"}
+                }
+                answer = httpx.request(
+                    self.command, target + self.path, content=body, headers=kept, timeout=30, trust_env=False
+                )
                 content = front.version.encode() if front.version and self.path == "/version" else answer.content
                 self.send_response_only(answer.status_code)
                 self.send_header("Date", formatdate(time.time() + front.seconds_off, usegmt=True))
@@ -301,11 +357,21 @@ class Front:
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory, migrated):  # noqa: F811
-    """A real one; gives its process, the database below, and its registry."""
+    """Run an MLflow server. Return its process, its database and its registry."""
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(migrated, folder / "mlflow.db")
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    process = Process(["mlflow", "server", "--workers", "1", *store], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, folder / "mlflow.log")
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    process = Process(
+        ["mlflow", "server", "--workers", "1", *store],
+        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        folder / "mlflow.log",
+    )
     process.wait("/health", 300)
     yield process, folder / "mlflow.db", Registry(process.url, folder)
     process.end(signal.SIGKILL)
@@ -332,7 +398,10 @@ def test_mlflow_of_another_version_with_another_clock_with_a_dangling_alias_or_a
     with create_engine(f"sqlite:///{database}").begin() as connection:
         connection.execute(text("UPDATE registered_model_aliases SET version = 99 WHERE alias = 'champion'"))
     what, fix = only(servers.mlflow(settings), "aliases")
-    assert f"alias champion of model {NAME} points at version 99, which is not there; there is 1" in what and f"start {NAME}__deploy" in fix
+    assert (
+        f"alias champion of model {NAME} points at version 99, which is not there; there is 1" in what
+        and f"start {NAME}__deploy" in fix
+    )
     with create_engine(f"sqlite:///{database}").begin() as connection:
         connection.execute(text("UPDATE registered_model_aliases SET version = 1 WHERE alias = 'champion'"))
     assert faults(servers.mlflow(settings)) == []
@@ -354,19 +423,24 @@ def test_serving_that_follows_another_registry_or_lags_or_is_away(mlflow_server,
 
         other = Front(process.url)
         what, fix = only(servers.serving(settings.model_copy(update={"mlflow_uri": other.url})))
-        assert f"follows the registry at {process.url}, the loop promotes in {other.url}" in what and "SERVING_MLFLOW_URI" in fix
+        assert (
+            f"follows the registry at {process.url}, the loop promotes in {other.url}" in what
+            and "SERVING_MLFLOW_URI" in fix
+        )
 
         bad = registry.add(bias=5, golden={"predictions": [9e9, 9e9, 9e9]})
         wait_for(lambda: service.get(f"/models/{NAME}")[1]["state"] == "refused", 60)
         what, fix = only(servers.serving(settings))
-        assert f"champion of {NAME} is version {bad}, serving answers with {champion}" in what and f"{NAME}__deploy" in fix
+        assert (
+            f"champion of {NAME} is version {bad}, serving answers with {champion}" in what and f"{NAME}__deploy" in fix
+        )
     finally:
         service.end()
     what, fix = only(servers.serving(settings))
     assert "does not answer" in what and "AIRLOOP_SERVING_URI" in fix
 
 
-# --- what Airflow says ---------------------------------------------------------------------------------------------------------------------------
+# --- Airflow's state ------------------------------------------------------------------------------
 
 
 def test_a_dag_that_does_not_import_and_a_pool_that_is_missing(airflow_home, tmp_path):
@@ -378,13 +452,13 @@ def test_a_dag_that_does_not_import_and_a_pool_that_is_missing(airflow_home, tmp
 
     with create_session() as session:
         session.add(Pool(pool="cpu", slots=2, include_deferred=True))
-    found = list(wiring.wiring(settings))
-    assert faults(found) == [] and "6 DAGs" in next(f.what for f in found if f.name == "dags")
+    findings = list(wiring.wiring(settings))
+    assert faults(findings) == [] and "6 DAGs" in next(f.what for f in findings if f.name == "dags")
     with create_session() as session:
         session.query(Pool).filter(Pool.pool == "cpu").delete()
     (dags / "broken.py").write_text("from airflow.sdk import dag\nimport no_such_library\n")
-    found = list(wiring.wiring(settings))
-    what, fix = only(found, "dags")
+    findings = list(wiring.wiring(settings))
+    what, fix = only(findings, "dags")
     assert "broken.py does not import: ModuleNotFoundError: No module named 'no_such_library'" in what
-    what, fix = only(found, "pools")
+    what, fix = only(findings, "pools")
     assert "there is no pool cpu" in what and "`airloop pools`" in fix

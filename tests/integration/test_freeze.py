@@ -1,4 +1,7 @@
-"""A frozen project through the real DAGs: nothing is trained, promoted or rolled out; the rest goes on; what waited is taken up after the thaw."""
+"""A frozen project through the real DAGs trains, promotes and rolls out nothing.
+
+All other work continues. Pending work is resumed after the thaw.
+"""
 
 from datetime import UTC, datetime
 
@@ -6,6 +9,7 @@ import pytest
 
 from include import ledger
 from include.data import layout
+from include.data.feed import drop
 from include.ledger import database
 from include.operations import freezing
 from include.projects import get_project
@@ -20,7 +24,7 @@ def freeze(why="audit until Friday"):
 
 
 def forget_the_ledger():
-    """As a process that starts anew."""
+    """Clear the cached ledger, as a new process would."""
     for engine in database._engines.values():
         engine.dispose()
     database._engines.clear()
@@ -32,53 +36,68 @@ def test_a_frozen_project_trains_nothing_and_promotes_nothing_and_says_who_froze
     freeze()
     forget_the_ledger()
 
-    # Its deployment waits: neither alias nor request move, nothing fails.
+    # Its deployment waits: neither alias nor request changes, and nothing fails.
     held = run_dag("flights__deploy", {"cutoff": FIRST})
-    assert held.state == "success" and held.tasks["smoke_test"] == held.tasks["promote"] == held.tasks["put_old_one_back"] == "skipped"
+    assert (
+        held.state == "success"
+        and held.tasks["smoke_test"] == held.tasks["promote"] == held.tasks["rollback"] == "skipped"
+    )
     assert "version 1 is not promoted: flights is frozen since" in held.log and "by jo: audit until Friday" in held.log
     assert aliases() == {"challenger": "1"}
     request = requests_by_reason()["first_model"]
-    assert request.state == "passed" and request.outcome["deploy"] == "frozen" and "by jo: audit until Friday" in request.outcome["deploy_reason"]
+    assert (
+        request.state == "passed"
+        and request.outcome["deploy"] == "frozen"
+        and "by jo: audit until Friday" in request.outcome["deploy_reason"]
+    )
     by_hand = run_dag("flights__deploy", {"cutoff": FIRST, "version": "1"})
     assert by_hand.tasks["promote"] == "skipped" and aliases() == {"challenger": "1"}
 
-    # A person asks for a training: it is written down, and waits.
+    # A person requests a training: the request is recorded and waits.
     asked = run_dag("flights__train", {"cutoff": LATER, "reason": "newer", "candidates": TREES})
     assert asked.state == "success" and set(asked.tasks.values()) == {"skipped"} and not asked.events
-    assert "nothing is trained: flights is frozen since" in asked.log and "by jo: audit until Friday (`airloop thaw flights` ends it)" in asked.log
+    assert (
+        "nothing is trained: flights is frozen since" in asked.log
+        and "by jo: audit until Friday (`airloop thaw flights` ends it)" in asked.log
+    )
     report = (layout.report(FLIGHTS, "flights__train", asked.run_id, "claim_request") / "index.html").read_text()
     assert "by jo: audit until Friday" in report and requests_by_reason()["newer"].id in report
     assert requests_by_reason()["newer"].state == "open" and requests_by_reason()["newer"].dag_run is None
     assert ledger.decisions("flights", "train")[-1]["verdict"] == "frozen"
 
-    # What takes in and watches goes on; and does not wake what would only be skipped.
-    feed = FLIGHTS.module("feed")
-    feed.drop(FLIGHTS, since=datetime(2012, 12, 30, tzinfo=UTC), until=datetime(2013, 1, 2, 10, tzinfo=UTC))
+    # Ingestion and monitoring continue, and do not trigger DAGs that would only skip.
+    drop(FLIGHTS, since=datetime(2012, 12, 30, tzinfo=UTC), until=datetime(2013, 1, 2, 10, tzinfo=UTC))
     ingested = run_dag("flights__ingest", {"cutoff": "2013-01-02T10:00:00Z"})
     assert ingested.state == "success" and [name for name, _ in ingested.events] == ["flights.tables"]
     watched = run_dag("flights__monitor", {"cutoff": LATER})
     assert watched.state == "success" and watched.tasks["request_retraining"] == "skipped" and not watched.events
 
-    # After the thaw both are to be taken up: each by a run of its own, which the thaw starts (tests/loop sees it do so).
+    # After the thaw both requests are resumed, each by its own run that the thaw starts (tests/loop
+    # checks that it does).
     ledger.thaw("flights", by="jo")
     waiting = freezing.waiting_runs("flights", "")
     assert [(dag_id, conf) for dag_id, _, conf in waiting] == [
         ("flights__train", {"request": requests_by_reason()["newer"].id}),
         ("flights__deploy", {"cutoff": FIRST}),
     ]
-    assert run_dag("flights__monitor", {"cutoff": LATER}).events[0][0] == "flights.retrain_request"  # so does the next monitor, if the thaw could not
+    # The next monitor run also starts them, in case the thaw could not.
+    assert run_dag("flights__monitor", {"cutoff": LATER}).events[0][0] == "flights.retrain_request"
     deployed = run_dag(waiting[1][0], waiting[1][2])
     assert deployed.state == "success" and aliases() == {"challenger": "1", "champion": "1"}, deployed.log[-3000:]
     assert requests_by_reason()["first_model"].state == "deployed"
     trained = run_dag(waiting[0][0], waiting[0][2])
-    assert trained.state == "success" and trained.results["register"]["request"] == requests_by_reason()["newer"].id, trained.log[-3000:]
-    assert sorted(requests_by_reason()) == ["first_model", "newer"]  # none was made beside
+    assert trained.state == "success" and trained.results["register"]["request"] == requests_by_reason()["newer"].id, (
+        trained.log[-3000:]
+    )
+    assert sorted(requests_by_reason()) == ["first_model", "newer"]  # no additional request was created
     assert freezing.waiting_runs("flights", "") == []
     again = run_dag(waiting[0][0], waiting[0][2])
     assert again.tasks["claim_request"] == "skipped" and "is not open any more" in again.log
 
 
-def test_a_training_that_is_frozen_in_the_middle_gives_its_request_back_and_goes_on_after_the_thaw(run_dag, monkeypatch):
+def test_a_training_that_is_frozen_in_the_middle_gives_its_request_back_and_goes_on_after_the_thaw(
+    run_dag, monkeypatch
+):
     from include.dag_kit.compute import TrainingStep
 
     whole, done = TrainingStep._run, []
@@ -104,7 +123,11 @@ def test_a_training_that_is_frozen_in_the_middle_gives_its_request_back_and_goes
 
 
 def test_a_step_of_a_run_that_gave_its_request_back_does_not_go_on_after_the_thaw(run_dag, monkeypatch):
-    """Else a thaw between two steps would have a model judged of which half the candidates were never fitted."""
+    """A step of a run that returned its request does not continue after the thaw.
+
+    Otherwise, after a thaw between two steps, a model would be judged although half of its
+    candidates were never fitted.
+    """
     from include.dag_kit.compute import TrainingStep
 
     whole, done = TrainingStep._run, []

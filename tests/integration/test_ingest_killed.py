@@ -1,4 +1,4 @@
-"""kill -9 of an ingest task's process, at every point where something was just written; the retry ends as if nothing had been."""
+"""An ingest task that is killed after any of its writes ends after the retry as if undisturbed."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import pytest
 
 from include import ledger
 from include.data import layout, storage, tables
+from include.data.feed import drop, drop_bad
 from include.data.ingest import ingest_source
 from include.ledger import moment
 from include.projects import get_project
@@ -21,7 +22,7 @@ CUTOFF = "2013-01-02T10:00:00Z"
 
 
 def work(kill: tuple[str, str, int] | None) -> None:
-    """The task: ingest the schedule; die after the n-th call of a function."""
+    """Ingest the schedule, and die after the n-th call of a function."""
     if kill:
         module, name, calls = kill
         owner = import_module(module)
@@ -50,14 +51,21 @@ def run(home, kill=None) -> int:
 
 
 def end() -> dict:
-    """All that the task leaves behind."""
+    """Return everything that the task leaves behind."""
     rows = {
-        name: tables.open_table(layout.table(FLIGHTS, name)).to_pyarrow_table().to_pandas().astype(str).sort_values(by).values.tolist()
+        name: tables.open_table(layout.table(FLIGHTS, name))
+        .to_pyarrow_table()
+        .to_pandas()
+        .astype(str)
+        .sort_values(by)
+        .values.tolist()
         for name, by in (("schedule", list(SCHEDULE.key)), ("quarantine", ["file", "row"]))
     }
     records = [{k: v for k, v in record.items() if k != "recorded_at"} for record in ledger.file_records("flights")]
-    refused = {path.name: content for path, content in storage.read_all(storage.files(layout.refused(FLIGHTS, SCHEDULE)))}
-    # The Data Docs page within the report says when it was made.
+    refused = {
+        path.name: content for path, content in storage.read_all(storage.files(layout.refused(FLIGHTS, SCHEDULE)))
+    }
+    # The Data Docs page within the report contains its creation time.
     page = re.sub(r' srcdoc="[^"]*"', "", (report() / "index.html").read_text())
     return {**rows, "records": records, "refused": refused, "page": page}
 
@@ -66,9 +74,9 @@ def end() -> dict:
 def dropped(fresh_store):
     feed = FLIGHTS.module("feed")
     window = {"since": feed.first_moment(), "until": moment(CUTOFF)}
-    feed.drop(FLIGHTS.model_copy(update={"sources": (SCHEDULE,)}), **window)
+    drop(FLIGHTS.model_copy(update={"sources": (SCHEDULE,)}), **window)
     for kind in ("missing_column", "negative_distance"):
-        feed.drop_bad(FLIGHTS, kind, **window)
+        drop_bad(FLIGHTS, kind, **window)
     return fresh_store
 
 
@@ -99,7 +107,7 @@ def test_a_retry_ends_as_if_it_had_not_been_killed(dropped, tmp_path, monkeypatc
 
 @pytest.fixture
 def undisturbed(dropped, tmp_path_factory, monkeypatch):
-    """How it ends in another home, where nothing is killed."""
+    """Return the result in another home without a kill."""
     if "end" not in _UNDISTURBED:
         other = tmp_path_factory.mktemp("undisturbed")
         with monkeypatch.context() as patch:

@@ -1,4 +1,7 @@
-"""The real monitor DAG, on a made-up champion in a real MLflow registry and made-up predictions in real tables."""
+"""The real monitor DAG on a made-up champion and made-up predictions.
+
+The champion is in a real MLflow registry, and the predictions are in real tables.
+"""
 
 import json
 import os
@@ -53,15 +56,23 @@ open(result, "w").write(json.dumps(runs))
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
-    """An Airflow home with a migrated database, and the environment of the stack's own processes, MLflow in a file."""
+    """Create an Airflow home with a migrated database and the environment of the stack's processes.
+
+    MLflow stores its data in a file.
+    """
     from include.stack.environment import airflow_environment
 
     home = tmp_path_factory.mktemp("monitor")
     kept = dict(os.environ)
     os.environ.update({"AIRLOOP_HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db"})
     get_settings.cache_clear()
-    environment = airflow_environment(get_settings()) | {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"], "AIRLOOP_PROJECTS": "flights"}
-    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True)
+    environment = airflow_environment(get_settings()) | {
+        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+        "AIRLOOP_PROJECTS": "flights",
+    }
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], env=environment, cwd=home, check=True, capture_output=True
+    )
     yield SimpleNamespace(home=home, environment=environment)
     os.environ.clear()
     os.environ.update(kept)
@@ -70,7 +81,7 @@ def airflow(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def champion(airflow):
-    """Version 1 of flights, trained at APRIL, with its bundle, deployed."""
+    """Register and deploy version 1 of flights, trained at APRIL, with its bundle."""
     from include.registry import versions
     from include.training.bundle import contract_of, make_bundle
     from include.training.candidates import BASELINE
@@ -81,7 +92,9 @@ def champion(airflow):
     rows = inputs(3000, seed=1).assign(event_timestamp=pd.date_range(end=APRIL, periods=3000, freq="10min"))
     rows["label"] = outcome(rows)
     contract = contract_of(FLIGHTS)
-    model = train(FLIGHTS, BASELINE, *matrices(rows, contract["numeric"], contract["categorical"]), rows["label"].to_numpy())
+    model = train(
+        FLIGHTS, BASELINE, *matrices(rows, contract["numeric"], contract["categorical"]), rows["label"].to_numpy()
+    )
     bundle = make_bundle(FLIGHTS, model.to_onnx().SerializeToString(), rows)
 
     client = tracking_client()
@@ -89,7 +102,11 @@ def champion(airflow):
     model_id = log_model(client, runs.request_run(), bundle, experiment=runs.experiment, tags={}, params={})
     client.create_registered_model(FLIGHTS.name)
     version = client.create_model_version(
-        FLIGHTS.name, f"models:/{model_id}", run_id=runs.request_run(), tags={"cutoff": APRIL, "metric.auc": "0.7"}, model_id=model_id
+        FLIGHTS.name,
+        f"models:/{model_id}",
+        run_id=runs.request_run(),
+        tags={"cutoff": APRIL, "metric.auc": "0.7"},
+        model_id=model_id,
     )
     versions.move_alias(FLIGHTS, "champion", str(version.version))
     return bundle
@@ -97,7 +114,10 @@ def champion(airflow):
 
 @pytest.fixture(scope="module")
 def runs(airflow, champion):
-    """Every run that the tests below look at, by name, in one process (its imports take longer than the runs)."""
+    """Return all runs that the tests below check, by name.
+
+    They run in one process, whose imports take longer than the runs.
+    """
     for scenario, more in {"drifting": 0.8, "healthy": 0.0}.items():
         with scenario_of(airflow, scenario):
             for until in (MAY, JUNE):
@@ -112,22 +132,38 @@ def runs(airflow, champion):
     ]
     result = airflow.home / "runs.json"
     arguments = [str(REPOSITORY / "dags"), json.dumps(steps), str(result)]
-    done = subprocess.run([sys.executable, "-c", RUNNER, *arguments], env=airflow.environment, cwd=airflow.home, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, *arguments],
+        env=airflow.environment,
+        cwd=airflow.home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return json.loads(result.read_text())
 
 
 def step(airflow, name: str, scenario: str, cutoff: str, *, claim: bool = False, champion: str | None = "1") -> dict:
-    return {"name": name, "environment": environment_of(airflow, scenario), "cutoff": cutoff, "claim": claim, "champion": champion}
+    return {
+        "name": name,
+        "environment": environment_of(airflow, scenario),
+        "cutoff": cutoff,
+        "claim": claim,
+        "champion": champion,
+    }
 
 
 def environment_of(airflow, scenario: str) -> dict[str, str]:
-    return {"AIRLOOP_DATA_ROOT": str(airflow.home / scenario), "AIRLOOP_LEDGER_URL": f"sqlite:///{airflow.home}/{scenario}.db"}
+    return {
+        "AIRLOOP_DATA_ROOT": str(airflow.home / scenario),
+        "AIRLOOP_LEDGER_URL": f"sqlite:///{airflow.home}/{scenario}.db",
+    }
 
 
 @contextmanager
 def scenario_of(airflow, scenario: str):
-    """In the store and the ledger that belong to one scenario alone."""
+    """Use a store and a ledger for one scenario alone."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment_of(airflow, scenario).items():
             patch.setenv(name, value)
@@ -138,8 +174,12 @@ def scenario_of(airflow, scenario: str):
 
 def inputs(count: int, seed: int) -> pd.DataFrame:
     generator = np.random.default_rng(seed)
-    frame = pd.DataFrame(generator.normal(size=(count, len(FLIGHTS.inputs.numeric))), columns=list(FLIGHTS.inputs.numeric))
-    return frame.assign(origin=generator.choice(["JFK", "LGA", "EWR"], count), carrier=generator.choice(["AA", "UA"], count))
+    frame = pd.DataFrame(
+        generator.normal(size=(count, len(FLIGHTS.inputs.numeric))), columns=list(FLIGHTS.inputs.numeric)
+    )
+    return frame.assign(
+        origin=generator.choice(["JFK", "LGA", "EWR"], count), carrier=generator.choice(["AA", "UA"], count)
+    )
 
 
 def outcome(rows: pd.DataFrame, more: float = 0.0) -> np.ndarray:
@@ -148,21 +188,34 @@ def outcome(rows: pd.DataFrame, more: float = 0.0) -> np.ndarray:
 
 
 def serve(bundle, *, until: str, more: float, count: int = 6000) -> None:
-    """A month of predictions with their outcomes; ``more`` makes them late more often than the model learnt (in log odds)."""
+    """Serve a month of predictions with their outcomes.
+
+    ``more`` raises the log odds of a late arrival above what the model learned.
+    """
     rows = inputs(count, seed=2)
     end = pd.Timestamp(until) - timedelta(hours=12)
     rows["predicted_at"] = pd.date_range(end - timedelta(days=27), end, periods=count).floor("s")
-    key = {"carrier": rows["carrier"], "flight": np.arange(count), "scheduled_departure": rows["predicted_at"] + timedelta(hours=1)}
+    key = {
+        "carrier": rows["carrier"],
+        "flight": np.arange(count),
+        "scheduled_departure": rows["predicted_at"] + timedelta(hours=1),
+    }
     predicted = rows.assign(**key, prediction=bundle.predict(rows), model_version="1", cutoff=pd.Timestamp(until))
     store(layout.predictions(FLIGHTS), predicted, until)
     late = outcome(rows, more)
     known_at = rows["predicted_at"] + timedelta(hours=6)
-    store(layout.table(FLIGHTS, "actuals"), pd.DataFrame({**key, "status": "landed", "arr_delay": np.where(late, 60.0, 0.0), "known_at": known_at}), until)
+    store(
+        layout.table(FLIGHTS, "actuals"),
+        pd.DataFrame({**key, "status": "landed", "arr_delay": np.where(late, 60.0, 0.0), "known_at": known_at}),
+        until,
+    )
 
 
 def store(uri: str, rows: pd.DataFrame, until: str) -> None:
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    schema = pa.schema([pa.field(f.name, tables.ARROW["timestamp"] if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
+    schema = pa.schema(
+        [pa.field(f.name, tables.ARROW["timestamp"] if pa.types.is_timestamp(f.type) else f.type) for f in table.schema]
+    )
     tables.append(uri, table.cast(schema), writer="test", sequence=int(moment(until).timestamp()))
 
 
@@ -184,14 +237,24 @@ def test_drift_asks_once(airflow, runs):
 
 
 def test_a_rerun_says_again_that_a_request_waits_and_makes_none(runs):
-    """It cannot know whether Airflow lost the first event; that there is one request, the test above has seen."""
+    """A rerun announces the waiting request again and does not create a new one.
+
+    It cannot know whether Airflow lost the first event. The previous test checks that there is one
+    request.
+    """
     ((extra, _),) = runs["first"]["events"]
-    assert runs["again"]["events"] == [[extra, "wake_train"]]  # the sweep, not the decision; and once
+    # Announced once, by the sweep and not by the decision.
+    assert runs["again"]["events"] == [[extra, "wake_train"]]
 
 
 def test_once_a_request_is_worked_on_nobody_is_woken_though_the_drift_goes_on(airflow, runs):
     tasks = runs["claimed"]["tasks"]
-    assert (runs["claimed"]["events"], tasks["request_retraining"], tasks["wake_train"], tasks["wake_deploy"]) == ([], "skipped", "skipped", "skipped")
+    assert (runs["claimed"]["events"], tasks["request_retraining"], tasks["wake_train"], tasks["wake_deploy"]) == (
+        [],
+        "skipped",
+        "skipped",
+        "skipped",
+    )
     with scenario_of(airflow, "drifting"):
         summary = ledger.stage_record("flights", "monitor", JUNE)["summary"]
     assert (summary["state"], summary["asked"]) == ("drifting", False)
@@ -199,7 +262,10 @@ def test_once_a_request_is_worked_on_nobody_is_woken_though_the_drift_goes_on(ai
 
 def test_each_report_lies_where_its_task_shows_it(airflow, runs):
     with scenario_of(airflow, "drifting"):
-        for task_id, files in {"measure_performance": {"performance.json"}, "report_drift": {"report.json", "summary.json", "index.html.scripts.json"}}.items():
+        for task_id, files in {
+            "measure_performance": {"performance.json"},
+            "report_drift": {"report.json", "summary.json", "index.html.scripts.json"},
+        }.items():
             folder = layout.report(FLIGHTS, "flights__monitor", runs["first"]["run_id"], task_id)
             assert {f.name for f in folder.iterdir()} == {"index.html", *files}
             assert (folder / "index.html").stat().st_size > 10_000
@@ -219,6 +285,8 @@ def test_a_champion_without_predictions_is_not_known(airflow, runs):
 
 
 def test_without_a_champion_everything_is_skipped_and_recorded(airflow, runs):
-    assert {runs["no champion"]["tasks"][t] for t in ("measure_performance", "report_drift", "request_retraining")} == {"skipped"}
+    assert {runs["no champion"]["tasks"][t] for t in ("measure_performance", "report_drift", "request_retraining")} == {
+        "skipped"
+    }
     with scenario_of(airflow, "champion"):
         assert ledger.stage_record("flights", "monitor", MAY)["summary"]["state"] == "no champion"

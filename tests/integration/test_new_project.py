@@ -1,4 +1,7 @@
-"""Both kinds of scaffolded project, made in a copy of the repository: their DAGs run to a served model, and no other file is touched."""
+"""Both kinds of scaffolded project run to a served model, and no other file changes.
+
+They are generated in a copy of the repository.
+"""
 
 import hashlib
 import json
@@ -15,9 +18,19 @@ import pytest
 from include.settings import REPOSITORY
 
 KINDS = {"parcels": "binary", "couriers": "regression"}
-NOT_CODE = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".import_linter_cache", "mlruns"}
+NOT_CODE = {
+    ".git",
+    ".venv",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".mypy_cache",
+    ".import_linter_cache",
+    "mlruns",
+}
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(3600)]  # a minute or two each, on a machine that has nothing else to do
+# A minute or two each on an idle machine.
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3600)]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -26,19 +39,36 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def command(copy: Path, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
-    """Python in the copy, which shares nothing with the repository that runs this test."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRLOOP", "AIRFLOW", "MLFLOW", "_AIRFLOW", "__AIRFLOW"))}
+    """Run Python in the copy, isolated from the repository that runs this test."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AIRLOOP", "AIRFLOW", "MLFLOW", "_AIRFLOW", "__AIRFLOW"))
+    }
     return subprocess.run(
-        [sys.executable, *arguments], cwd=copy, env={**kept, "PYTHONPATH": str(copy)}, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *arguments],
+        cwd=copy,
+        env={**kept, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the repository in which both kinds were made; at the end, nothing else in it has changed."""
+    """Copy the repository and generate both kinds of project.
+
+    Assert at the end that no other file in it has changed.
+    """
     copy = tmp_path_factory.mktemp("repository") / "airloop"
     top = str(REPOSITORY)
-    shutil.copytree(top, copy, ignore=lambda where, names: NOT_CODE & set(names) | ({"data"} & set(names) if where == top else set()))
+    shutil.copytree(
+        top,
+        copy,
+        ignore=lambda where, names: NOT_CODE & set(names) | ({"data"} & set(names) if where == top else set()),
+    )
     before = hashes(copy)
     for name, kind in KINDS.items():
         made = command(copy, "-m", "include.cli", "new-project", name, "--kind", kind)
@@ -46,14 +76,14 @@ def copy(tmp_path_factory):
     yield copy
     after = hashes(copy)
     assert {file: digest for file, digest in after.items() if file in before} == before
-    parts = ("__init__", "expectations", "features", "feed")
-    wanted = {f"include/projects/{name}/{part}.py" for name in KINDS for part in parts} | {f"feature_repo/{name}.py" for name in KINDS}
+    parts = ("__init__", "expectations", "features", "feast", "feed")
+    wanted = {f"include/projects/{name}/{part}.py" for name in KINDS for part in parts}
     assert after.keys() - before.keys() == wanted
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def ran(request, copy, tmp_path_factory):
-    """The project's DAGs, run in a home outside of the copy."""
+    """Run the project's DAGs in a home outside of the copy."""
     home = tmp_path_factory.mktemp(request.param)
     done = command(copy, str(Path(__file__).with_name("run_made_project.py")), request.param, str(home), timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -68,7 +98,14 @@ def test_every_stage_of_the_made_project_does_its_work(ran):
     stages = {}
     for stage, summary in outcome["stages"].items():
         stages.setdefault(stage.partition(" ")[0], []).append(summary)
-    assert {stage: len(runs) for stage, runs in stages.items()} == {"ingest": 2, "build_features": 2, "train": 1, "deploy": 1, "score": 1, "monitor": 1}
+    assert {stage: len(runs) for stage, runs in stages.items()} == {
+        "ingest": 2,
+        "build_features": 2,
+        "train": 1,
+        "deploy": 1,
+        "score": 1,
+        "monitor": 1,
+    }
     assert sum(source["table"] for run in stages["ingest"] for source in run["sources"]) > 10_000
     assert sum(source["quarantine"] + source["refused"] for run in stages["ingest"] for source in run["sources"]) == 0
     (training,) = stages["train"]
@@ -81,12 +118,15 @@ def test_the_served_model_answers_as_the_batch_did(ran):
     name, outcome = ran
     answer, batch = outcome["answer"], outcome["batch"]
     assert (answer["status"], answer["model"], str(answer["model_version"])) == (200, name, batch["version"])
-    assert {pd.Timestamp(t) for p in answer["predictions"] for t in p["feature_times"].values()} == {pd.Timestamp(t) for t in batch["feature_times"]}
+    assert {pd.Timestamp(t) for p in answer["predictions"] for t in p["feature_times"].values()} == {
+        pd.Timestamp(t) for t in batch["feature_times"]
+    }
     predictions = [p["prediction"] for p in answer["predictions"]]
     assert len(predictions) == 20
     assert np.allclose(predictions, batch["predictions"], atol=1e-6)
     assert all(
-        set(p["feature_times"]) == {f"{name}_customer_history", f"{name}_product_history"} and None not in p["feature_times"].values()
+        set(p["feature_times"]) == {f"{name}_customer_history", f"{name}_product_history"}
+        and None not in p["feature_times"].values()
         for p in answer["predictions"]
     )
     if KINDS[name] == "binary":
@@ -99,4 +139,7 @@ def test_monitoring_finds_that_the_world_has_changed(ran):
     _, outcome = ran
     (summary,) = [summary for stage, summary in outcome["stages"].items() if stage.startswith("monitor")]
     assert (summary["state"], summary["asked"]) == ("drifting", True), summary
-    assert [thing["name"] for thing in outcome["made"] if thing["kind"] == "report"] == ["measure_performance", "report_drift"]
+    assert [thing["name"] for thing in outcome["made"] if thing["kind"] == "report"] == [
+        "measure_performance",
+        "report_drift",
+    ]

@@ -1,4 +1,7 @@
-"""The real deploy DAG, the real service and callers that never stop: a good canary comes to answer everybody, a bad one is taken out and nobody notices."""
+"""The real deploy DAG and service under constant requests: good and bad canaries.
+
+A good canary is promoted to all traffic. A bad one is removed without a failed request.
+"""
 
 import json
 import random
@@ -20,13 +23,15 @@ from include.registry import versions
 from include.rollout.document import rollout_document
 from include.settings import get_settings
 from tests.serving.bad_models import LATE_HOUR, bad_graph
-from tests.serving.stand import Registry, expected, logged, serving_process, wait_for
+from tests.serving.harness import Registry, expected, logged, serving_process
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 CUTOFF = "2013-02-03T00:00:00Z"
 WEIGHT = 0.2
-# Intervals of seconds, and as many looks that come to nothing as a starved machine needs. Latencies here are the machine's, not the models'.
+# Intervals of seconds, and enough inconclusive looks for a slow machine. Latency here depends on
+# the machine, not on the models.
 POLICY = RolloutPolicy(
     steps=(
         Step(name="next", shadow=1.0, interval=timedelta(seconds=3)),
@@ -38,10 +43,10 @@ POLICY = RolloutPolicy(
 
 
 class Callers:
-    """Ask for another customer each time, for a late hour now and then, and keep what they were told."""
+    """Request predictions for new customers, sometimes for a late hour, and keep the answers."""
 
     def __init__(self, service) -> None:
-        self.service, self.told, self.wrong = service, Counter(), []
+        self.service, self.counts, self.wrong = service, Counter(), []
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(2)]
 
@@ -59,22 +64,35 @@ class Callers:
         random_ = random.Random(seed)
         while not self._over.is_set():
             hour = LATE_HOUR + 1 if random_.random() < 0.3 else random_.randrange(24)
-            instance = {"shop": "b", "hour": hour, "sales_7d": random_.gauss(0, 30), "late_rate": 0.5, "temp": -3, "orders": 2}
-            status, said = self.service.get("/models/flights/predict", {"instances": [{**instance, "customer": random_.randrange(10**9)}]})
-            if status != 200 or abs(said["predictions"][0]["prediction"] - expected(instance)) > 1e-3:
-                self.wrong.append((status, said))
+            instance = {
+                "shop": "b",
+                "hour": hour,
+                "sales_7d": random_.gauss(0, 30),
+                "late_rate": 0.5,
+                "temp": -3,
+                "orders": 2,
+            }
+            status, response = self.service.get(
+                "/models/flights/predict", {"instances": [{**instance, "customer": random_.randrange(10**9)}]}
+            )
+            if status != 200 or abs(response["predictions"][0]["prediction"] - expected(instance)) > 1e-3:
+                self.wrong.append((status, response))
             else:
-                self.told[said["predictions"][0]["model_version"], said["predictions"][0]["arm"]] += 1
+                self.counts[response["predictions"][0]["model_version"], response["predictions"][0]["arm"]] += 1
 
 
 @pytest.fixture
 def deployed(run_dag, fresh_store, tmp_path, monkeypatch, request):
-    """Version 1 is champion and answers; gives the registry, the service, and a function that makes the challenger of the policy given."""
+    """Deploy version 1 as champion.
+
+    Return the registry, the service, and a function that creates the challenger with a given
+    policy.
+    """
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     _add(registry, "")
     registry.point("1", name="flights")
-    features = type("NoFeatures", (), {"folder": tmp_path / "no-features"})  # callers give all of them
+    features = type("NoFeatures", (), {"folder": tmp_path / "no-features"})  # callers provide all of them
     features.folder.mkdir()
     service = serving_process(tmp_path, registry.uri, features, log_root=fresh_store / "store")
     monkeypatch.setenv("AIRLOOP_SERVING_PORT", str(service.port))
@@ -82,7 +100,11 @@ def deployed(run_dag, fresh_store, tmp_path, monkeypatch, request):
     get_settings.cache_clear()
     before = flights.project
     try:
-        wait_for(lambda: service.get("/models/flights")[0] == 200 and service.get("/models/flights")[1]["version"] == "1", 300, service.log.read_text)
+        wait_for(
+            lambda: service.get("/models/flights")[0] == 200 and service.get("/models/flights")[1]["version"] == "1",
+            300,
+            service.log.read_text,
+        )
 
         def challenge(policy=POLICY, **parts):
             flights.project = before.model_copy(update={"rollout": policy})
@@ -99,8 +121,14 @@ def deployed(run_dag, fresh_store, tmp_path, monkeypatch, request):
 def _add(registry, judged_against, **parts) -> str:
     contract = {"feature_service": "flights_v1"}
     version = registry.add(name="flights", champion=False, contract=contract, **parts)
-    (registry.artifacts(version, name="flights") / "reference.parquet").write_bytes(b"")  # which only the monitor reads
-    tags = {"gate": "passed", "judged_against": judged_against, "cutoff": CUTOFF, "metric.auc": "0.76", "gate_reasons": '["auc 0.76, the champion 0.75"]'}
+    (registry.artifacts(version, name="flights") / "reference.parquet").write_bytes(b"")  # only the monitor reads it
+    tags = {
+        "gate": "passed",
+        "judged_against": judged_against,
+        "cutoff": CUTOFF,
+        "metric.auc": "0.76",
+        "gate_reasons": '["auc 0.76, the champion 0.75"]',
+    }
     for name, value in tags.items():
         registry.client.set_model_version_tag("flights", version, name, value)
     registry.client.set_registered_model_alias("flights", "challenger", version)
@@ -108,7 +136,11 @@ def _add(registry, judged_against, **parts) -> str:
 
 
 def share(rows) -> float:
-    """Of the callers whose request was, by its entity, the canary's: answered by it or in its place."""
+    """Return the canary's share of the requests.
+
+    A request counts if its entity belongs to the canary, also when the champion answered in its
+    place.
+    """
     return sum(row["arm"] == "canary" or row["failed_arm"] == "canary" for row in rows) / len(rows)
 
 
@@ -117,13 +149,15 @@ def test_a_good_canary_goes_from_shadow_to_everybody(deployed, run_dag, fresh_st
     challenge()
     with Callers(service) as callers:
         run = run_dag("flights__deploy", {"cutoff": CUTOFF})
-        wait_for(lambda: callers.told["2", "champion"], 60)
+        wait_for(lambda: callers.counts["2", "champion"], 60)
     assert run.state == "success", run.log[-4000:]
-    assert run.tasks["roll_out"] == "success" and run.tasks["put_old_one_back"] == "skipped"
+    assert run.tasks["roll_out"] == "success" and run.tasks["rollback"] == "skipped"
     assert versions.aliases(get_project("flights")) == {"challenger": "2", "champion": "2", "previous": "1"}
-    assert not callers.wrong and callers.told["2", "canary"] > 40
+    assert not callers.wrong and callers.counts["2", "canary"] > 40
     assert rollout_document(get_project("flights")).traffic is None
-    report = (layout.report(get_project("flights"), "flights__deploy", run.run_id, "roll_out") / "index.html").read_text()
+    report = (
+        layout.report(get_project("flights"), "flights__deploy", run.run_id, "roll_out") / "index.html"
+    ).read_text()
     assert "step 1, look" in report and "step 2, look" in report and "canary: 0.2 of the entities" in report
     shadows = list((fresh_store / "store" / "flights" / "shadow_log").glob("*.parquet"))
     assert shadows and [d["verdict"] for d in ledger.decisions("flights", "deploy")] == ["deployed"]
@@ -137,8 +171,8 @@ def test_a_bad_canary_is_taken_out_and_nobody_notices(how, deployed, run_dag, fr
     with Callers(service) as callers:
         run = run_dag("flights__deploy", {"cutoff": CUTOFF})
         wait_for(lambda: service.get("/models/flights")[1]["arms"] == [], 60)
-        before = callers.told.total()
-        wait_for(lambda: callers.told.total() > before + 50, 120)
+        before = callers.counts.total()
+        wait_for(lambda: callers.counts.total() > before + 50, 120)
     assert run.state == "failed" and run.tasks["roll_out"] == "failed" and run.tasks["promote"] == "upstream_failed"
     assert "version 2 was taken out after" in run.log and "requests failed" in run.log
     assert versions.aliases(get_project("flights")) == {"challenger": "2", "champion": "1"}
@@ -146,15 +180,20 @@ def test_a_bad_canary_is_taken_out_and_nobody_notices(how, deployed, run_dag, fr
     assert ended["state"] == "rolled_back" and "failed" in ended["reason"]
     assert [d["verdict"] for d in ledger.decisions("flights", "deploy")] == ["rolled_back"]
 
-    assert not callers.wrong  # not even of the canary's own: the champion stood in
+    # Not even the canary's own requests get a wrong answer, because the champion answers in its
+    # place.
+    assert not callers.wrong
     rows = logged(fresh_store / "store", "flights")
     bad = [row["predicted_at"] for row in rows if row["failed_arm"]]
     own = [row for row in rows if row["failed_arm"] or row["arm"] == "canary"]
-    print(f"{how}: {len(own)} requests of its own, {len(bad)} bad, {(max(bad) - min(bad)).total_seconds():.2f} s from the first bad answer to the last")
+    print(
+        f"{how}: {len(own)} requests of its own, {len(bad)} bad, {(max(bad) - min(bad)).total_seconds():.2f} s from the first bad answer to the last"
+    )
     assert bad and sum(min(bad) <= row["predicted_at"] <= max(bad) for row in own) <= 200
     assert {row["model_version"] for row in rows if row["failed_arm"] == "" and row["arm"] == "champion"} == {"1"}
     during = [row for row in rows if min(r["predicted_at"] for r in own) <= row["predicted_at"] <= max(bad)]
-    assert abs(share(during) - WEIGHT) < 4 * (WEIGHT / len(during)) ** 0.5 + 0.02  # the champion's share is what it was to be
+    # The champion's share is as configured.
+    assert abs(share(during) - WEIGHT) < 4 * (WEIGHT / len(during)) ** 0.5 + 0.02
 
 
 @pytest.mark.parametrize("answer", ["Approve", "Reject"])
@@ -170,15 +209,18 @@ def test_a_person_approves_or_refuses_with_the_figures_before_him(answer, deploy
     person.join(60)
     assert run.state == "success", run.log[-4000:]
     assert "may version 2 answer everybody" in asked["subject"]
-    said = asked["body"].replace("\\", "")  # Markdown of values is escaped
-    assert "auc | 0.76" in said and "auc 0.76, the champion 0.75" in said and "errors | passed" in said
+    body = asked["body"].replace("\\", "")  # Markdown of values is escaped
+    assert "auc | 0.76" in body and "auc 0.76, the champion 0.75" in body and "errors | passed" in body
     assert "#/models/flights/versions/2" in asked["body"]
-    assert "rollout of version 2" in (layout.report(get_project("flights"), "flights__deploy", run.run_id, "approve") / "index.html").read_text()
+    assert (
+        "rollout of version 2"
+        in (layout.report(get_project("flights"), "flights__deploy", run.run_id, "approve") / "index.html").read_text()
+    )
     (decision,) = ledger.decisions("flights", "deploy")
     if answer == "Approve":
         assert versions.aliases(get_project("flights"))["champion"] == "2" and decision["verdict"] == "deployed"
     else:
-        assert run.tasks["promote"] == run.tasks["put_old_one_back"] == "skipped"
+        assert run.tasks["promote"] == run.tasks["rollback"] == "skipped"
         assert versions.aliases(get_project("flights"))["champion"] == "1"
         assert decision["verdict"] == "refused" and decision["reasons"] == ["not approved by jo: too dear"]
         assert rollout_document(get_project("flights")).traffic is None
@@ -186,7 +228,10 @@ def test_a_person_approves_or_refuses_with_the_figures_before_him(answer, deploy
 
 
 def answer_when_asked(answer: str, seconds: float = 900) -> dict[str, str]:
-    """What the Required Actions page does when a person clicks: Airflow's own route, without the login. Gives what was shown."""
+    """Respond to the Required Actions page as a person does, and return what was shown.
+
+    This uses Airflow's own route without the login.
+    """
     from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
     from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
     from airflow.models.hitl import HITLDetail
@@ -198,9 +243,14 @@ def answer_when_asked(answer: str, seconds: float = 900) -> dict[str, str]:
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        # Airflow's database is a file that the run writes to: it may be locked for longer than it is waited for.
+        # Airflow's database is a file that the run writes to. It may stay locked for longer than
+        # the timeout.
         with suppress(OperationalError), create_session() as session:
-            waiting = session.query(TaskInstance).filter(TaskInstance.task_id == "approve", TaskInstance.state == "awaiting_input").first()
+            waiting = (
+                session.query(TaskInstance)
+                .filter(TaskInstance.task_id == "approve", TaskInstance.state == "awaiting_input")
+                .first()
+            )
             if waiting is not None:
                 payload = UpdateHITLDetailPayload(chosen_options=[answer], params_input={"reason": "too dear"})
                 detail = session.get(HITLDetail, waiting.id)

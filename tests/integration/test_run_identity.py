@@ -1,4 +1,7 @@
-"""A DAG run that is cleared later is the same run: in the real DAG its cutoff stays, though the project's clock has moved on."""
+"""A DAG run that is cleared later stays the same run.
+
+In the real DAG it keeps its cutoff, although the project's clock has advanced.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,9 +18,14 @@ def test_a_cleared_run_keeps_its_cutoff_when_the_clock_has_moved(run_dag, clock)
     if clock == "replay":
         ledger.set_clock("flights", present)
     first = run_dag("flights__ingest", at=AT)
-    assert first.results["decide_cutoff"] == ledger.iso(present if clock == "replay" else AT), (first.results, first.log[:3000])
+    assert first.results["decide_cutoff"] == ledger.iso(present if clock == "replay" else AT), (
+        first.results,
+        first.log[:3000],
+    )
     if clock == "replay":
         ledger.set_clock("flights", present + timedelta(days=9))
     again = run_dag("flights__ingest", at=AT)
     assert again.run_id == first.run_id and again.results["decide_cutoff"] == first.results["decide_cutoff"]
-    assert ledger.stage_record("flights", "ingest", first.results["decide_cutoff"]) and len(again.results) == len(first.results)
+    assert ledger.stage_record("flights", "ingest", first.results["decide_cutoff"]) and len(again.results) == len(
+        first.results
+    )

@@ -1,4 +1,4 @@
-"""The batch: partition by partition, taken up where it was killed, and the same answers as serving gives."""
+"""Batch scoring works by partition, resumes after a kill, and agrees with serving."""
 
 import json
 import os
@@ -22,14 +22,19 @@ from include.scoring import batch
 from include.settings import REPOSITORY, get_settings
 from include.stack.environment import serving_environment
 from tests.homes import forget_home
-from tests.serving.stand import Process, wait_for
+from tests.serving.harness import Process
 from tests.unit.features.test_flights_features import frames  # noqa: F401  (seven weeks of made-up flights)
 from tests.unit.training import made_up
 from tests.unit.training.test_steps import request_for, trained
+from tests.waiting import wait_for
 
 TRAINED, CUTOFF, AFTERWARDS = "2013-01-12T00:00:00Z", "2013-02-10T10:00:00Z", "2013-02-10T10:29:00Z"
-# Most planes are in no register: the rule answers for them. What lacks otherwise is normal, and the wind has a default.
-POLICY = LookupPolicy(views={"plane": {"unknown_entity": "baseline"}, "route_delays": {"unknown_entity": "refuse"}}, defaults={"wind_gust": 10.0})
+# Most planes are missing from the register, and the rule answers for them. Other missing values are
+# normal, and the wind has a default.
+POLICY = LookupPolicy(
+    views={"plane": {"unknown_entity": "baseline"}, "route_delays": {"unknown_entity": "refuse"}},
+    defaults={"wind_gust": 10.0},
+)
 KILLED = """
 import os, signal
 from include.scoring import batch
@@ -55,13 +60,18 @@ def in_small_partitions(module) -> None:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory, frames):  # noqa: F811
-    """Tables, features up to the cutoff, and a champion whose own cutoff is a month before."""
+    """Return tables, features up to the cutoff, and a champion whose cutoff is a month earlier."""
     home = tmp_path_factory.mktemp("score")
     variables = pytest.MonkeyPatch()
-    given = {"AIRLOOP_HOME": home / "home", "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    given = {
+        "AIRLOOP_HOME": home / "home",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     for name, value in given.items():
         variables.setenv(name, str(value))
-    variables.chdir(home)  # MLflow without a server puts artifacts below the working directory
+    # MLflow without a server stores artifacts below the working directory.
+    variables.chdir(home)
     forget_home()
     for name, rows in frames.items():
         append(name, rows, 1)
@@ -78,12 +88,17 @@ def ready(tmp_path_factory, frames):  # noqa: F811
 
 def append(name: str, rows: pd.DataFrame, sequence: int) -> None:
     schema = tables.arrow_schema(PROJECT.source(name).columns)
-    tables.append(layout.table(PROJECT, name), pa.Table.from_pandas(rows, schema=schema, preserve_index=False), writer="test", sequence=sequence)
+    tables.append(
+        layout.table(PROJECT, name),
+        pa.Table.from_pandas(rows, schema=schema, preserve_index=False),
+        writer="test",
+        sequence=sequence,
+    )
 
 
 @pytest.fixture
 def another_table(ready, tmp_path, monkeypatch):
-    """The predictions of a test go into a table of its own."""
+    """Store the predictions of each test in a separate table."""
     monkeypatch.setattr(layout, "predictions", lambda _: str(tmp_path / "predictions"))
     return tmp_path / "predictions"
 
@@ -94,13 +109,13 @@ def predictions(uri) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def whole(ready, tmp_path_factory):
-    """Everything in one partition."""
+    """Score everything in one partition."""
     with pytest.MonkeyPatch.context() as patch:
         uri = tmp_path_factory.mktemp("whole") / "predictions"
         patch.setattr(layout, "predictions", lambda _: str(uri))
         patch.setattr(batch, "FIRST_WINDOW", timedelta(days=400))
-        said = batch.predict_due(PROJECT, CUTOFF)
-        assert (said["partitions"], said["model_version"]) == (1, "1") and said["rows"] > 400
+        summary = batch.predict_due(PROJECT, CUTOFF)
+        assert (summary["partitions"], summary["model_version"]) == (1, "1") and summary["rows"] > 400
         return predictions(uri)
 
 
@@ -114,47 +129,73 @@ def test_partitions_are_small_and_together_they_are_the_whole(whole, another_tab
     monkeypatch.setattr(store, "historical_features", counted)
     monkeypatch.setattr(batch, "MOST_ROWS", 60)
     monkeypatch.setattr(batch, "FIRST_WINDOW", timedelta(days=4))
-    said = batch.predict_due(PROJECT, CUTOFF)
-    assert said["rows"] == len(whole) and said["partitions"] == len(joined) > 8 and max(joined) <= 60
+    summary = batch.predict_due(PROJECT, CUTOFF)
+    assert summary["rows"] == len(whole) and summary["partitions"] == len(joined) > 8 and max(joined) <= 60
     pd.testing.assert_frame_equal(predictions(another_table), whole)
-    assert batch.predict_due(PROJECT, CUTOFF) | {"version": 0} == {"rows": 0, "partitions": 0, "refused": 0, "model_version": "1", "version": 0}
+    assert batch.predict_due(PROJECT, CUTOFF) | {"version": 0} == {
+        "rows": 0,
+        "partitions": 0,
+        "refused": 0,
+        "model_version": "1",
+        "version": 0,
+    }
 
 
 def test_a_killed_run_goes_on_after_its_last_partition(whole, ready, monkeypatch):
     uri = layout.predictions(PROJECT)
-    died = subprocess.run([sys.executable, "-c", KILLED], cwd=ready, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=500)
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        cwd=ready,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=500,
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-3000:]
     kept = predictions(uri)
     assert 0 < len(kept) < len(whole)
     in_small_partitions(batch)
     try:
-        said = batch.predict_due(PROJECT, CUTOFF)
+        summary = batch.predict_due(PROJECT, CUTOFF)
     finally:
         batch.MOST_ROWS, batch.FIRST_WINDOW = 50_000, timedelta(days=7)
-    assert said["rows"] == len(whole) - len(kept)  # what was done is not done again
+    assert summary["rows"] == len(whole) - len(kept)  # finished partitions are not repeated
     pd.testing.assert_frame_equal(predictions(uri), whole)
 
 
 @pytest.mark.stack
 def test_serving_gives_the_same_predictions_policy_included(ready, another_table, frames, tmp_path):  # noqa: F811
-    """Flights whose prediction time comes just after the cutoff: asked of serving by their keys, and predicted by the batch a little later."""
+    """Serving gives the same predictions as the batch, including the policy.
+
+    The flights' prediction times are just after the cutoff. Serving is queried by their keys, and
+    the batch predicts them a little later.
+    """
     count = 40
     moments = pd.date_range(CUTOFF, AFTERWARDS, periods=count + 1)[1:].floor("s").astype("datetime64[us, UTC]")
     later = frames["schedule"].tail(count).assign(
         flight=range(9000, 9000 + count), scheduled_departure=moments + timedelta(hours=1), scheduled_arrival=moments + timedelta(hours=3),
         published_at=pd.Timestamp(CUTOFF).as_unit("us") - timedelta(days=1),
     )  # fmt: skip
-    later["dest"] = ["IAH", "MIA", "XXX", "IAH"] * (count // 4)  # nobody ever flew to XXX: the policy refuses its route
-    planes = later[["carrier", "flight", "scheduled_departure", "published_at"]].assign(tailnum=["N1", "N2", "N3", "N9"] * (count // 4))
+    # No flight ever went to XXX, so the policy refuses its route.
+    later["dest"] = ["IAH", "MIA", "XXX", "IAH"] * (count // 4)
+    planes = later[["carrier", "flight", "scheduled_departure", "published_at"]].assign(
+        tailnum=["N1", "N2", "N3", "N9"] * (count // 4)
+    )
     append("schedule", later, 2)
     append("rotation", planes, 2)
     due = PROJECT.module("features").examples(
-        batch.KnownTables(PROJECT, moment(AFTERWARDS)), since=moment(CUTOFF), until=moment(AFTERWARDS), cutoff=moment(AFTERWARDS)
+        batch.KnownTables(PROJECT, moment(AFTERWARDS)),
+        since=moment(CUTOFF),
+        until=moment(AFTERWARDS),
+        cutoff=moment(AFTERWARDS),
     )
     due = due[due["flight"] >= 9000]
     assert len(due) == count
 
-    environment = {**serving_environment(get_settings()), "SERVING_MLFLOW_URI": os.environ["MLFLOW_TRACKING_URI"], "SERVING_LOG_ROOT": str(tmp_path / "log")}
+    environment = {
+        **serving_environment(get_settings()),
+        "SERVING_MLFLOW_URI": os.environ["MLFLOW_TRACKING_URI"],
+        "SERVING_LOG_ROOT": str(tmp_path / "log"),
+    }
     service = Process(["serving"], environment | {"SERVING_CACHE": str(tmp_path / "cache")}, tmp_path / "serving.log")
     try:
         wait_for(lambda: service.get("/ready")[0] == 200, 400, lambda: service.log.read_text()[-3000:])
@@ -162,20 +203,28 @@ def test_serving_gives_the_same_predictions_policy_included(ready, another_table
         answers = [service.get("/models/flights/predict", {"instances": [instance]}) for instance in instances]
     finally:
         service.end()
-    online = {flight: said["predictions"][0] for flight, (status, said) in zip(due["flight"], answers, strict=True) if status == 200}
-    refused = {flight: said for flight, (status, said) in zip(due["flight"], answers, strict=True) if status != 200}
-
-    said = batch.predict_due(PROJECT, AFTERWARDS)
-    found = predictions(another_table)
-    found = found[found["flight"] >= 9000].set_index("flight")
-    assert refused.keys() == set(due.loc[due["dest"] == "XXX", "flight"]) and {problem["type"] for problem in refused.values()} == {
-        "urn:airloop:unknown-entity"
+    online = {
+        flight: response["predictions"][0]
+        for flight, (status, response) in zip(due["flight"], answers, strict=True)
+        if status == 200
     }
-    assert said["refused"] == len(refused) == count // 4
-    assert {flight: answer["prediction"] for flight, answer in online.items()} == found["prediction"].to_dict()
+    refused = {
+        flight: response for flight, (status, response) in zip(due["flight"], answers, strict=True) if status != 200
+    }
+
+    summary = batch.predict_due(PROJECT, AFTERWARDS)
+    rows = predictions(another_table)
+    rows = rows[rows["flight"] >= 9000].set_index("flight")
+    assert refused.keys() == set(due.loc[due["dest"] == "XXX", "flight"]) and {
+        problem["type"] for problem in refused.values()
+    } == {"urn:airloop:unknown-entity"}
+    assert summary["refused"] == len(refused) == count // 4
+    assert {flight: answer["prediction"] for flight, answer in online.items()} == rows["prediction"].to_dict()
     by_rule = {flight for flight, answer in online.items() if answer["arm"] == "baseline"}
     assert (
-        by_rule == set(found.index[found["model_version"] == "1-baseline"]) == set(planes.loc[planes["tailnum"].isin(["N3", "N9"]), "flight"]) - refused.keys()
+        by_rule
+        == set(rows.index[rows["model_version"] == "1-baseline"])
+        == set(planes.loc[planes["tailnum"].isin(["N3", "N9"]), "flight"]) - refused.keys()
     )
-    assert set(found.index) - by_rule == set(found.index[found["model_version"] == "1"])
-    assert (found["wind_gust"] == 10.0).all()
+    assert set(rows.index) - by_rule == set(rows.index[rows["model_version"] == "1"])
+    assert (rows["wind_gust"] == 10.0).all()

@@ -1,6 +1,7 @@
-"""A search, and candidates of two compute classes, through the real train DAG: child processes, a study in SQL, a real MLflow registry.
+"""A search, and candidates of two compute classes, through the real train DAG.
 
-The training set is made up; everything after it is the real thing.
+It uses child processes, a study in SQL and a real MLflow registry. Only the training set is made
+up.
 """
 
 import json
@@ -30,13 +31,19 @@ def rows():
 
 @pytest.fixture
 def dying():
-    """Name of a step (``trial-trees-1``) -> the function at which its next try is killed with -9."""
+    """Return a dictionary: step name -> the function at which its next try is killed.
+
+    An example of a step name is ``trial-trees-1``.
+    """
     return {}
 
 
 @pytest.fixture
 def train(run_dag, fresh_store, stores, rows, dying, tmp_path, monkeypatch):
-    """Runs the train DAG; twice with the same hour is the same run again. A store and a registry of the test's own."""
+    """Return a function that runs the train DAG in the test's own store and registry.
+
+    A second call with the same hour reruns the same run.
+    """
     from include.dag_kit.compute import TrainingStep
     from include.features import training_set
     from include.registry.client import registry_client
@@ -50,19 +57,26 @@ def train(run_dag, fresh_store, stores, rows, dying, tmp_path, monkeypatch):
 
     def as_this_project(step, module, arguments):
         where = dying.pop(step._name, None)
-        whole(step, two_classes.__name__, [*(["tests.integration.dying_step", where] if where else [module]), *arguments])
+        whole(
+            step, two_classes.__name__, [*(["tests.integration.dying_step", where] if where else [module]), *arguments]
+        )
 
     monkeypatch.setattr(TrainingStep, "_run", as_this_project)
-    return lambda hour, **wishes: run_dag(f"{PROJECT.name}__train", {"cutoff": CUTOFF, **wishes}, at=datetime(2013, 3, 1, hour, tzinfo=UTC))
+    return lambda hour, **params: run_dag(
+        f"{PROJECT.name}__train", {"cutoff": CUTOFF, **params}, at=datetime(2013, 3, 1, hour, tzinfo=UTC)
+    )
 
 
 def trials_of_study(request):
-    """Place -> state, parameters and value, from the database; each place once."""
+    """Return number -> state, parameters and value of each trial, without duplicates."""
     from include.training import search
 
-    found = [(t.user_attrs[search.PLACE], (t.state.name, t.params, t.value)) for t in search._study(PROJECT, request, TREES).trials]
-    assert len(dict(found)) == len(found), found
-    return dict(found)
+    pairs = [
+        (t.user_attrs[search.PLACE_ATTRIBUTE], (t.state.name, t.params, t.value))
+        for t in search._study(PROJECT, request, TREES).trials
+    ]
+    assert len(dict(pairs)) == len(pairs), pairs
+    return dict(pairs)
 
 
 def runs_by_candidate():
@@ -90,26 +104,31 @@ def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(
     dying["trial-trees-1"] = IN_THE_FIT
     killed = train(1)
     assert killed.state == "failed" and "trial ended with exit code -9" in killed.log and not dying
-    # The other class's fits know nothing of the trials; what needs both does not begin.
+    # Fits of the other class do not depend on the trials. Steps that need both do not start.
     assert killed.tasks["fit_gpu_small"] == "success"
-    assert {killed.tasks[task] for task in ("choose_candidates", "fit", "evaluate", "choose_refit", "refit", "refit_gpu_small", "register")} == {
-        "upstream_failed"
-    }
+    assert {
+        killed.tasks[task]
+        for task in ("choose_candidates", "fit", "evaluate", "choose_refit", "refit", "refit_gpu_small", "register")
+    } == {"upstream_failed"}
     request = ledger.requests(PROJECT.name)[0].id
     before = trials_of_study(request)
     assert set(before) == {0, 1, 2, 3} and before[1][0] == "RUNNING" and not versions()
 
     run = train(1)
     assert run.state == "success" and run.run_id == killed.run_id, run.log[-3000:]
-    repeated = {name.rpartition("/")[2] for name in re.findall(r"trial: finished before; nothing to do \((\S+)\)", run.log)}
+    repeated = {
+        name.rpartition("/")[2] for name in re.findall(r"trial: finished before; nothing to do \((\S+)\)", run.log)
+    }
     assert repeated == {f"trial-trees-{place}.json" for place in (0, 2, 3)}
     assert [r.id for r in ledger.requests(PROJECT.name)] == [request]
     study = trials_of_study(request)
     assert {state for state, _, _ in study.values()} == {"COMPLETE"} and set(study) == {0, 1, 2, 3}
-    assert {place: parameters for place, (_, parameters, _) in study.items()} == {place: parameters for place, (_, parameters, _) in before.items()}
+    assert {place: parameters for place, (_, parameters, _) in study.items()} == {
+        place: parameters for place, (_, parameters, _) in before.items()
+    }
     assert (fresh_store / "studies.db").exists() != stores.are_real
 
-    # The fit, and what is registered, have the winner's parameters.
+    # The fit and the registered model have the winner's parameters.
     folder = layout.training(PROJECT, request)
     winner = max(study, key=lambda place: (study[place][2], -place))
     won = {**TREES.parameters, **study[winner][1]}
@@ -118,29 +137,43 @@ def test_a_search_that_is_killed_in_the_middle_and_run_again_ends_as_one_search(
     assert made["fit-trees.json"]["parameters"] == made["evaluate.json"]["parameters"] == won
     assert made["refit.json"]["refitted"]
 
-    # Trials are nested below the candidate, it below the request.
+    # Trials are nested below their candidate, and candidates below the request.
     runs = runs_by_candidate()
     assert set(runs) == {"request", "trees", "network", "baseline_rule", *(f"trees/trial_{place}" for place in study)}
-    assert {runs[f"trees/trial_{place}"].data.tags["mlflow.parentRunId"] for place in study} == {runs["trees"].info.run_id}
+    assert {runs[f"trees/trial_{place}"].data.tags["mlflow.parentRunId"] for place in study} == {
+        runs["trees"].info.run_id
+    }
     assert runs["trees"].data.tags["mlflow.parentRunId"] == runs["request"].info.run_id
     assert [place for place in study if "winner" in runs[f"trees/trial_{place}"].data.tags] == [winner]
     for place, (_, parameters, value) in study.items():
         logged = runs[f"trees/trial_{place}"].data
-        assert logged.metrics["auc"] == pytest.approx(value) and logged.params["max_leaf_nodes"] == str(parameters["max_leaf_nodes"])
+        assert logged.metrics["auc"] == pytest.approx(value) and logged.params["max_leaf_nodes"] == str(
+            parameters["max_leaf_nodes"]
+        )
 
-    # The trees won, so they were fitted again in their class, and nothing in the other.
-    assert (run.tasks["refit"], run.tasks["refit_gpu_small"], run.tasks["choose_refit"]) == ("success", "skipped", "success")
+    # The trees won, so only they were refitted, in their compute class.
+    assert (run.tasks["refit"], run.tasks["refit_gpu_small"], run.tasks["choose_refit"]) == (
+        "success",
+        "skipped",
+        "success",
+    )
     assert run.results["register"]["candidate"] == "trees" and [v.version for v in versions()] == [1]
     assert run.tasks["announce_challenger"] == "success"
 
-    # The same once more: nothing is done, and nothing is there twice.
+    # A rerun repeats no work and creates no duplicates.
     files, logged = manifests(folder), {name: r.data.to_dictionary() for name, r in runs.items()}
     again = train(1)
     assert again.state == "success" and again.results["register"] == run.results["register"]
     now = manifests(folder)
-    assert {name: content for name, (_, content) in now.items()} == {name: content for name, (_, content) in files.items()}
-    steps = {name for name, (_, content) in files.items() if content.get("step") in ("trial", "fit", "evaluate", "refit")}
-    assert len(steps) == 4 + 3 + 1 + 1 and {name: now[name] for name in steps} == {name: files[name] for name in steps}  # written once
+    assert {name: content for name, (_, content) in now.items()} == {
+        name: content for name, (_, content) in files.items()
+    }
+    steps = {
+        name for name, (_, content) in files.items() if content.get("step") in ("trial", "fit", "evaluate", "refit")
+    }
+    assert len(steps) == 4 + 3 + 1 + 1 and {name: now[name] for name in steps} == {
+        name: files[name] for name in steps
+    }  # written once
     assert trials_of_study(request) == study and len(versions()) == 1
     assert {name: r.data.to_dictionary() for name, r in runs_by_candidate().items()} == logged
 
@@ -149,7 +182,9 @@ def test_a_candidate_is_fitted_and_refitted_in_its_class_and_a_class_without_one
     dying["fit-network"] = AFTER_THE_FIT
     failed = train(2, candidates=["network"])
     assert failed.state == "failed" and (failed.tasks["fit"], failed.tasks["fit_gpu_small"]) == ("success", "failed")
-    assert {failed.tasks[task] for task in ("evaluate", "apply_gate", "refit", "refit_gpu_small", "register")} == {"upstream_failed"}
+    assert {failed.tasks[task] for task in ("evaluate", "apply_gate", "refit", "refit_gpu_small", "register")} == {
+        "upstream_failed"
+    }
 
     run = train(2, candidates=["network"])
     assert run.state == "success", run.log[-3000:]

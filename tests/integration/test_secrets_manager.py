@@ -1,4 +1,7 @@
-"""The settings' own secrets, and Airflow's connections and variables, from a real server that speaks AWS Secrets Manager's language."""
+"""Secrets, and Airflow's connections and variables, from a server with the AWS Secrets Manager API.
+
+The secrets are those of the settings.
+"""
 
 import json
 import os
@@ -24,7 +27,7 @@ def running(tmp_path_factory):
 
 @pytest.fixture
 def server(running, monkeypatch):
-    """It, up, and this process as one that is told where it is."""
+    """Run the server, and configure this process to use it."""
     for name in without_aws():
         monkeypatch.delenv(name)
     for name, value in {**running.variables, "AIRLOOP_SECRETS_PROFILE": PROFILE}.items():
@@ -37,7 +40,12 @@ def server(running, monkeypatch):
 
 
 def test_settings_are_read_there_and_what_is_nearer_wins(server, monkeypatch, tmp_path):
-    server.put("airloop/production", json.dumps({"AIRLOOP_MLFLOW_PASSWORD": PASSWORD, "airloop_serving_api_key": "theirs", "AIRLOOP_MLFLOW_USERNAME": "x"}))
+    server.put(
+        "airloop/production",
+        json.dumps(
+            {"AIRLOOP_MLFLOW_PASSWORD": PASSWORD, "airloop_serving_api_key": "theirs", "AIRLOOP_MLFLOW_USERNAME": "x"}
+        ),
+    )
     monkeypatch.setenv("AIRLOOP_SECRETS_ID", "airloop/production")
     (tmp_path / "airloop_serving_api_key").write_text("of-a-file")
     monkeypatch.setenv("AIRLOOP_SECRETS_DIR", str(tmp_path))
@@ -51,17 +59,29 @@ def test_settings_are_read_there_and_what_is_nearer_wins(server, monkeypatch, tm
 def test_a_process_that_is_started_by_another_does_not_ask_again(server, monkeypatch):
     server.put("airloop/once", json.dumps({"AIRLOOP_SERVING_API_KEY": PASSWORD}))
     monkeypatch.setenv("AIRLOOP_SECRETS_ID", "airloop/once")
-    told = get_settings().environment()
-    assert told["AIRLOOP_SERVING_API_KEY"] == PASSWORD and "AIRLOOP_SECRETS_ID" not in told
+    environment = get_settings().environment()
+    assert environment["AIRLOOP_SERVING_API_KEY"] == PASSWORD and "AIRLOOP_SECRETS_ID" not in environment
 
 
 @pytest.mark.parametrize(
     "secret_id, content, expected",
     [
-        pytest.param("airloop/none", None, "does not give 'airloop/none': ResourceNotFoundException. Make it: aws secretsmanager", id="there is none"),
-        pytest.param("airloop/list", f'["{PASSWORD}"]', "the secret 'airloop/list' is not a JSON object", id="no object"),
+        pytest.param(
+            "airloop/none",
+            None,
+            "does not give 'airloop/none': ResourceNotFoundException. Make it: aws secretsmanager",
+            id="there is none",
+        ),
+        pytest.param(
+            "airloop/list", f'["{PASSWORD}"]', "the secret 'airloop/list' is not a JSON object", id="no object"
+        ),
         pytest.param("airloop/text", PASSWORD, "the secret 'airloop/text' is not a JSON object", id="no JSON"),
-        pytest.param("airloop/typo", json.dumps({"AIRLOOP_MLFLOW_PASWORD": PASSWORD}), "no setting AIRLOOP_MLFLOW_PASWORD", id="a name that is none"),
+        pytest.param(
+            "airloop/typo",
+            json.dumps({"AIRLOOP_MLFLOW_PASWORD": PASSWORD}),
+            "contains AIRLOOP_MLFLOW_PASWORD, which is not a setting",
+            id="a name that is none",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_and_not_shown(server, monkeypatch, secret_id, content, expected):
@@ -79,10 +99,20 @@ def test_when_it_is_away_that_is_said_within_seconds(server, monkeypatch):
     server.kill()
     monkeypatch.setenv("AIRLOOP_SECRETS_ID", "airloop/production")
     began = time.monotonic()
-    with pytest.raises(SettingsError, match="AWS Secrets Manager cannot be asked for 'airloop/production': Could not connect to the endpoint URL"):
+    with pytest.raises(
+        SettingsError,
+        match="AWS Secrets Manager cannot be asked for 'airloop/production': Could not connect to the endpoint URL",
+    ):
         get_settings()
     assert time.monotonic() - began < 60
-    command = subprocess.run([sys.executable, "-m", "include.cli", "status"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    command = subprocess.run(
+        [sys.executable, "-m", "include.cli", "status"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert command.returncode == 2 and "AIRLOOP_SECRETS_ID" in command.stderr and "Traceback" not in command.stderr
     assert "Could not connect" in fault(PROFILE)
 
@@ -111,21 +141,32 @@ STORE = {"conn_type": "aws", "login": "airflow", "password": PASSWORD, "extra": 
 
 
 def asked_by_airflow(settings, tmp_path) -> str:
-    """What Airflow finds, in the environment that its processes get."""
-    environment = airflow_environment(settings.model_copy(update={"home": tmp_path / "home", "storage_connection": "airloop_store"}))
+    """Return what Airflow finds in the environment of its processes."""
+    environment = airflow_environment(
+        settings.model_copy(update={"home": tmp_path / "home", "storage_connection": "airloop_store"})
+    )
     command = [sys.executable, "-c", CONNECTION_AND_VARIABLE, PASSWORD]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def test_airflow_finds_connections_and_variables_there(server, monkeypatch, tmp_path):
-    """Though its processes have no AWS_ACCESS_KEY_ID: with a storage connection nobody but the tasks has those."""
+    """Airflow finds connections and variables in the secrets manager.
+
+    Its processes do not have AWS_ACCESS_KEY_ID: with a storage connection only tasks have AWS
+    credentials.
+    """
     server.put("airloop/connections/airloop_store", json.dumps(STORE))
     server.put("airloop/variables/site", "hamburg")
     monkeypatch.setenv("AIRLOOP_SECRETS_BACKEND", "aws")
-    said = asked_by_airflow(get_settings(), tmp_path)
-    assert "SecretsManagerBackend aws airflow True {'endpoint_url': 'http://s3:7070'}" in said and "SecretsManagerBackend hamburg" in said
+    output = asked_by_airflow(get_settings(), tmp_path)
+    assert (
+        "SecretsManagerBackend aws airflow True {'endpoint_url': 'http://s3:7070'}" in output
+        and "SecretsManagerBackend hamburg" in output
+    )
 
 
 def test_airflow_finds_connections_and_variables_in_files(monkeypatch, tmp_path):
@@ -137,20 +178,23 @@ def test_airflow_finds_connections_and_variables_in_files(monkeypatch, tmp_path)
     (folder / "variables.json").write_text(json.dumps({"site": "hamburg"}))
     monkeypatch.setenv("AIRLOOP_SECRETS_DIR", str(folder))
     get_settings.cache_clear()
-    said = asked_by_airflow(get_settings(), tmp_path)
+    output = asked_by_airflow(get_settings(), tmp_path)
     get_settings.cache_clear()
-    assert "LocalFilesystemBackend aws airflow True" in said and "LocalFilesystemBackend hamburg" in said
+    assert "LocalFilesystemBackend aws airflow True" in output and "LocalFilesystemBackend hamburg" in output
 
 
 def test_a_task_is_told_that_the_backend_is_away(server, monkeypatch, airflow_home):
-    """Not that there is no such connection."""
-    from include.dag_kit.storage import NoSuchConnection, connection_variables
+    """A task reports an unavailable backend, and not a missing connection."""
+    from include.dag_kit.storage import ConnectionNotFoundError, connection_variables
 
     monkeypatch.setenv("AIRLOOP_SECRETS_BACKEND", "aws")
     get_settings.cache_clear()
-    with pytest.raises(NoSuchConnection, match="there is no such Airflow connection"):
+    with pytest.raises(ConnectionNotFoundError, match="there is no such Airflow connection"):
         connection_variables("nobody_knows_it")
     server.kill()
-    with pytest.raises(NoSuchConnection, match="AIRLOOP_STORAGE_CONNECTION.* is not to be had: AWS Secrets Manager cannot be asked: Could not connect"):
+    with pytest.raises(
+        ConnectionNotFoundError,
+        match="AIRLOOP_STORAGE_CONNECTION.* cannot be read: AWS Secrets Manager cannot be asked: Could not connect",
+    ):
         connection_variables("nobody_knows_it")
     assert os.environ["AWS_ENDPOINT_URL_SECRETS_MANAGER"]

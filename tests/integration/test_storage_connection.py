@@ -1,4 +1,7 @@
-"""From an Airflow connection to the standard variables of a task: every task of every DAG, and nothing where data lies on files."""
+"""An Airflow connection becomes the standard variables of every task of every DAG.
+
+If the data is stored in files, no variables are set.
+"""
 
 import json
 import os
@@ -8,14 +11,26 @@ import pytest
 from include.settings import REPOSITORY, Settings, get_settings
 
 SECRET = "the-secret-of-the-test"
-VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP")
+VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ALLOW_HTTP",
+)
 
 
 @pytest.fixture
 def connection(airflow_home, fresh_store, monkeypatch):
-    """``connection(login=..., extra={...})`` defines the Airflow connection ``our_store``, and the settings name it."""
+    """Return a function that defines and configures the Airflow connection ``our_store``.
+
+    Example: ``connection(login=..., extra={...})``.
+    """
     for name in [*VARIABLES, "AWS_CONDITIONAL_PUT", "MLFLOW_S3_ENDPOINT_URL"]:
-        monkeypatch.setenv(name, "")  # so that it is put back, whatever the code under test makes of it
+        # Makes monkeypatch restore the variable after the test.
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
     def define(conn_type="aws", **parts):
@@ -28,9 +43,9 @@ def connection(airflow_home, fresh_store, monkeypatch):
 
 
 def handed_on() -> dict[str, str]:
-    from include.dag_kit.defaults import hand_on_storage
+    from include.dag_kit.defaults import export_storage_env
 
-    hand_on_storage({})
+    export_storage_env({})
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
@@ -54,7 +69,11 @@ def test_a_token_of_others_does_not_stay_beside_new_credentials(connection, monk
 def test_a_connection_without_credentials_leaves_the_machines_own(connection, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the machine's")
     connection(extra={"region_name": "eu-central-1"})
-    assert handed_on() == {"AWS_ACCESS_KEY_ID": "the machine's", "AWS_REGION": "eu-central-1", "AWS_DEFAULT_REGION": "eu-central-1"}
+    assert handed_on() == {
+        "AWS_ACCESS_KEY_ID": "the machine's",
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+    }
 
 
 def test_nothing_is_read_where_data_lies_on_files(connection, monkeypatch):
@@ -64,7 +83,9 @@ def test_nothing_is_read_where_data_lies_on_files(connection, monkeypatch):
 
 
 def test_a_connection_that_is_not_there_or_of_another_kind_is_told(connection):
-    with pytest.raises(ValueError, match="no such Airflow connection.*'our_store'; make it: airflow connections add") as missing:
+    with pytest.raises(
+        ValueError, match="no such Airflow connection.*'our_store'; make it: airflow connections add"
+    ) as missing:
         handed_on()
     assert "docs/runbooks/storage.md" in str(missing.value)
     connection(conn_type="postgres", login="key", password=SECRET)
@@ -76,34 +97,56 @@ def test_a_connection_that_is_not_there_or_of_another_kind_is_told(connection):
 def test_every_task_of_every_dag_is_handed_them_mapped_ones_too(airflow_home):
     from airflow.dag_processing.dagbag import DagBag
 
-    from include.dag_kit.defaults import hand_on_storage
+    from include.dag_kit.defaults import export_storage_env
 
     bag = DagBag(REPOSITORY / "dags")
     tasks = [task for dag in bag.dags.values() for task in dag.tasks]
     mapped = [task for task in tasks if task.is_mapped]
     assert len(tasks) > 30 and mapped, "nothing was looked at"
-    hooks = {task.node_id: task.partial_kwargs.get("pre_execute") if task.is_mapped else task._pre_execute_hook for task in tasks}
-    assert [name for name, hook in hooks.items() if hook is None or hook.__name__ != hand_on_storage.__name__] == []
+    hooks = {
+        task.node_id: task.partial_kwargs.get("pre_execute") if task.is_mapped else task._pre_execute_hook
+        for task in tasks
+    }
+    assert [name for name, hook in hooks.items() if hook is None or hook.__name__ != export_storage_env.__name__] == []
 
 
 def test_the_stack_makes_the_connection_of_the_standard_variables(monkeypatch, tmp_path):
-    """On one machine a person sets AWS_* and the connection's name; Airflow's processes get the connection, and no credentials beside it."""
+    """The stack creates the connection from the standard variables.
+
+    On one machine a user sets AWS_* and the connection's name. Airflow's processes get only the
+    connection, and no other credentials.
+    """
     from include.stack.environment import airflow_environment, mlflow_environment, serving_environment
 
     monkeypatch.delenv("AIRFLOW_CONN_OUR_STORE", raising=False)
-    given = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": "http://store:9000", "AWS_REGION": "r"}
+    given = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": "http://store:9000",
+        "AWS_REGION": "r",
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    settings = Settings(home=tmp_path, data_root="s3://bucket/prefix", storage_connection="our_store", remote_logs="s3://bucket/logs")
+    settings = Settings(
+        home=tmp_path, data_root="s3://bucket/prefix", storage_connection="our_store", remote_logs="s3://bucket/logs"
+    )
     airflow = airflow_environment(settings)
     made = json.loads(airflow["AIRFLOW_CONN_OUR_STORE"])
-    assert made == {"conn_type": "aws", "login": "key", "password": SECRET, "extra": {"region_name": "r", "endpoint_url": "http://store:9000"}}
+    assert made == {
+        "conn_type": "aws",
+        "login": "key",
+        "password": SECRET,
+        "extra": {"region_name": "r", "endpoint_url": "http://store:9000"},
+    }
     assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} & airflow.keys()
-    assert airflow["AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER"] == "s3://bucket/logs" and airflow["AIRFLOW__LOGGING__REMOTE_LOG_CONN_ID"] == "our_store"
+    assert (
+        airflow["AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER"] == "s3://bucket/logs"
+        and airflow["AIRFLOW__LOGGING__REMOTE_LOG_CONN_ID"] == "our_store"
+    )
     for environment in (mlflow_environment(settings), serving_environment(settings)):
         assert given.items() <= environment.items() and "AIRFLOW_CONN_OUR_STORE" not in environment
         assert environment["AWS_ALLOW_HTTP"] == "true"
     assert [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()] == []
 
-    monkeypatch.setenv("AIRFLOW_CONN_OUR_STORE", "aws://other")  # a person's own stays
+    monkeypatch.setenv("AIRFLOW_CONN_OUR_STORE", "aws://other")  # a user's own connection is kept
     assert airflow_environment(settings)["AIRFLOW_CONN_OUR_STORE"] == "aws://other"

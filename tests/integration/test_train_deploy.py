@@ -1,6 +1,6 @@
-"""The real train and deploy DAGs: child processes, a real MLflow registry, a real HTTP service that follows the alias.
+"""The real train and deploy DAGs with child processes, an MLflow registry and an HTTP service.
 
-The training set is made up (what builds it has its own tests); everything after it is the real thing.
+The service follows the alias. Only the training set is made up (its builder has its own tests).
 """
 
 import json
@@ -28,7 +28,10 @@ TREES = ["hist_gradient_boosting"]
 
 
 class Service:
-    """Stands in for serving: says that it serves the champion, except the versions that it refuses or never gets to."""
+    """Stand-in for serving that reports to serve the champion.
+
+    It does not do so for the versions that it refuses or never loads.
+    """
 
     def __init__(self):
         self.refused, self.slow, self.seen = set(), set(), []
@@ -52,7 +55,12 @@ class Service:
 
         wanted = versions.aliases(FLIGHTS).get("champion")
         if wanted in self.refused:
-            return {"name": "flights", "version": self.served, "state": "refused", "error": f"version {wanted}: golden request 0 is off"}
+            return {
+                "name": "flights",
+                "version": self.served,
+                "state": "refused",
+                "error": f"version {wanted}: golden request 0 is off",
+            }
         if wanted not in self.slow:
             self.served = wanted
         return {"name": "flights", "version": self.served, "state": "ready", "error": None}
@@ -60,23 +68,32 @@ class Service:
 
 @pytest.fixture(scope="module")
 def rows():
-    """Until day 35 the outcome follows one rule, then another: the first model is soon wrong."""
+    """Return rows whose outcome follows another rule from day 35 on.
+
+    The first model therefore soon degrades.
+    """
     return made_up.examples(FLIGHTS, days=70, a_day=400, turns_on=35)
 
 
 @pytest.fixture
 def loop(run_dag, fresh_store, stores, rows, tmp_path, monkeypatch):
-    """A store, a registry and a service of this test's own; gives the service."""
+    """Create the test's own store, registry and service. Return the service."""
     from include.features import training_set
     from include.registry.client import registry_client
 
     service = Service()
     uri = stores.mlflow or f"sqlite:///{tmp_path / 'mlflow.db'}"
-    for name, value in {"MLFLOW_TRACKING_URI": uri, "AIRLOOP_SERVING_PORT": str(service.server.server_port), "AIRLOOP_SERVING_TIMEOUT": "3"}.items():
+    for name, value in {
+        "MLFLOW_TRACKING_URI": uri,
+        "AIRLOOP_SERVING_PORT": str(service.server.server_port),
+        "AIRLOOP_SERVING_TIMEOUT": "3",
+    }.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     monkeypatch.setattr(training_set, "build", lambda project, request: made_up.write(project, request, rows))
-    registry_client().create_experiment("flights", artifact_location=str(tmp_path / "artifacts"))  # else below the working directory
+    registry_client().create_experiment(
+        "flights", artifact_location=str(tmp_path / "artifacts")
+    )  # otherwise below the working directory
     yield service
     service.server.shutdown()
     service.server.server_close()
@@ -99,68 +116,85 @@ def requests_by_reason():
 
 
 @on_both_stores_if_asked
-@pytest.mark.timeout(1800)  # ten whole DAG runs with some fifteen child processes
+# Ten whole DAG runs with some fifteen child processes.
+@pytest.mark.timeout(1800)
 def test_the_loop_trains_deploys_refuses_and_replaces(loop, run_dag):
-    # The first model: floor and baseline decide, everything is fitted.
+    # The first model: the floor and the baseline decide, and all candidates are fitted.
     first = run_dag("flights__train", {"cutoff": FIRST, "reason": "first_model"})
     assert first.state == "success", first.log[-3000:]
     assert first.tasks["announce_challenger"] == "success"
     request = requests_by_reason()["first_model"]
     assert dict(first.events)["flights.challenger_model"] == first.results["register"]
-    assert {"version": "1", "gate": "passed", "request": request.id, "cutoff": FIRST}.items() <= first.results["register"].items()
+    assert {"version": "1", "gate": "passed", "request": request.id, "cutoff": FIRST}.items() <= first.results[
+        "register"
+    ].items()
     assert all(len(json.dumps(result)) < 1024 for result in first.results.values())
     assert aliases() == {"challenger": "1"} and requests_by_reason()["first_model"].state == "passed"
     assert ledger.stage_record("flights", "train", FIRST)["summary"]["fits"] == 3
     assert (layout.report(FLIGHTS, "flights__train", first.run_id, "evaluate") / "index.html").exists()
-    assert "torch_mlp: fitted in" in first.log  # the child's output is in the task's log
+    # The child's output is in the task's log.
+    assert "torch_mlp: fitted in" in first.log
 
     deployed = run_dag("flights__deploy", {"cutoff": FIRST})
     assert deployed.state == "success", deployed.log[-3000:]
-    assert deployed.tasks["put_old_one_back"] == "skipped"
+    assert deployed.tasks["rollback"] == "skipped"
     assert aliases() == {"challenger": "1", "champion": "1"} and requests_by_reason()["first_model"].state == "deployed"
     assert ("flights.champion_model", {"cutoff": FIRST, "version": "1"}) in deployed.events
     assert ledger.stage_record("flights", "deploy", FIRST)["summary"]["state"] == "deployed"
 
-    # The outcome follows another rule by now, and a person asks for a training on the days since.
+    # The outcome follows another rule by now. A person requests a training on the days since.
     ledger.open_episode("flights", at="2013-03-01T00:00:00Z", evidence={"auc": 0.5})
-    better = run_dag("flights__train", {"cutoff": LATER, "reason": "drift_seen_by_a_person", "candidates": TREES, "last_days": 30})
+    better = run_dag(
+        "flights__train", {"cutoff": LATER, "reason": "drift_seen_by_a_person", "candidates": TREES, "last_days": 30}
+    )
     assert better.state == "success" and better.results["register"]["gate"] == "passed", better.log[-3000:]
     assert run_dag("flights__deploy", {"cutoff": LATER}).state == "success"
     assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
-    assert ledger.current_episode("flights") is None  # a champion that has seen the drift ends it
+    # A champion that was trained on the drifted data closes the episode.
+    assert ledger.current_episode("flights") is None
 
-    # Nothing new to judge on: refused, registered all the same, nothing announced, and the run is green.
+    # There is no new data to judge on. The model is refused but registered, nothing is announced,
+    # and the run succeeds.
     lost = run_dag("flights__train", {"cutoff": LATER, "reason": "again", "candidates": TREES})
     assert lost.state == "success" and lost.tasks["announce_challenger"] == "skipped" and not lost.events
-    assert requests_by_reason()["again"].state == "refused" and "judged on 0 rows" in requests_by_reason()["again"].outcome["reasons"][0]
+    assert (
+        requests_by_reason()["again"].state == "refused"
+        and "judged on 0 rows" in requests_by_reason()["again"].outcome["reasons"][0]
+    )
     assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"} and version_count() == 3
     assert [d["verdict"] for d in ledger.decisions("flights", "gate")] == ["passed", "passed", "refused"]
 
-    # The same deployment once more, and that of the first model by an event that came twice: nothing moves.
+    # The same deployment again, and that of the first model by a duplicate event: nothing changes.
     again = run_dag("flights__deploy", {"cutoff": LATER})
     assert again.state == "success" and aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
     assert ledger.get_request(requests_by_reason()["drift_seen_by_a_person"].id).state == "deployed"
 
-    # A person goes back to version 1, which serving refuses by now: version 2 is put back, visibly.
+    # A person goes back to version 1, which serving now refuses. Version 2 is restored, visibly.
     loop.refused.add("1")
     failed = run_dag("flights__deploy", {"version": "1"})
-    assert failed.state == "failed" and failed.tasks["wait_for_serving"] == "failed" and failed.tasks["put_old_one_back"] == "success"
+    assert (
+        failed.state == "failed"
+        and failed.tasks["wait_for_serving"] == "failed"
+        and failed.tasks["rollback"] == "success"
+    )
     assert failed.tasks["announce_champion"] == "upstream_failed" and not failed.events
     assert "golden request 0 is off" in failed.log
     assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
     assert "rolled_back" in [d["verdict"] for d in ledger.decisions("flights", "deploy")]
 
-    # The same, but serving never gets there.
+    # The same, but serving never loads it.
     loop.refused.clear()
     loop.slow.add("1")
     late = run_dag("flights__deploy", {"version": "1"})
     assert late.state == "failed" and "did not serve version 1 within 3 s" in late.log
     assert aliases() == {"challenger": "2", "champion": "2", "previous": "1"}
 
-    # A person moves the alias by hand while a rollout waits: theirs stays.
+    # A person moves the alias while a rollout waits. Their choice stays.
     from include.registry import versions
 
-    threading.Thread(target=lambda: (wait_for_champion("1"), versions.move_alias(FLIGHTS, "champion", "3")), daemon=True).start()
+    threading.Thread(
+        target=lambda: (wait_for_champion("1"), versions.move_alias(FLIGHTS, "champion", "3")), daemon=True
+    ).start()
     overtaken = run_dag("flights__deploy", {"version": "1"})
     assert overtaken.state == "failed" and aliases()["champion"] == "3"
     assert "overtaken" in [d["verdict"] for d in ledger.decisions("flights", "deploy")]
@@ -172,15 +206,19 @@ def wait_for_champion(version, seconds=120):
         time.sleep(0.05)
 
 
-# With all of its work done, and nothing said of it.
-WHERE = {"fit": "include.training.steps:_write", "evaluate": "include.training.evaluation:evaluation_page", "refit": "include.training.steps:_write"}
+# All of its work is done, but not recorded.
+WHERE = {
+    "fit": "include.training.steps:_write",
+    "evaluate": "include.training.evaluation:evaluation_page",
+    "refit": "include.training.steps:_write",
+}
 
 
 @on_both_stores_if_asked
 def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, run_dag, monkeypatch):
     from include.dag_kit.compute import TrainingStep
 
-    # The first try of every step is killed; Airflow's retry is this loop.
+    # The first try of every step is killed. This loop stands in for Airflow's retries.
     whole, kills = TrainingStep._run, []
 
     def killed_first(step, module, arguments):
@@ -197,7 +235,11 @@ def test_a_training_step_that_is_killed_and_run_again_makes_one_version(loop, ru
     from include.registry.client import registry_client
 
     experiment = registry_client().get_experiment_by_name("flights").experiment_id
-    assert sorted(r.data.tags["candidate"] for r in registry_client().search_runs([experiment])) == ["baseline_rule", "hist_gradient_boosting", "request"]
+    assert sorted(r.data.tags["candidate"] for r in registry_client().search_runs([experiment])) == [
+        "baseline_rule",
+        "hist_gradient_boosting",
+        "request",
+    ]
     assert len(registry_client().search_logged_models([experiment])) == 1
 
 
@@ -230,7 +272,9 @@ def test_a_child_dies_with_its_task(airflow_home, warm):
         deadline = time.monotonic() + 60
         while not children and time.monotonic() < deadline:
             time.sleep(0.2)
-            listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(task.pid)], capture_output=True, text=True, check=False).stdout
+            listed = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(task.pid)], capture_output=True, text=True, check=False
+            ).stdout
             children = [int(pid) for pid in listed.split()]
         assert children
         time.sleep(0.5)
@@ -257,7 +301,9 @@ def test_a_step_that_ends_well_without_a_manifest_is_a_failure(airflow_home, fre
 
     from include.dag_kit.compute import TrainingStep
 
-    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "abc", "candidate": "torch_mlp"})
+    step = TrainingStep(
+        task_id="fit", project="flights", command="fit", arguments={"request": "abc", "candidate": "torch_mlp"}
+    )
     step._run = lambda module, arguments: None
     ti = SimpleNamespace(dag_id="flights__train", run_id="run_1", task_id="fit", try_number=1, max_tries=0)
     with pytest.raises(AirflowException, match="wrote no manifest at .*fit-torch_mlp.json"):

@@ -1,4 +1,7 @@
-"""`airloop try` as a person types it: one stage as its real DAG on a sample, and nothing of it outside the scratch store."""
+"""`airloop try` runs one stage as its real DAG on a sample.
+
+It changes nothing outside the scratch store.
+"""
 
 import hashlib
 import os
@@ -23,7 +26,11 @@ STATE = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A home with state in it. At the end it is as it was, and nothing was made at the places that the environment names either."""
+    """Return a home with state in it.
+
+    Assert at the end that it is unchanged, and that nothing was created at the other places in the
+    environment.
+    """
     home = tmp_path_factory.mktemp("real")
     for name, content in STATE.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +52,14 @@ def hashes(home: Path) -> dict[str, str]:
 
 
 def listing(folder: Path) -> set[str]:
-    """What lies at the top of the repository, and below mlruns, where MLflow puts what nobody told it to put elsewhere."""
-    return {path.name for path in folder.iterdir() if not path.name.endswith("_cache")} | {str(path) for path in folder.glob("mlruns/**/*")}
+    """List the top of the repository, and mlruns, MLflow's default location."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith("_cache")} | {
+        str(path) for path in folder.glob("mlruns/**/*")
+    }
 
 
 def airloop_try(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The command, with settings that point at real data, as those of someone who works with it."""
+    """Run the command with settings that point at real data, as a user's settings do."""
     real = {
         "AIRLOOP_HOME": str(home),
         "AIRLOOP_DATA_ROOT": str(elsewhere(home) / "store"),
@@ -59,7 +68,15 @@ def airloop_try(home: Path, *arguments: str, **environment: str) -> subprocess.C
         "COLUMNS": "250",
     }
     command = [sys.executable, "-m", "include.cli", "try", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **real, **environment}, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **real, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +86,8 @@ def first(home):
 
 def test_a_stage_runs_and_says_what_it_made_and_where(home, first):
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "flights__ingest up to" in first.stdout  # the stage before it was run on the sample
+    # The previous stage was run on the sample first.
+    assert "flights__ingest up to" in first.stdout
     for task in ("decide_cutoff", "compute_features", "validate_features", "publish_features", "materialize_features"):
         assert f"ok        {task}" in first.stdout
     assert "feature view  origin_delays" in first.stdout
@@ -102,35 +120,52 @@ def test_the_scratch_store_comes_to_a_champion_and_serving_answers_with_it(home)
 
 def test_an_unknown_project_or_stage_is_named_with_those_there_are(home):
     tried = airloop_try(home, "fligths", "ingest")
-    assert (tried.returncode, tried.stderr.strip()) == (2, "no project 'fligths' under include/projects; there is flights")
+    assert (tried.returncode, tried.stderr.strip()) == (
+        2,
+        "no project 'fligths' under include/projects; there is flights",
+    )
     tried = airloop_try(home, "flights", "tarin")
-    assert (tried.returncode, tried.stdout.strip()) == (1, "no stage 'tarin'; there is ingest, build_features, train, deploy, score, monitor")
+    assert (tried.returncode, tried.stdout.strip()) == (
+        1,
+        "no stage 'tarin'; there is ingest, build_features, train, deploy, score, monitor",
+    )
 
 
 @pytest.fixture
 def dags(tmp_path):
-    """The DAG files, to be edited."""
+    """Return a copy of the DAG files that a test may edit."""
     return Path(shutil.copytree(REPOSITORY / "dags", tmp_path / "dags", ignore=shutil.ignore_patterns("__pycache__")))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        pytest.param("def create_build_features_dag(project: Project)", "SyntaxError: expected ':'", id="a line that is no Python"),
-        pytest.param("from include.no_such_room import x", "ModuleNotFoundError: No module named 'include.no_such_room'", id="an import of nothing"),
+        pytest.param(
+            "def create_build_features_dag(project: Project)",
+            "SyntaxError: expected ':'",
+            id="a line that is no Python",
+        ),
+        pytest.param(
+            "from include.no_such_room import x",
+            "ModuleNotFoundError: No module named 'include.no_such_room'",
+            id="an import of nothing",
+        ),
     ],
 )
-def test_a_dag_file_that_does_not_parse_is_told_with_file_and_line(home, first, dags, wrong, said):
+def test_a_dag_file_that_does_not_parse_is_told_with_file_and_line(home, first, dags, wrong, message):
     file = dags / "build_features.py"
     right = "def create_build_features_dag(project: Project):"
     text = file.read_text()
     assert right in text
     file.write_text(text.replace(right, wrong if wrong.startswith("def") else f"{wrong}\n{right}"))
     line = file.read_text().splitlines().index(wrong) + 1
-    airloop_try(home, "flights", "ingest", "--rows", "500")  # the store may hold another sample by now
+    # The store may now hold another sample.
+    airloop_try(home, "flights", "ingest", "--rows", "500")
     tried = airloop_try(home, "flights", "build_features", "--rows", "500", AIRLOOP_DAGS_FOLDER=str(dags))
     assert tried.returncode == 1
-    assert f"the DAG file does not parse: {file}, line {line}: {said}" in tried.stdout.replace("\n", " ").replace("  ", " "), tried.stdout
+    assert f"the DAG file does not parse: {file}, line {line}: {message}" in tried.stdout.replace("\n", " ").replace(
+        "  ", " "
+    ), tried.stdout
     assert "nothing that they are made of has changed: feed, ingest" in tried.stdout
 
 
@@ -142,6 +177,8 @@ def test_a_task_that_fails_is_told_with_its_line_and_not_tried_again(home, first
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "KeyError" in text)
     tried = airloop_try(home, "flights", "build_features", "--rows", "500", AIRLOOP_DAGS_FOLDER=str(dags))
     assert tried.returncode == 1
-    assert tried.stdout.count("compute_features") == 2 and re.search(r"failed +compute_features", tried.stdout), tried.stdout
+    assert tried.stdout.count("compute_features") == 2 and re.search(r"failed +compute_features", tried.stdout), (
+        tried.stdout
+    )
     assert f"{file}, line {line}, in compute_features: KeyError: 'origin'" in tried.stdout
     assert "docs/runbooks/build_features.md" in tried.stdout

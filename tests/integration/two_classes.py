@@ -1,7 +1,8 @@
-"""A project of the tests' own, with two compute classes: trees that search on ``cpu``, and a network in ``gpu_small``.
+"""A test project: trees with a search on ``cpu``, and a network on ``gpu_small``.
 
-It has no folder under include/projects. Who imports this has it (with AIRLOOP_PROJECTS=two_classes); a training step has it by
-``python -m tests.integration.two_classes include.training fit ...``.
+It has no folder under include/projects. Importing this module registers it (with
+AIRLOOP_PROJECTS=two_classes). A training step registers it by ``python -m
+tests.integration.two_classes include.training fit ...``.
 """
 
 import runpy
@@ -24,8 +25,13 @@ project = flights.model_copy(
                 parameters={"max_iter": 10, "max_leaf_nodes": 7},
                 search=Search(trials=4, at_once=2, space=SPACE),
             ),
-            # It learns nearly nothing, so that the trees always win where both are asked for.
-            Candidate(name="network", trainer="torch_mlp", compute="gpu_small", parameters={"hidden": 4, "epochs": 1, "learning_rate": 1e-6}),
+            # It learns almost nothing, so the trees always win if both are requested.
+            Candidate(
+                name="network",
+                trainer="torch_mlp",
+                compute="gpu_small",
+                parameters={"hidden": 4, "epochs": 1, "learning_rate": 1e-6},
+            ),
         ),
         "compute": {"gpu_small": ComputeClass(gpus=1)},
         "gate": GatePolicy(min_rows=300, holdout=timedelta(days=10)),

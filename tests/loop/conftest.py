@@ -1,11 +1,11 @@
-"""What the loops run on: an S3 server, and how each loop has ended."""
+"""Fixtures of the loop tests: an S3 server, and the outcome of each loop."""
 
 import os
 
 import pytest
 
 from tests.integration.s3.conftest import s3, s3_host  # noqa: F401
-from tests.loop.stand import Endings
+from tests.loop.harness import Endings
 
 
 @pytest.fixture(scope="session")

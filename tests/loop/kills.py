@@ -1,4 +1,4 @@
-"""Kills of servers and of Airflow's parts in the middle of a loop, while an application asks serving."""
+"""Kill servers and Airflow's components during a loop, while an application queries serving."""
 
 import threading
 import time
@@ -12,9 +12,10 @@ import psutil
 from include.settings import REPOSITORY, Settings
 from include.stack.api import AirflowApi
 from include.stack.processes import ProcessBook
-from tests.loop.stand import FLIGHTS, airloop
+from tests.loop.harness import FLIGHTS, airloop
 
-# Who is killed, and what is being done at that moment. The first five before there is a champion, the others when there is one to answer.
+# Which process is killed, and which task runs at that moment. The first five happen before there is
+# a champion, the others while one is served.
 KILLS = (
     ("s3", ("ingest ",)),
     ("redis", ("build_features validate", "build_features publish", "build_features materialize")),
@@ -31,13 +32,14 @@ EVERYTHING_GIVEN = dict.fromkeys(FLIGHTS.inputs.numeric, 1.0) | {"origin": "EWR"
 
 @contextmanager
 def kills(settings: Settings, servers: dict) -> Iterator[None]:
-    """Kills each of ``KILLS`` with -9 when its moment has come, leaves it away for a while, and starts it again as an operator would.
+    """Kill each process of ``KILLS`` with SIGKILL during its task, and restart it after a pause.
 
-    From the first champion on an application asks serving all the time, and must be answered, whoever is away.
+    It is restarted as an operator would do it. From the first champion on, an application
+    continuously queries serving. Every query must be answered, whichever process is down.
     """
     killed, not_answered, over = [], [], threading.Event()
     answered: list[str] = []
-    api = AirflowApi.of(settings)
+    api = AirflowApi.from_settings(settings)
 
     def kill_in_turn() -> None:
         for who, moments in KILLS:
@@ -82,16 +84,21 @@ def kills(settings: Settings, servers: dict) -> Iterator[None]:
 
 
 def works_at(api: AirflowApi, moments: tuple[str, ...]) -> bool:
-    """Whether a task works right now whose DAG's stage and id begin with one of these words."""
+    """Return whether a running task's DAG stage and id start with one of these prefixes."""
     try:
-        running = api.call("GET", "dags/~/dagRuns/~/taskInstances", params={"state": "running", "limit": 50})["task_instances"]
+        running = api.call("GET", "dags/~/dagRuns/~/taskInstances", params={"state": "running", "limit": 50})[
+            "task_instances"
+        ]
     except httpx.HTTPError:
         return False
     return any(f"{one['dag_id'].partition('__')[2]} {one['task_id']}".startswith(moments) for one in running)
 
 
 def start_what_died(settings: Settings) -> None:
-    """What a container's restart policy does: Airflow's parts end by themselves when their database is away for long."""
+    """Restart exited processes, as a container's restart policy does.
+
+    Airflow's components exit if their database is unavailable for long.
+    """
     deadline = time.monotonic() + 600
     while any(record.process() is None for record in ProcessBook(settings.home, REPOSITORY).records().values()):
         up = airloop("up")
@@ -99,7 +106,7 @@ def start_what_died(settings: Settings) -> None:
 
 
 def kill_whole(settings: Settings, service: str) -> None:
-    """The service's process and all that it has started."""
+    """Kill the service's process and all of its descendants."""
     process = ProcessBook(settings.home, REPOSITORY).records()[service].process()
     assert process
     for one in [process, *process.children(recursive=True)]:

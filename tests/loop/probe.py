@@ -1,4 +1,4 @@
-"""A DAG that tells all that it knows, and a look for secrets in all that a house has written afterwards."""
+"""A DAG that prints all it knows, and a search for secrets in everything written afterwards."""
 
 from pathlib import Path
 from secrets import token_hex
@@ -48,8 +48,8 @@ def probe():
 
         return os.environ.get("AWS_ACCESS_KEY_ID", "none")
 
-    told = "echo {{ conn.probe.password }} {{ conn.probe.get_uri() }} $MLFLOW_TRACKING_PASSWORD"
-    render = BashOperator(task_id="render", bash_command=told, do_xcom_push=False)  # what a task returns is kept as it is
+    command = "echo {{ conn.probe.password }} {{ conn.probe.get_uri() }} $MLFLOW_TRACKING_PASSWORD"
+    render = BashOperator(task_id="render", bash_command=command, do_xcom_push=False)  # what a task returns is kept as it is
     [fail(), render] >> tell()
     mapped.expand(number=[1, 2])
 
@@ -57,16 +57,20 @@ def probe():
 probe()
 '''
 
-PROBES = f"of-the-probe-{token_hex(16)}"  # a connection's password, as somebody's own DAG has one
+# Password of a connection, as in a user's DAG.
+PROBES = f"of-the-probe-{token_hex(16)}"
 
 
-def nothing_is_told(kind: str, settings: Settings, api: AirflowApi, s3) -> None:
-    """After a task that says all that it knows, and asking for what there is not: no secret is in a log, a rendered template, an XCom or a DAG's params, in
-    MLflow, in serving's prediction log, in what any server answers, or on a command line."""
+def assert_nothing_leaks(kind: str, settings: Settings, api: AirflowApi, s3) -> None:
+    """Assert that no secret leaks after a task prints all it knows and error requests are sent.
+
+    The search covers logs, rendered templates, XComs, DAG params, MLflow, serving's prediction log,
+    the answers of all servers, and command lines.
+    """
     run_id = api.trigger("flights__probe")
     assert api.wait("flights__probe", run_id, timeout=600) == "success"
     of_task = f"dags/flights__probe/dagRuns/{quote(run_id)}/taskInstances"
-    told = api.call("GET", f"{of_task}/tell/xcomEntries/return_value")["value"]
+    variables = api.call("GET", f"{of_task}/tell/xcomEntries/return_value")["value"]
     secrets = secrets_of(settings, connection=PROBES)
     rendered = api.call("GET", f"{of_task}/render")["rendered_fields"]["bash_command"]
     assert rendered.startswith("echo ***"), rendered
@@ -83,16 +87,26 @@ def nothing_is_told(kind: str, settings: Settings, api: AirflowApi, s3) -> None:
         "AWS_CONDITIONAL_PUT",
         "MLFLOW_TRACKING_PASSWORD",
     }
-    others = {f"AIRLOOP_{name}" for name in ("AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_FERNET_KEY", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_READER_PASSWORD")}
-    assert handed <= set(told) and not others & set(told)  # a task has what it needs, and nothing of what others need
+    others = {
+        f"AIRLOOP_{name}"
+        for name in ("AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_FERNET_KEY", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_READER_PASSWORD")
+    }
+    # A task gets only the variables it needs.
+    assert handed <= set(variables) and not others & set(variables)
     mapped = api.call("GET", f"{of_task}/mapped/xcomEntries/return_value", params={"map_index": 1})["value"]
     assert mapped == ACCESS_KEY
 
     everything, logs = [settings.home, s3.folder], s3.folder / storage.path(settings.remote_logs).path
     until(lambda: holding("printed", logs), 60, "the log of a task that has ended, which is uploaded after that")
-    assert holding(ACCESS_KEY, *everything), "this way of looking finds nothing"  # it is no secret, and stands in the XCom above
+    # The access key is not a secret, and is in the XCom above.
+    assert holding(ACCESS_KEY, *everything), "this way of looking finds nothing"
     nothing_leaked(settings, secrets | {"of the store": SECRET_KEY}, everything, texts)
 
 
 def holding(text: str, *folders: Path) -> list[str]:
-    return [str(file) for folder in folders for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+    return [
+        str(file)
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.is_file() and text.encode() in file.read_bytes()
+    ]

@@ -1,7 +1,9 @@
-"""The whole loop through a real stack on a slice of the real flights: it closes, every DAG may run again, tasks may be killed with -9.
+"""The whole loop on a real stack with a slice of the real flights.
 
-Six weeks of history and a first model, then three days, with which the loops on other stores are compared; and ten days more. One stack serves all tests of
-this file, which go on where the last one ended.
+The loop closes, every DAG can be rerun, and tasks can be killed with SIGKILL. The replay covers six
+weeks of history and a first model, then three days that are compared with the loops on other
+stores, then ten more days. One stack serves all tests of this file. Each test continues where the
+previous one ended.
 """
 
 import json
@@ -17,12 +19,12 @@ import pytest
 
 from include import ledger
 from include.data import layout, tables
-from include.demo.replay import Replay, Step
+from include.demo.replay import Replay, ReplayStep
 from include.settings import REPOSITORY, get_settings
 from include.stack import lifecycle
 from include.stack.api import AirflowApi
-from tests.loop.probe import nothing_is_told
-from tests.loop.stand import FIRST, FLIGHTS, SECOND, STAGES, Silent, a_house, replay
+from tests.loop.harness import FIRST, FLIGHTS, SECOND, STAGES, Silent, a_house, replay
+from tests.loop.probe import assert_nothing_leaks
 
 THIRD = SECOND + timedelta(days=10)
 KILLS = (
@@ -32,24 +34,33 @@ KILLS = (
 )  # fmt: skip
 
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory, endings):
-    """A house on files whose processes can be told to die. One that does not come up has an ending, too: others wait for it."""
+    """Start a stack on files whose processes can be killed on request.
+
+    A result is stored even if the stack does not start, because other tests wait for it.
+    """
     root = tmp_path_factory.mktemp("loop")
     hook = os.pathsep.join(filter(None, [str(Path(__file__).parent / "kill"), os.environ.get("PYTHONPATH")]))
     with (
-        endings.told("files"),
+        endings.guarantee("files"),
         pytest.MonkeyPatch.context() as patch,
-        a_house("files", root, patch, environment={"AIRLOOP_TEST_KILLS": str(root / "kills"), "PYTHONPATH": hook}) as found,
+        a_house(
+            "files", root, patch, environment={"AIRLOOP_TEST_KILLS": str(root / "kills"), "PYTHONPATH": hook}
+        ) as test_house,
     ):
-        yield found
+        yield test_house
 
 
 def state() -> dict:
-    """All that the loop keeps: versions of every table, model versions, aliases, requests, the number of predictions and of online rows."""
+    """Return everything that the loop keeps.
+
+    This is the versions of every table, model versions, aliases, requests, and the number of
+    predictions and online rows.
+    """
     from include.registry import versions
     from include.registry.client import registry_client
 
@@ -60,7 +71,10 @@ def state() -> dict:
     )
     return {
         "tables": {uri.rpartition("/")[2]: (tables.table_version(uri), tables.open_table(uri).count()) for uri in uris},
-        "versions": sorted((v.version, v.tags["gate"], v.tags["request"]) for v in registry_client().search_model_versions("name = 'flights'")),
+        "versions": sorted(
+            (v.version, v.tags["gate"], v.tags["request"])
+            for v in registry_client().search_model_versions("name = 'flights'")
+        ),
         "aliases": versions.aliases(FLIGHTS),
         "requests": [(r.id, r.state) for r in ledger.requests("flights")],
         "episodes": [(e["id"], e["closed"]) for e in ledger.episodes("flights")],
@@ -69,7 +83,7 @@ def state() -> dict:
 
 
 def wait_until_quiet(api: AirflowApi, timeout: float = 600) -> None:
-    """No run of any DAG is queued or running, for two seconds."""
+    """Wait until no DAG run is queued or running for two seconds."""
     deadline, quiet_since = time.monotonic() + timeout, None
     while time.monotonic() < deadline:
         busy = [r for r in api.runs(limit=200) if r["state"] in {"queued", "running"}]
@@ -82,14 +96,16 @@ def wait_until_quiet(api: AirflowApi, timeout: float = 600) -> None:
 
 @pytest.mark.parametrize("kind", ["files"])
 def test_the_loop_closes_and_serving_agrees_with_the_batch(kind, house, endings):
-    with endings.told(kind):
+    with endings.guarantee(kind):
         endings.keep(kind, replay(house))
     predicted = tables.open_table(layout.predictions(FLIGHTS)).to_pandas()
     assert len(predicted) > 2000 and not predicted.duplicated("prediction_id").any()
     assert (predicted["predicted_at"] == predicted["scheduled_departure"] - timedelta(hours=1)).all()
     assert (predicted["predicted_at"] > FIRST).all()
     for view in FLIGHTS.feature_views:
-        assert not (predicted[f"feature_time_{view}"] > predicted["predicted_at"]).any(), view  # none is neither
+        assert not (predicted[f"feature_time_{view}"] > predicted["predicted_at"]).any(), (
+            view
+        )  # a missing time compares as False
         assert predicted[f"feature_time_{view}"].notna().any(), view
     refused = [r for r in ledger.file_records("flights") if r["status"] == "refused"]
     assert [r["reasons"][0]["rule"] for r in refused] == ["missing_column"]
@@ -106,40 +122,50 @@ def test_a_dag_run_again_changes_nothing(house, stage):
     before = state()
     dag_id = f"flights__{stage}"
     newest = next(r for r in api.runs(dag_id) if r["state"] in {"success", "failed"})
-    expected = newest["state"]  # ingest is red: it refused a file
+    expected = newest["state"]  # ingest fails: it refused a file
     present = ledger.now("flights")
-    ledger.set_clock("flights", present + timedelta(days=9))  # a run that is cleared keeps its time
+    ledger.set_clock("flights", present + timedelta(days=9))  # a cleared run keeps its time
     try:
         assert api.clear(dag_id, newest["dag_run_id"]) > 0
         assert api.wait(dag_id, newest["dag_run_id"]) == expected
-        wait_until_quiet(api)  # its events woke the others again
+        wait_until_quiet(api)  # its events triggered the others again
     finally:
         ledger.set_clock("flights", present)
     assert state() == before
 
 
 def test_tasks_killed_in_the_middle_are_taken_up_and_end_as_if_nothing_had_been(house):
-    """A third step whose tasks are killed with -9 right after they did their work, and a training with the same; Airflow's retries do the rest."""
+    """Tasks that are killed after their work are retried and end as without the kill.
+
+    This is a third step of the replay, with a training.
+    """
     api, kills = house.api, house.settings.home.parent / "kills"
     wait_until_quiet(api)
     before = state()
     kills.write_text("\n".join(KILLS))
     more = Replay(FLIGHTS, api, Silent())
     done = more.records
-    record = more.run([Step(r.name, SECOND, SECOND) for r in done] + [Step("ten more days", SECOND, THIRD, recent_days_only=60)])[-1]
+    record = more.run(
+        [ReplayStep(r.name, SECOND, SECOND) for r in done]
+        + [ReplayStep("ten more days", SECOND, THIRD, recent_days_only=60)]
+    )[-1]
     left = kills.read_text().split()
     deployed = [t["version"] for t in record.trainings if t["state"] == "deployed"]
-    if not deployed:  # then deploy had nothing to do; a person deploys the refused version all the same
+    # Deploy then had nothing to do, so a person deploys the refused version.
+    if not deployed:
         deployed = [record.trainings[0]["version"]]
         run_id = api.trigger("flights__deploy", {"version": deployed[-1], "cutoff": ledger.iso(THIRD)})
         assert api.wait("flights__deploy", run_id) == "success"
         left = kills.read_text().split()
     wait_until_quiet(api)
-    assert left == []  # every process that was to die has died
+    # Every process that was to be killed was killed.
+    assert left == []
     after = state()
     assert len(after["versions"]) == len(before["versions"]) + len(record.trainings)
-    assert len({request for _, _, request in after["versions"]}) == len(after["versions"])  # one version a request
-    assert after["aliases"]["champion"] == deployed[-1] and after["aliases"]["previous"] == before["aliases"]["champion"]
+    assert len({request for _, _, request in after["versions"]}) == len(after["versions"])  # one version per request
+    assert (
+        after["aliases"]["champion"] == deployed[-1] and after["aliases"]["previous"] == before["aliases"]["champion"]
+    )
     for source in FLIGHTS.sources:
         rows = tables.open_table(layout.table(FLIGHTS, source.name)).to_pandas()
         assert not rows.duplicated(list(source.key)).any(), source.name
@@ -170,7 +196,14 @@ def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by
     wait_until_quiet(api)
 
     def airloop(*arguments):
-        return subprocess.run([sys.executable, "-m", "include.cli", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(
+            [sys.executable, "-m", "include.cli", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
 
     before = state()
     frozen = airloop("freeze", "flights", "--reason", "audit until Friday", "--by", "jo")
@@ -194,7 +227,9 @@ def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by
     assert ledger.get_request(waiting.id).state == "open"
 
     thawed = airloop("thaw", "flights", "--by", "kim")
-    assert thawed.returncode == 0 and "/dags/flights__train/runs/thawed__" in thawed.stdout, thawed.stdout + thawed.stderr
+    assert thawed.returncode == 0 and "/dags/flights__train/runs/thawed__" in thawed.stdout, (
+        thawed.stdout + thawed.stderr
+    )
     deadline = time.monotonic() + 900
     while (ended := ledger.get_request(waiting.id)).live:
         assert time.monotonic() < deadline, ended
@@ -205,4 +240,4 @@ def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by
 
 
 def test_no_secret_is_told(house):
-    nothing_is_told(house.kind, house.settings, house.api, None)
+    assert_nothing_leaks(house.kind, house.settings, house.api, None)

@@ -1,4 +1,4 @@
-"""Callers that keep asking, each over a connection of its own, and what they were told."""
+"""Callers that send requests continuously, each on its own connection, and keep the answers."""
 
 import http.client
 import json
@@ -7,29 +7,40 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tests.serving.stand import NAME
+from tests.serving.harness import NAME
 
 
-class Told(NamedTuple):
-    """An answer: when it was asked for and there (``time.monotonic()``), its status and its document."""
+class TimedResponse(NamedTuple):
+    """An answer with its status and document.
 
-    asked: float
-    there: float
-    status: int
-    said: Any
-
-
-class Caller(threading.Thread):
-    """Asks for one instance again and again until ``leave``.
-
-    ``lost`` are requests on a connection that had been answered on before, and were not; ``refused`` those of a connection that was made just then: no
-    process had taken it in, so nothing of it was accepted.
+    It has the times of the request and of the answer (``time.monotonic()``).
     """
 
-    def __init__(self, port: int, instance: dict[str, Any], *, until_nobody_listens: bool = False, check: Callable[[Told], str | None] | None = None) -> None:
+    sent_at: float
+    received_at: float
+    status: int
+    body: Any
+
+
+class LoadThread(threading.Thread):
+    """Sends one instance repeatedly until ``leave``.
+
+    ``lost`` are unanswered requests on a connection that had been answered before. ``refused`` are
+    unanswered requests on a new connection: no process had accepted it, so nothing on it was
+    accepted.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        instance: dict[str, Any],
+        *,
+        until_nobody_listens: bool = False,
+        check: Callable[[TimedResponse], str | None] | None = None,
+    ) -> None:
         super().__init__(daemon=True)
         self.port, self.until_nobody_listens, self.check = port, until_nobody_listens, check
-        self.told: list[Told] = []
+        self.responses: list[TimedResponse] = []
         self.lost: list[str] = []
         self.wrong: list[str] = []
         self.refused = self.asked_to_leave = 0
@@ -53,11 +64,11 @@ class Caller(threading.Thread):
                 self.refused += 1
                 time.sleep(0.05)
                 continue
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             try:
                 connection.request("POST", f"/models/{NAME}/predict", self._body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
-                said = json.loads(answer.read())
+                body = json.loads(answer.read())
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if used:
                     self.lost.append(f"{type(error).__name__}: {error}")
@@ -65,12 +76,12 @@ class Caller(threading.Thread):
                     self.refused += 1
                 connection.close()
                 continue
-            told = Told(asked, time.monotonic(), answer.status, said)
+            response = TimedResponse(sent_at, time.monotonic(), answer.status, body)
             used = True
-            self.told.append(told)
+            self.responses.append(response)
             if answer.status != 200:
-                self.wrong.append(f"{answer.status} {said}")
-            elif self.check and (fault := self.check(told)):
+                self.wrong.append(f"{answer.status} {body}")
+            elif self.check and (fault := self.check(response)):
                 self.wrong.append(fault)
             if answer.headers.get("Connection") == "close":
                 self.asked_to_leave += 1

@@ -1,4 +1,8 @@
-"""What an attacker puts into a model registry: graphs that hang, allocate or read other files, and a registry server of which every byte can be chosen."""
+"""Contents that an attacker could put into a model registry, and a hostile registry server.
+
+The graphs hang, allocate memory or read other files. A test chooses every byte of the server's
+answers.
+"""
 
 import base64
 import json
@@ -15,13 +19,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.serving.bad_models import _slow
-from tests.serving.stand import graph
+from tests.serving.harness import graph
 
 API = "/api/2.0/"
 
 
 def hanging_graph(late_hour: float = -1e9) -> bytes:
-    """As ``stand.graph``, but it loops for hours where some hour is ``late_hour`` or more; by default always, its golden requests too."""
+    """Return a variant of ``harness.graph`` that loops for hours from the hour ``late_hour`` on.
+
+    By default it always loops, also for its golden requests.
+    """
     model = onnx.load_from_string(graph(output="good"))
     nodes, constants = _slow()
     head = [
@@ -35,7 +42,7 @@ def hanging_graph(late_hour: float = -1e9) -> bytes:
 
 
 def allocating_graph(gigabytes: int) -> bytes:
-    """As ``stand.graph``, but each run allocates so many gigabytes."""
+    """Return a variant of ``harness.graph`` that allocates this many gigabytes in each run."""
     model = onnx.load_from_string(graph(output="good"))
     nodes = [
         helper.make_node("Shape", ["numeric"], ["shape"]),
@@ -46,8 +53,25 @@ def allocating_graph(gigabytes: int) -> bytes:
     return _finished(model, nodes, {"times": np.array([1, gigabytes * 2**26])})
 
 
+def sized_graph() -> bytes:
+    """Return ``harness.graph`` with a product of two square matrices. Their size is the hour."""
+    model = onnx.load_from_string(graph(output="good"))
+    nodes = [
+        helper.make_node("Gather", ["filled", "first"], ["hour"], axis=1),
+        helper.make_node("ReduceMax", ["hour"], ["latest"], keepdims=0),
+        helper.make_node("Cast", ["latest"], ["rows"], to=TensorProto.INT64),
+        helper.make_node("Max", ["rows", "one"], ["some"]),
+        helper.make_node("Unsqueeze", ["some", "axis"], ["side"]),
+        helper.make_node("Concat", ["side", "side"], ["square"], axis=0),
+        helper.make_node("ConstantOfShape", ["square"], ["matrix"]),
+        helper.make_node("MatMul", ["matrix", "matrix"], ["product"]),
+        helper.make_node("ReduceMax", ["product"], ["zero_or_worse"], keepdims=0),
+    ]
+    return _finished(model, nodes, {"first": np.array(0), "one": np.array(1), "axis": np.array([0])})
+
+
 def external_graph(location: str, subgraph: bool = False) -> tuple[bytes, bytes]:
-    """As ``stand.graph`` with its bias in the file ``location``; and that file's content."""
+    """Return ``harness.graph`` with its bias in the file ``location``, and that file's content."""
     model = onnx.load_from_string(graph(1))
     tensor = next(entry for entry in model.graph.initializer if entry.name == "bias")
     content = numpy_helper.to_array(tensor).tobytes()
@@ -58,7 +82,10 @@ def external_graph(location: str, subgraph: bool = False) -> tuple[bytes, bytes]
         entry.key, entry.value = key, value
     if subgraph:
         inner = helper.make_graph(
-            [helper.make_node("Identity", ["inner_bias"], ["chosen"])], "branch", [], [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [1])]
+            [helper.make_node("Identity", ["inner_bias"], ["chosen"])],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [1])],
         )
         inner.initializer.append(tensor)
         inner.initializer[0].name = "inner_bias"
@@ -70,25 +97,34 @@ def external_graph(location: str, subgraph: bool = False) -> tuple[bytes, bytes]
 
 def _finished(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
     model.graph.node.extend([*nodes, helper.make_node("Add", ["good", "zero_or_worse"], ["prediction"])])
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["n"]))
     return model.SerializeToString()
 
 
 def entry(name: object, version: object = "1", **fields: Any) -> dict[str, Any]:
-    """A registered model as MLflow's REST API gives it."""
-    return {"name": name, "creation_timestamp": 1, "aliases": [{"alias": "champion", "version": version}], "tags": []} | fields
+    """Return a registered model in the format of MLflow's REST API."""
+    return {
+        "name": name,
+        "creation_timestamp": 1,
+        "aliases": [{"alias": "champion", "version": version}],
+        "tags": [],
+    } | fields
 
 
 class HostileMlflow:
-    """A server that speaks as much of MLflow's REST API as serving asks. Its attributes are what it answers.
+    """A server with the part of MLflow's REST API that serving uses.
+
+    Its attributes define its answers.
 
     Attributes:
         entries: of the registered models.
         versions: fields of versions, by model.
         files: folder of each model's files.
-        drip: seconds between two bytes of a path that holds this text.
+        drip: seconds between two bytes of a path that contains this text.
     """
 
     def __init__(self) -> None:
@@ -121,7 +157,10 @@ class HostileMlflow:
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         url = urlparse(request.path)
-        path, query = unquote(url.path).removeprefix(API), {key: values[0] for key, values in parse_qs(url.query).items()}
+        path, query = (
+            unquote(url.path).removeprefix(API),
+            {key: values[0] for key, values in parse_qs(url.query).items()},
+        )
         content = self._content(path, query)
         request.send_response(200 if content is not None else 404)
         body = content if content is not None else b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}'
@@ -148,23 +187,27 @@ class HostileMlflow:
                     page["next_page_token"] = base64.b64encode(json.dumps({"offset": token + size}).encode()).decode()
                 return json.dumps(page).encode()
             case ["mlflow", "registered-models", "get"]:
-                found = next((one for one in self.entries if isinstance(one, dict) and one.get("name") == name), None)
-                return None if found is None else json.dumps({"registered_model": found}).encode()
+                entry = next((one for one in self.entries if isinstance(one, dict) and one.get("name") == name), None)
+                return None if entry is None else json.dumps({"registered_model": entry}).encode()
             case ["mlflow", "model-versions", "get"]:
-                version = {"version": query["version"], "source": f"models:/{name}", "tags": []} | self.versions.get(name, {})
+                version = {"version": query["version"], "source": f"models:/{name}", "tags": []} | self.versions.get(
+                    name, {}
+                )
                 return json.dumps({"model_version": version}).encode()
             case ["mlflow", "model-versions", "get-download-uri"]:
                 return json.dumps({"artifact_uri": f"mlflow-artifacts:/{name}"}).encode()
             case ["mlflow-artifacts", "artifacts"]:
                 folder = self.files[query["path"]]
-                return json.dumps({"files": [{"path": file.name, "is_dir": file.is_dir()} for file in sorted(folder.iterdir())]}).encode()
+                return json.dumps(
+                    {"files": [{"path": file.name, "is_dir": file.is_dir()} for file in sorted(folder.iterdir())]}
+                ).encode()
             case ["mlflow-artifacts", "artifacts", model, file]:
                 return (self.files[model] / file).read_bytes()
         return None
 
 
 def hostile_mlflow() -> Iterator[HostileMlflow]:
-    """For a fixture."""
+    """Run the server, for use in a fixture."""
     server = HostileMlflow()
     yield server
     server.close()

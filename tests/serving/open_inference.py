@@ -1,13 +1,22 @@
 """The HTTP interface of the Open Inference Protocol as OpenAPI, written from its text.
 
-Source: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md. The protocol's own OpenAPI file says the
-same with fewer limits: it has no health documents, no datatypes, and leaves out the paths without a version.
+Source:
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+The protocol's own OpenAPI file has fewer limits. It does not have health documents, datatypes, or
+the paths without a version.
 """
 
 from typing import Any
 
 TEXT, NUMBER, FLAG, ANY = {"type": "string"}, {"type": "number"}, {"type": "boolean"}, {"type": "object"}
-DATATYPES = ["BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)), "FP16", "FP32", "FP64", "BYTES"]
+DATATYPES = [
+    "BOOL",
+    *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
 
 
 def array(items: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +28,7 @@ def structure(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
 
 
 def optional(schema: dict[str, Any]) -> dict[str, Any]:
-    """Clients write null for what they leave out."""
+    """Allow null, which clients write for omitted fields."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -56,7 +65,10 @@ def _operation(answer: str, request: str | None = None) -> dict[str, Any]:
     def content(name: str) -> dict[str, Any]:
         return {"application/json": {"schema": part(name)}}
 
-    responses = {"200": {"description": "OK", "content": content(answer)}, "default": {"description": "An error", "content": content("error")}}
+    responses = {
+        "200": {"description": "OK", "content": content(answer)},
+        "default": {"description": "An error", "content": content("error")},
+    }
     body = {"requestBody": {"required": True, "content": content(request)}} if request else {}
     return {"responses": responses, **body}
 

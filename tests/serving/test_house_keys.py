@@ -1,4 +1,4 @@
-"""The house's keys stand in the file as hashes, and beside them other people's."""
+"""The file of keys contains Airloop's keys as hashes next to other callers' keys."""
 
 import json
 
@@ -12,7 +12,10 @@ GIVEN = {"AIRLOOP_SERVING_API_KEY": "airloop_of-the-house", "SERVING_METRICS_KEY
 def test_the_house_s_keys_are_put_beside_others_and_changed_without_touching_them(tmp_path):
     file = tmp_path / "keys.json"
     house_keys.put(file, GIVEN)
-    assert {key.name: key.roles for key in keys.read(file).keys} == {"airloop": ("predict", "feedback"), "prometheus": ("metrics",)}
+    assert {key.name: key.roles for key in keys.read(file).keys} == {
+        "airloop": ("predict", "feedback"),
+        "prometheus": ("metrics",),
+    }
     assert not any(secret in file.read_text() for secret in GIVEN.values()) and file.stat().st_mode & 0o077 == 0
     keys.create(file, "checkout", ["predict"], rate=5)
     checkout = next(key for key in keys.read(file).keys if key.name == "checkout")
@@ -22,7 +25,8 @@ def test_the_house_s_keys_are_put_beside_others_and_changed_without_touching_the
     assert now["checkout"] == checkout and now["prometheus"].sha256 == keys.digest(b"airloop_another-one")
     before = file.stat().st_mtime_ns
     house_keys.put(file, GIVEN | {"SERVING_METRICS_KEY": "airloop_another-one"})
-    assert file.stat().st_mtime_ns == before  # nothing new: serving has nothing to read again
+    # Unchanged: serving need not read it again.
+    assert file.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("given", [{}, {**GIVEN, "SERVING_METRICS_KEY": "short"}])

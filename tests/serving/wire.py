@@ -1,4 +1,4 @@
-"""The service in a thread, behind its own connections, and clients whose bytes are ours to cut."""
+"""The service in a thread with its own connections, and clients that control each byte."""
 
 import json
 import socket
@@ -10,35 +10,53 @@ import uvicorn
 
 from serving.app import create_app
 from serving.settings import Settings
-from tests.serving.stand import NAME, wait_for
+from tests.serving.harness import NAME
+from tests.waiting import wait_for
 
 RAW = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
 ASKED = {"shop": "a", "customer": 7, "hour": 9}
-FOUND = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
+MODEL_INPUT = {"hour": 9, "sales_7d": 10.0, "late_rate": 0.25, "temp": 3.5, "orders": 4, "shop": "a"}
 PATH = f"/models/{NAME}/predict"
 MODELS = {NAME, "nans", "strict", "ruled", "split"}
 
 
 class Service:
-    """The service in a thread. ``ordinary``: the paths that came to the front."""
+    """The service in a thread.
+
+    ``ordinary`` lists the paths of the requests that the ordinary path handled.
+    """
 
     def __init__(self, settings: Settings, idle: int) -> None:
         self.ordinary: list[str] = []
-        self.front = create_app(settings)
+        self.gateway = create_app(settings)
         self.server = uvicorn.Server(
-            uvicorn.Config(self.front, http="serving.connection:Connection", port=0, log_level="warning", access_log=False, timeout_keep_alive=idle)
+            uvicorn.Config(
+                self.gateway,
+                http="serving.http.connection:Connection",
+                port=0,
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=idle,
+            )
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         wait_for(lambda: self.server.started, 60)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
-        parts = self.front.parts
-        wait_for(lambda: parts.registry.routes.keys() == MODELS and parts.registry.routes["split"].arms and parts.lookup.state == "ready", 60)
-        parts.lookup.service("shops_v1")  # as after the first look-up
+        context = self.gateway.context
+        wait_for(
+            lambda: (
+                context.registry.routes.keys() == MODELS
+                and context.registry.routes["split"].arms
+                and context.lookup.state == "ready"
+            ),
+            60,
+        )
+        context.lookup.service("shops_v1")  # as after the first look-up
 
     @property
     def looking_up(self) -> bool:
-        return bool(self.front.fast_path._looking_up)
+        return bool(self.gateway.fast_path._looking_up)
 
     def end(self) -> None:
         self.server.should_exit = True
@@ -47,7 +65,7 @@ class Service:
 
 
 class Client:
-    """A connection whose bytes are ours to cut."""
+    """A connection with full control over the sent bytes."""
 
     def __init__(self, service: Service) -> None:
         self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=30)
@@ -85,12 +103,14 @@ class Client:
 def request(*instances: dict[str, Any], path: str = PATH, **headers: str) -> bytes:
     content = json.dumps({"instances": instances}).encode()
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    )
 
 
 def same(answered: tuple[int, dict[str, str], Any]) -> tuple[int, list[str], Any]:
-    """What two answers to one request have in common."""
-    status, headers, said = answered
-    for prediction in said.get("predictions", ()):
+    """Return the parts that two answers to one request have in common."""
+    status, headers, body = answered
+    for prediction in body.get("predictions", ()):
         assert len(prediction.pop("prediction_id")) == 32
-    return status, [name for name in headers if name != "connection"], said
+    return status, [name for name in headers if name != "connection"], body

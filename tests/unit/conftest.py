@@ -1,4 +1,4 @@
-"""Databases for tests of both kinds: files of SQLite, and new ones on the tests' own Postgres."""
+"""Databases of both kinds: SQLite files, and new databases on the tests' own Postgres."""
 
 from itertools import count
 
@@ -12,7 +12,7 @@ NUMBERS = count()
 
 @pytest.fixture
 def postgres_url(postgres_server):
-    """URL of an empty database of Postgres, for its superuser."""
+    """Return the superuser's URL of an empty Postgres database."""
     connection = psycopg2.connect(postgres_server.admin_url)
     connection.autocommit = True
     name = f"unit{next(NUMBERS)}"
@@ -23,13 +23,15 @@ def postgres_url(postgres_server):
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def ledger_url(request, tmp_path) -> str:
-    """An empty database of each kind."""
-    return f"sqlite:///{tmp_path / 'ledger.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    """Return the URL of an empty database of each kind."""
+    return (
+        f"sqlite:///{tmp_path / 'ledger.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    )
 
 
 @pytest.fixture
 def own_ledger(ledger_url, tmp_path, monkeypatch):
-    """The settings name it."""
+    """Configure the test's own ledger in the settings."""
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
     monkeypatch.setenv("AIRLOOP_LEDGER_URL", ledger_url)
     get_settings.cache_clear()

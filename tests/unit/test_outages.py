@@ -1,19 +1,21 @@
-"""A server that is away is told from one that was asked something wrong: with each library's own errors, from a port that nobody listens at."""
+"""An unavailable server is distinguished from a wrong request.
+
+The tests use each library's own errors, from a port without a listener.
+"""
 
 import socket
 
 import pytest
 
-from include.outages import away
+from include.outages import outage_of
+from tests.ports import free_port
 
 SECONDS = 2
 
 
 @pytest.fixture(scope="module")
 def nobody() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 def postgres(port):
@@ -77,26 +79,29 @@ def wrapped(port):
         raise RuntimeError("what somebody made of it") from error
 
 
-@pytest.mark.parametrize("call", [postgres, postgres_by_psycopg, redis, mlflow, boto, delta, http, wrapped], ids=lambda call: call.__name__)
+@pytest.mark.parametrize(
+    "call", [postgres, postgres_by_psycopg, redis, mlflow, boto, delta, http, wrapped], ids=lambda call: call.__name__
+)
 def test_a_server_that_is_away_is_told(nobody, call):
     with pytest.raises(Exception) as raised:
         call(nobody)
-    assert away(raised.value), repr(raised.value)
+    assert outage_of(raised.value), repr(raised.value)
 
 
-@pytest.mark.parametrize("status, said", [(500, True), (503, True), (404, False), (422, False)])
-def test_an_answer_is_an_outage_if_it_is_the_servers_fault(status, said):
+@pytest.mark.parametrize("status, outage", [(500, True), (503, True), (404, False), (422, False)])
+def test_an_answer_is_an_outage_if_it_is_the_servers_fault(status, outage):
     import httpx
 
     error = httpx.HTTPStatusError("no", request=httpx.Request("GET", "http://x"), response=httpx.Response(status))
-    assert bool(away(error)) == said
+    assert bool(outage_of(error)) == outage
 
 
 def wrong_sql():
     from sqlalchemy import create_engine, text
 
     with create_engine("sqlite://").connect() as connection:
-        connection.execute(text("SELECT 1 FROM nowhere"))  # an OperationalError, as those of servers that are away
+        # An OperationalError, as from an unavailable server.
+        connection.execute(text("SELECT 1 FROM nowhere"))
 
 
 def no_such_table():
@@ -117,4 +122,4 @@ def a_value():
 def test_an_error_of_ones_own_is_none(call):
     with pytest.raises(Exception) as raised:
         call()
-    assert away(raised.value) is None
+    assert outage_of(raised.value) is None

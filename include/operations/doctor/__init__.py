@@ -1,7 +1,8 @@
-"""`airloop doctor`: what is wrong with an installation, and what to do about it.
+"""Find the faults of an installation and suggest fixes: `airloop doctor`.
 
-Each check asks the real thing, as the loop would: it connects, logs in, writes and reads back. It is told by one line that it is well, or by what is wrong
-with the fix. A check that cannot be made because of another one's fault says so and is no second fault.
+Each check uses the real server, as the loop would: it connects, logs in, writes and reads back. It
+reports one line, either a success or a fault with its fix. A check that another fault makes
+impossible says so and does not count as a second fault.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,22 +38,29 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 def examine(settings: Settings, tell: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
-    """Make all checks; gives what they found.
+    """Run all checks and return their findings.
 
     Args:
-        tell: called with each finding at once.
+        tell: Called with each finding immediately.
     """
-    found = []
+    all_findings = []
     for name, check in CHECKS:
         try:
             with quick():
                 findings = list(check(settings))
-        except Exception as error:  # one check that does not know an error must not hide what the others find
-            findings = [fault(name, f"the check itself ended with {type(error).__name__}: {_line(error)}", "mend what it names; if it names nothing, tell us")]
+        # An unexpected error in one check must not hide the findings of the others.
+        except Exception as error:
+            findings = [
+                fault(
+                    name,
+                    f"the check itself ended with {type(error).__name__}: {_line(error)}",
+                    "fix the cause that it names; if it names none, report a bug",
+                )
+            ]
         for finding in findings:
             tell(finding)
-        found += findings
-    return found
+        all_findings += findings
+    return all_findings
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How a finding looks."""
+"""Terminal output of a finding."""
 
 from rich.console import Console
 from rich.text import Text
@@ -9,7 +9,7 @@ LOOKS = {"ok": "green", "note": "yellow", "fault": "bold red"}
 
 
 def show(console: Console, finding: Finding) -> None:
-    """One line, and for a fault another one with what to do."""
+    """Print one line, and for a fault a second line with the fix."""
     line = Text.assemble((f"{finding.state:>5}", LOOKS[finding.state]), f"  {finding.name}: {finding.what}")
     console.print(line, soft_wrap=True)
     if finding.fix:

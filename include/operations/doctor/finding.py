@@ -1,13 +1,15 @@
-"""What a check found."""
+"""The result of a check."""
 
 from typing import Literal, NamedTuple
 
 State = Literal["ok", "note", "fault"]
-CLOCK_S = 5.0  # tokens and requests to an object store are refused when two clocks differ by more than minutes; long before that somebody should know
+# Tokens and object store requests are refused when two clocks differ by more than minutes. A user
+# should know long before that.
+CLOCK_S = 5.0
 
 
 class Finding(NamedTuple):
-    """``what`` is right or wrong with ``name``; of a fault ``fix`` is what to do."""
+    """The result ``what`` for the part ``name``. A fault has a ``fix``."""
 
     name: str
     state: State
@@ -20,7 +22,7 @@ def ok(name: str, what: str) -> Finding:
 
 
 def note(name: str, what: str) -> Finding:
-    """Worth saying, and no fault."""
+    """Return a finding that is worth reporting but is not a fault."""
     return Finding(name, "note", what)
 
 
@@ -29,9 +31,19 @@ def fault(name: str, what: str, fix: str) -> Finding:
 
 
 def clock(name: str, theirs: float, before: float, after: float) -> list[Finding]:
-    """A fault if a server's clock and this machine's differ; seconds since 1970, here before and after it was asked."""
+    """Return a fault if the clocks of a server and of this machine differ.
+
+    Times are in seconds since 1970. ``before`` and ``after`` are this machine's times around the
+    request.
+    """
     off = theirs - (before if theirs < before else min(theirs, after))
     if abs(off) <= CLOCK_S:
         return []
     how = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'}"
-    return [fault(name, f"its clock is {how} this machine's", "let both follow a time server (chrony, systemd-timesyncd): tokens and signatures expire by it")]
+    return [
+        fault(
+            name,
+            f"its clock is {how} this machine's",
+            "let both follow a time server (chrony, systemd-timesyncd): tokens and signatures expire by it",
+        )
+    ]

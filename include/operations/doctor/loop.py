@@ -1,4 +1,4 @@
-"""The loop itself: whether something that it waits for never comes."""
+"""Check the loop for states that block it permanently."""
 
 from collections.abc import Iterator
 
@@ -6,28 +6,33 @@ from include import ledger
 from include.data import age
 from include.operations import cutoffs
 from include.operations.doctor.finding import Finding, fault, note, ok
-from include.outages import away
+from include.outages import outage_of
 from include.projects import all_projects
 from include.registry.lost import lost_champion
 from include.settings import Settings
 
 
 def future_cutoffs(_: Settings) -> Iterator[Finding]:
-    """Find what is of a cutoff in the future. It stops features, predictions and monitoring until that date."""
+    """Find cutoffs in the future.
+
+    They stop features, predictions and monitoring until that date.
+    """
     wrong = False
     for project in all_projects():
         try:
-            found = cutoffs.traces(project, cutoffs.present(project))
-        except Exception as error:  # a store's own; its check reports the fault
+            effects = cutoffs.traces(project, cutoffs.present(project))
+        # The error comes from a store. The check of that store reports the fault.
+        except Exception as error:
             yield note("cutoffs", f"{project.name}: not known, since {_line(error)}")
             return
-        if found.blocking:
+        if effects.blocking:
             wrong = True
-            seen = f"{project.name}: a cutoff in the future stops later runs: {'; '.join(found.blocking)}"
+            seen = f"{project.name}: a cutoff in the future stops later runs: {'; '.join(effects.blocking)}"
             yield fault("cutoffs", seen, f"`airloop rewind {project.name} --reason ...` takes it back")
-        for line in found.lasting:
+        for line in effects.lasting:
             if line.startswith("MLflow"):
-                continue  # its own check says so
+                # MLflow's own check reports it.
+                continue
             yield fault("cutoffs", f"{project.name}: {line}", 'see docs/runbooks/build_features.md, "A wrong cutoff"')
     if not wrong:
         yield ok("cutoffs", "none is in the future")
@@ -45,17 +50,19 @@ def data_age(_: Settings) -> Iterator[Finding]:
         if newest is None:
             yield note("data", f"{project.name}: nothing was ingested yet")
         elif late:
-            yield note("data", f"{project.name}: {late}")  # no fault: of some projects the data rightly ended long ago
+            # This is not a fault: the data of some projects ended long ago.
+            yield note("data", f"{project.name}: {late}")
         else:
             yield ok("data", f"{project.name}: the newest row was known at {ledger.iso(newest)}")
 
 
 def champions(_: Settings) -> Iterator[Finding]:
-    """Find the projects whose champion was deleted in MLflow, or has lost its alias there."""
+    """Find projects whose champion was deleted in MLflow, or has lost its alias there."""
     for project in all_projects():
         try:
             gone = lost_champion(project)
-        except Exception as error:  # MLflow's or the ledger's own; their checks report the fault
+        # The error comes from MLflow or the ledger. Their checks report the fault.
+        except Exception as error:
             yield note("champion", f"{project.name}: not known, since {_line(error)}")
             return
         if gone:
@@ -63,6 +70,6 @@ def champions(_: Settings) -> Iterator[Finding]:
 
 
 def _line(error: Exception) -> str:
-    if away(error):
+    if outage_of(error):
         return "a server does not answer; see above"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"

@@ -1,4 +1,4 @@
-"""This machine: settings and secrets, room on its disks, who may read what."""
+"""Check this machine: settings and secrets, disk space, file permissions."""
 
 import os
 import shutil
@@ -18,29 +18,47 @@ LEAST_FREE, LEAST_SHARE = 2**30, 0.05
 
 
 def secrets_given(settings: Settings) -> Iterator[Finding]:
-    """The settings could be read, or nobody would come here; whether all that each part needs is there is another matter."""
+    """Check that all parts have their secrets. Report freezes.
+
+    The settings themselves could be read, otherwise this check would not run.
+    """
     try:
-        # Where doctor is asked may know nothing of MLflow's own server, as Airflow's containers do.
-        settings.require("tasks", "airflow", "accounts", "serving", *(("mlflow",) if settings.mlflow_database_url else ()))
+        # The process that runs the doctor may have no settings of MLflow's server, as in Airflow's
+        # containers.
+        settings.require(
+            "tasks", "airflow", "accounts", "serving", *(("mlflow",) if settings.mlflow_database_url else ())
+        )
     except SettingsError as error:
-        yield fault("settings", str(error).splitlines()[0], "set them in the settings file; `make secrets` makes those that are to be made up")
+        yield fault(
+            "settings",
+            str(error).splitlines()[0],
+            "set them in the settings file; `make secrets` makes those that are to be made up",
+        )
     else:
         yield ok("settings", f"profile {settings.profile}, complete")
     try:
         frozen = ledger.freezes()
-    except Exception:  # told by the check of the databases
+    # The check of the databases reports the error.
+    except Exception:
         frozen = []
     for held in frozen:
         yield note("freeze", str(held))
 
 
 def unreadable_settings(error: ValidationError | SettingsError) -> Finding:
-    """The settings are refused: without them there is nothing to ask."""
+    """Return the fault for invalid settings. No other check can run then."""
     if isinstance(error, ValidationError):
-        said = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors(include_input=False, include_url=False))
+        message = "; ".join(
+            str(one["msg"]).removeprefix("Value error, ")
+            for one in error.errors(include_input=False, include_url=False)
+        )
     else:
-        said = str(error)
-    return fault("settings", " ".join(said.split()), "mend what is named in the settings file, or the environment; .env.<profile>.example explains each")
+        message = str(error)
+    return fault(
+        "settings",
+        " ".join(message.split()),
+        "correct the named settings in the settings file or the environment; .env.<profile>.example explains each",
+    )
 
 
 def disk(settings: Settings) -> Iterator[Finding]:
@@ -55,26 +73,36 @@ def disk(settings: Settings) -> Iterator[Finding]:
             continue
         seen.add(device)
         room = shutil.disk_usage(there)
-        said = f"{room.free / 2**30:.1f} GiB of {room.total / 2**30:.1f} GiB are free where {name} is ({there})"
+        space = f"{room.free / 2**30:.1f} GiB of {room.total / 2**30:.1f} GiB are free where {name} is ({there})"
         if room.free < LEAST_FREE or room.free < LEAST_SHARE * room.total:
-            yield fault("disk", f"nearly full: {said}", "make room (old logs, reports, cache), or move it to a bigger disk: a full one breaks databases")
+            yield fault(
+                "disk",
+                f"nearly full: {space}",
+                "make room (old logs, reports, cache), or move it to a bigger disk: a full one breaks databases",
+            )
         else:
-            yield ok("disk", said)
+            yield ok("disk", space)
 
 
 def permissions(settings: Settings) -> Iterator[Finding]:
-    """Our own files can be written, and those with secrets are read by their owner alone."""
+    """Check that Airloop can write its own files and that only their owner can read secrets."""
     home = settings.home
     there = next((p for p in (home, *home.parents) if p.exists()), Path("/"))
     if not os.access(there, os.W_OK | os.X_OK):
         yield fault(
-            "permissions", f"AIRLOOP_HOME is {home}, where user {os.getuid()} may not write", f"chown it to that user, or run as user {there.stat().st_uid}"
+            "permissions",
+            f"AIRLOOP_HOME is {home}, where user {os.getuid()} may not write",
+            f"chown it to that user, or run as user {there.stat().st_uid}",
         )
     private = [home / "airflow" / "secrets.json", home / "airflow" / "simple_auth_manager_passwords.json.generated"]
     if file := settings_file():
         private.append(Path(file))
     open_to_others = [file for file in private if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
     for file in open_to_others:
-        yield fault("permissions", f"{file} has secrets and can be read by others ({stat.S_IMODE(file.stat().st_mode):o})", f"chmod 600 {file}")
+        yield fault(
+            "permissions",
+            f"{file} has secrets and can be read by others ({stat.S_IMODE(file.stat().st_mode):o})",
+            f"chmod 600 {file}",
+        )
     if not open_to_others:
         yield ok("permissions", "what holds secrets is its owner's alone")

@@ -1,4 +1,4 @@
-"""Whether each project can be loaded, and what `airloop check` says of it."""
+"""Check that each project can be loaded, and run `airloop check` on it."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from include.settings import Settings
 
 
 def projects(_: Settings) -> Iterator[Finding]:
-    """Find the projects whose code cannot be imported. Their DAGs are missing; the others' are there."""
+    """Find projects whose code cannot be imported. Only their DAGs are missing."""
     broken = broken_projects()
     for one in broken:
         yield fault("projects", str(one), "mend that line; Airflow reads the project again within seconds")
@@ -18,7 +18,7 @@ def projects(_: Settings) -> Iterator[Finding]:
 
 
 def checked(settings: Settings) -> Iterator[Finding]:
-    """Find what `airloop check` finds, in each project that can be loaded."""
+    """Report the findings of `airloop check` for each project that can be loaded."""
     for project in all_projects():
         report = check(settings, project.name)
         for one in report.findings:

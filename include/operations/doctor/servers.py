@@ -1,4 +1,8 @@
-"""The servers: MLflow, Airflow, serving. They answer, let us in, are of the right version, follow the same registry, and point at what there is."""
+"""Check the servers MLflow, Airflow and serving.
+
+They must answer, accept our login, have the right version, follow the same registry, and refer to
+existing versions.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,14 +19,19 @@ from include.settings import Settings
 from include.stack.api import AirflowApi
 
 CHAMPION = "champion"
-PATIENCE_S = 5.0  # serving follows the registry within seconds
+# Serving follows the registry within seconds.
+PATIENCE_S = 5.0
 
 
 class Registry:
-    """MLflow's REST API, as the settings log in."""
+    """MLflow's REST API with the login of the settings."""
 
     def __init__(self, settings: Settings):
-        login = (settings.mlflow_username or "", settings.mlflow_password.get_secret_value()) if settings.mlflow_password else None
+        login = (
+            (settings.mlflow_username or "", settings.mlflow_password.get_secret_value())
+            if settings.mlflow_password
+            else None
+        )
         self._http = httpx.Client(base_url=settings.mlflow_url, auth=login, timeout=10, trust_env=False)
 
     def get(self, path: str, **params: Any) -> httpx.Response:
@@ -32,14 +41,18 @@ class Registry:
         return self._http.post(path, json=body)
 
     def models(self) -> list[dict[str, Any]]:
-        """The registered models, with their aliases."""
-        found, token = [], None
+        """Return the registered models with their aliases."""
+        registered_models, token = [], None
         while True:
-            page = self.get("/api/2.0/mlflow/registered-models/search", **({"page_token": token} if token else {})).raise_for_status().json()
-            found += page.get("registered_models", [])
+            page = (
+                self.get("/api/2.0/mlflow/registered-models/search", **({"page_token": token} if token else {}))
+                .raise_for_status()
+                .json()
+            )
+            registered_models += page.get("registered_models", [])
             token = page.get("next_page_token")
             if not token:
-                return found
+                return registered_models
 
 
 def mlflow(settings: Settings) -> Iterator[Finding]:
@@ -48,20 +61,36 @@ def mlflow(settings: Settings) -> Iterator[Finding]:
         answer = registry.get("/version")
         listed = registry.get("/api/2.0/mlflow/registered-models/search", max_results=1)
     except httpx.HTTPError as error:
-        yield fault("mlflow", f"{settings.mlflow_url} does not answer: {error}", "start it (`airloop up`), or mend AIRLOOP_MLFLOW_URI")
+        yield fault(
+            "mlflow",
+            f"{settings.mlflow_url} does not answer: {error}",
+            "start it (`airloop up`), or mend AIRLOOP_MLFLOW_URI",
+        )
         return
     if date := answer.headers.get("date"):
         yield from clock("mlflow", parsedate_to_datetime(date).timestamp(), before, time.time())
     if listed.status_code in (401, 403):
         who = settings.mlflow_username or "nobody"
-        yield fault("mlflow", f"{settings.mlflow_url} does not let {who} in", "mend AIRLOOP_MLFLOW_USERNAME and AIRLOOP_MLFLOW_PASSWORD")
+        yield fault(
+            "mlflow",
+            f"{settings.mlflow_url} does not let {who} in",
+            "mend AIRLOOP_MLFLOW_USERNAME and AIRLOOP_MLFLOW_PASSWORD",
+        )
         return
     if listed.is_error:
-        yield fault("mlflow", f"{settings.mlflow_url} answers {listed.status_code}: {listed.text[:200]}", "see its log; is its database there and migrated?")
+        yield fault(
+            "mlflow",
+            f"{settings.mlflow_url} answers {listed.status_code}: {listed.text[:200]}",
+            "see its log; is its database there and migrated?",
+        )
         return
     theirs, ours = answer.text.strip() if answer.is_success else "unknown", installed("mlflow")
     if theirs.split(".")[:2] != ours.split(".")[:2]:
-        yield fault("mlflow", f"the server at {settings.mlflow_url} is MLflow {theirs}, this code is made for {ours}", f"run the server with mlflow=={ours}")
+        yield fault(
+            "mlflow",
+            f"the server at {settings.mlflow_url} is MLflow {theirs}, this code is made for {ours}",
+            f"run the server with mlflow=={ours}",
+        )
     else:
         yield ok("mlflow", f"{settings.mlflow_url}: version {theirs}, lets us in")
     yield from _writable(registry)
@@ -70,14 +99,23 @@ def mlflow(settings: Settings) -> Iterator[Finding]:
 
 def _writable(registry: Registry) -> Iterator[Finding]:
     for project in all_projects():
-        found = registry.get("/api/2.0/mlflow/experiments/get-by-name", experiment_name=project.name)
-        if found.is_error:
-            continue  # nothing was trained yet
-        tag = {"experiment_id": found.json()["experiment"]["experiment_id"], "key": "airloop.doctor", "value": "was here"}
+        response = registry.get("/api/2.0/mlflow/experiments/get-by-name", experiment_name=project.name)
+        if response.is_error:
+            # No training has run yet.
+            continue
+        tag = {
+            "experiment_id": response.json()["experiment"]["experiment_id"],
+            "key": "airloop.doctor",
+            "value": "was here",
+        }
         wrote = registry.post("/api/2.0/mlflow/experiments/set-experiment-tag", tag)
         if wrote.is_error:
             what = f"experiment {project.name} cannot be written to: {wrote.status_code} {wrote.text[:200]}"
-            yield fault("mlflow", what, "give the user of AIRLOOP_MLFLOW_USERNAME the right to edit it; is MLflow's database writable?")
+            yield fault(
+                "mlflow",
+                what,
+                "give the user of AIRLOOP_MLFLOW_USERNAME the right to edit it; is MLflow's database writable?",
+            )
 
 
 def _aliases(registry: Registry) -> Iterator[Finding]:
@@ -85,13 +123,25 @@ def _aliases(registry: Registry) -> Iterator[Finding]:
     for model in registry.models():
         for alias in model.get("aliases", []):
             name, version_ = model["name"], str(alias["version"])
-            found = registry.get("/api/2.0/mlflow/model-versions/get", name=name, version=version_)
-            if found.status_code == 404:
+            response = registry.get("/api/2.0/mlflow/model-versions/get", name=name, version=version_)
+            if response.status_code == 404:
                 wrong = True
-                others = registry.get("/api/2.0/mlflow/model-versions/search", filter=f"name = '{name}'").json().get("model_versions", [])
+                others = (
+                    registry.get("/api/2.0/mlflow/model-versions/search", filter=f"name = '{name}'")
+                    .json()
+                    .get("model_versions", [])
+                )
                 there = ", ".join(sorted((str(v["version"]) for v in others), key=int)) or "none"
-                how = f"start {name}__deploy with a version that there is" if alias["alias"] == CHAMPION else "move it in MLflow, or take it away"
-                yield fault("aliases", f"alias {alias['alias']} of model {name} points at version {version_}, which is not there; there is {there}", how)
+                how = (
+                    f"start {name}__deploy with a version that there is"
+                    if alias["alias"] == CHAMPION
+                    else "move it in MLflow, or take it away"
+                )
+                yield fault(
+                    "aliases",
+                    f"alias {alias['alias']} of model {name} points at version {version_}, which is not there; there is {there}",
+                    how,
+                )
     if not wrong:
         yield ok("aliases", "each points at a version that there is")
 
@@ -102,22 +152,38 @@ def airflow(settings: Settings) -> Iterator[Finding]:
         answer = httpx.get(f"{settings.airflow_url}/api/v2/monitor/health", timeout=10, trust_env=False)
         answer.raise_for_status()
     except httpx.HTTPError as error:
-        yield fault("airflow", f"{settings.airflow_url} does not answer: {error}", "start it (`airloop up`), or mend AIRLOOP_AIRFLOW_URI")
+        yield fault(
+            "airflow",
+            f"{settings.airflow_url} does not answer: {error}",
+            "start it (`airloop up`), or mend AIRLOOP_AIRFLOW_URI",
+        )
         return
     if date := answer.headers.get("date"):
         yield from clock("airflow", parsedate_to_datetime(date).timestamp(), before, time.time())
     for name, state in answer.json().items():
         if state.get("status") not in (None, "healthy"):
             beat = state.get(f"latest_{name}_heartbeat") or "never"
-            yield fault("airflow", f"its {name} is {state['status']}; last heartbeat {beat}", "start it again (`airloop up`), and see its log")
+            yield fault(
+                "airflow",
+                f"its {name} is {state['status']}; last heartbeat {beat}",
+                "start it again (`airloop up`), and see its log",
+            )
     try:
-        theirs = AirflowApi.of(settings).call("GET", "version")["version"]
+        theirs = AirflowApi.from_settings(settings).call("GET", "version")["version"]
     except (httpx.HTTPError, OSError) as error:
-        yield fault("airflow", f"{settings.airflow_url} does not let us in: {error}", "mend the admin's password (AIRLOOP_AIRFLOW_ADMIN_PASSWORD)")
+        yield fault(
+            "airflow",
+            f"{settings.airflow_url} does not let us in: {error}",
+            "mend the admin's password (AIRLOOP_AIRFLOW_ADMIN_PASSWORD)",
+        )
         return
     ours = installed("airflow")
     if theirs != ours:
-        yield fault("airflow", f"{settings.airflow_url} runs version {theirs}, this code is made for {ours}", f"run it with apache-airflow=={ours}")
+        yield fault(
+            "airflow",
+            f"{settings.airflow_url} runs version {theirs}, this code is made for {ours}",
+            f"run it with apache-airflow=={ours}",
+        )
     else:
         yield ok("airflow", f"{settings.airflow_url}: version {theirs}, lets us in")
 
@@ -128,41 +194,70 @@ def serving(settings: Settings) -> Iterator[Finding]:
     try:
         answer = httpx.get(f"{settings.serving_url}/ready", headers=key, timeout=10, trust_env=False)
     except httpx.HTTPError as error:
-        yield fault("serving", f"{settings.serving_url} does not answer: {error}", "start it (`airloop up`), or mend AIRLOOP_SERVING_URI")
+        yield fault(
+            "serving",
+            f"{settings.serving_url} does not answer: {error}",
+            "start it (`airloop up`), or mend AIRLOOP_SERVING_URI",
+        )
         return
     if date := answer.headers.get("date"):
         yield from clock("serving", parsedate_to_datetime(date).timestamp(), before, time.time())
     if answer.status_code in (401, 403):
         yield fault(
-            "serving", f"{settings.serving_url} does not take our key: {answer.text[:200]}", "mend AIRLOOP_SERVING_API_KEY; serving's file has its hash"
+            "serving",
+            f"{settings.serving_url} does not take our key: {answer.text[:200]}",
+            "mend AIRLOOP_SERVING_API_KEY; serving's file has its hash",
         )
         return
-    said = answer.json()
-    follows = str((said.get("registry") or {}).get("uri") or "")
+    status = answer.json()
+    follows = str((status.get("registry") or {}).get("uri") or "")
     if follows and follows.rstrip("/") != settings.mlflow_url:
-        what = f"it follows the registry at {follows}, the loop promotes in {settings.mlflow_url}: no promotion reaches it"
+        what = (
+            f"it follows the registry at {follows}, the loop promotes in {settings.mlflow_url}: no promotion reaches it"
+        )
         yield fault("serving", what, "set SERVING_MLFLOW_URI to the loop's MLflow and start serving again")
         return
     if answer.is_error:
-        yield fault("serving", f"it is not ready: {said.get('detail') or answer.text[:200]}", "see its log; the lines above may say why")
+        yield fault(
+            "serving",
+            f"it is not ready: {status.get('detail') or answer.text[:200]}",
+            "see its log; the lines above may say why",
+        )
     yield from _champions(settings, key)
 
 
 def _champions(settings: Settings, key: dict[str, str]) -> Iterator[Finding]:
-    """Serving answers with the version that the registry calls champion, a few seconds after it was called so."""
+    """Check that serving answers with the registry's champion.
+
+    Serving may take a few seconds to load a new champion.
+    """
     try:
-        wanted = {m["name"]: str(a["version"]) for m in Registry(settings).models() for a in m.get("aliases", []) if a["alias"] == CHAMPION}
+        champions = {
+            m["name"]: str(a["version"])
+            for m in Registry(settings).models()
+            for a in m.get("aliases", [])
+            if a["alias"] == CHAMPION
+        }
     except httpx.HTTPError:
-        return  # told by the check of MLflow
+        # The check of MLflow reports it.
+        return
     deadline = time.monotonic() + PATIENCE_S
     while True:
         answer = httpx.get(f"{settings.serving_url}/models", headers=key, timeout=10, trust_env=False)
         if answer.status_code in (401, 403):
-            yield fault("serving", f"{settings.serving_url} wants a key", "set AIRLOOP_SERVING_API_KEY to one that it knows (docs/runbooks/serving.md)")
+            yield fault(
+                "serving",
+                f"{settings.serving_url} wants a key",
+                "set AIRLOOP_SERVING_API_KEY to one that it knows (docs/runbooks/serving.md)",
+            )
             return
-        said = answer.json()
-        served = {model["name"]: model for model in said} if isinstance(said, list) else {}
-        wrong = {name: served.get(name, {}) for name, number in wanted.items() if str(served.get(name, {}).get("version")) != number}
+        models = answer.json()
+        served = {model["name"]: model for model in models} if isinstance(models, list) else {}
+        wrong = {
+            name: served.get(name, {})
+            for name, number in champions.items()
+            if str(served.get(name, {}).get("version")) != number
+        }
         if not wrong or time.monotonic() > deadline:
             break
         time.sleep(0.5)
@@ -172,9 +267,14 @@ def _champions(settings: Settings, key: dict[str, str]) -> Iterator[Finding]:
             return
     for name, model in wrong.items():
         what = (
-            f"champion of {name} is version {wanted[name]}, serving answers with {model.get('version') or 'nothing'}: {model.get('error') or 'no reason told'}"
+            f"champion of {name} is version {champions[name]}, serving answers with {model.get('version') or 'nothing'}: "
+            f"{model.get('error') or 'no reason told'}"
         )
         yield fault("serving", what, f"see serving's log; to go back, start {name}__deploy with an older version")
     if not wrong:
-        whom = ", ".join(f"{name} {number}" for name, number in sorted(wanted.items())) or "no champion yet"
-        yield ok("serving", f"{settings.serving_url}: {whom}") if wanted else note("serving", f"{settings.serving_url}: {whom}")
+        whom = ", ".join(f"{name} {number}" for name, number in sorted(champions.items())) or "no champion yet"
+        yield (
+            ok("serving", f"{settings.serving_url}: {whom}")
+            if champions
+            else note("serving", f"{settings.serving_url}: {whom}")
+        )

@@ -1,4 +1,8 @@
-"""The stores: databases, object store, online store. Reachable, let in, of the right version, writable, and holding what they should."""
+"""Check the stores: databases, object store and online store.
+
+They must be reachable, accept our login, have the right version, be writable, and contain the
+expected data.
+"""
 
 import os
 import time
@@ -8,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from include.data import layout, storage, tables
@@ -16,21 +20,27 @@ from include.operations.doctor.finding import Finding, clock, fault, note, ok
 from include.projects import all_projects
 from include.projects.base import Project
 from include.settings import Settings
-from include.stack.migrations import Migration, migrations
+from include.stack.stores.migrations import Migration, migrations
 
 OLDEST_POSTGRES = 12
 OLDEST_REDIS = 5
-MADE_WHEN_NEEDED = {"ledger", "feast", "studies"}  # on SQLite, by whoever comes first
-LARGEST_CHECKED = 2 * 2**30  # bytes of a SQLite file that is read as a whole
+# With SQLite, the first process that needs them creates them.
+MADE_WHEN_NEEDED = {"ledger", "feast", "studies"}
+# Maximum size in bytes of a SQLite file that is read as a whole.
+LARGEST_CHECKED = 2 * 2**30
 RESTORE = "stop the stack (`airloop down`), keep the file, and restore a backup: docs/runbooks/operations.md"
-SAMPLE = 3  # entities of each feature view that are looked up online
+# Number of entities per feature view that are looked up online.
+SAMPLE = 3
 
 
-# --- databases -------------------------------------------------------------------------------------------------------------------------
+# --- Databases
 
 
 def databases(settings: Settings) -> Iterator[Finding]:
-    """What each product has in its database; a database that two of them share is told of once if it is away."""
+    """Check each product's tables in its database.
+
+    If a database that two products share is unavailable, it is reported once.
+    """
     broken: set[str] = set()
     for one in migrations(settings):
         if one.url in broken:
@@ -41,7 +51,11 @@ def databases(settings: Settings) -> Iterator[Finding]:
             if one.name in MADE_WHEN_NEEDED:
                 yield note(one.name, f"{where} is not there yet: it is made when it is first needed")
             else:
-                yield fault(one.name, f"{where} is not there", "`airloop up` (or `airloop migrate`) makes it; after a loss: `airloop restore`")
+                yield fault(
+                    one.name,
+                    f"{where} is not there",
+                    "`airloop up` (or `airloop migrate`) makes it; after a loss: `airloop restore`",
+                )
             continue
         engine = _engine(one.url)
         try:
@@ -60,18 +74,27 @@ def _engine(url: str) -> Engine:
     place = make_url(url)
     if place.get_backend_name() == "sqlite":
         return create_engine(place.difference_update_query(["timeout"]))
-    return create_engine(place.set(drivername="postgresql+psycopg2"), connect_args={"connect_timeout": 10, "application_name": "airloop-doctor"})
+    return create_engine(
+        place.set(drivername="postgresql+psycopg2"),
+        connect_args={"connect_timeout": 10, "application_name": "airloop-doctor"},
+    )
 
 
-def _server(name: str, connection, before: float) -> Iterator[Finding]:
+def _server(name: str, connection: Connection, before: float) -> Iterator[Finding]:
     if connection.dialect.name == "sqlite":
         file = Path(make_url(str(connection.engine.url)).database or "")
         if file.stat().st_size <= LARGEST_CHECKED:
-            damage = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(3)").all() if row[0] != "ok"]
+            damage = [
+                str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(3)").all() if row[0] != "ok"
+            ]
             if damage:
                 yield fault(name, f"{file} is damaged: {'; '.join(damage)[:300]}", RESTORE)
         if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-            yield fault(name, f"{file} is read-only for user {os.getuid()}", "chown it, and its folder, to the user that runs Airloop")
+            yield fault(
+                name,
+                f"{file} is read-only for user {os.getuid()}",
+                "chown it, and its folder, to the user that runs Airloop",
+            )
         return
     row = connection.execute(
         text(
@@ -83,42 +106,63 @@ def _server(name: str, connection, before: float) -> Iterator[Finding]:
     if row.version < OLDEST_POSTGRES:
         yield fault(name, f"Postgres {row.version} is too old", f"upgrade it to {OLDEST_POSTGRES} or newer")
     if row.read_only:
-        yield fault(name, "the server takes no writes (a standby, or read-only)", "name the primary server in the URL, or take the read-only mode away")
+        yield fault(
+            name,
+            "the server takes no writes (a standby, or read-only)",
+            "name the primary server in the URL, or take the read-only mode away",
+        )
 
 
 def _tables(one: Migration, engine: Engine, where: str) -> Finding:
-    found = one.found(engine)
-    if found is None and engine.dialect.name == "sqlite" and one.name in MADE_WHEN_NEEDED:
+    revision = one.read_version(engine)
+    if revision is None and engine.dialect.name == "sqlite" and one.name in MADE_WHEN_NEEDED:
         return ok(one.name, f"{where}: writable; its tables are made when they are first needed")
-    if found == one.wanted:
-        return ok(one.name, f"{where}: reachable, its tables are at {found}")
-    has = f"its tables are at {found}" if found else "it has no tables"
-    return fault(one.name, f"{where}: {has}, this code wants {one.wanted}", "`airloop migrate`; if they are newer than this code: use that newer Airloop")
+    if revision == one.wanted:
+        return ok(one.name, f"{where}: reachable, its tables are at {revision}")
+    has = f"its tables are at {revision}" if revision else "it has no tables"
+    return fault(
+        one.name,
+        f"{where}: {has}, this code wants {one.wanted}",
+        "`airloop migrate`; if they are newer than this code: use that newer Airloop",
+    )
 
 
 def _why_not(one: Migration, error: DBAPIError, where: str, user: str) -> Finding:
-    said = str(error.orig or error).strip().partition("\n")[0]
-    if "malformed" in said or "not a database" in said:
-        return fault(one.name, f"{where} is damaged: {said}", RESTORE)
-    if "password authentication failed" in said or "no password supplied" in said:
-        return fault(one.name, f"{where}: wrong password for user {user}", f"mend the password in {one.setting}, or set it in Postgres by `airloop databases`")
-    if "does not exist" in said:
-        return fault(one.name, f"{where}: {said}", "make databases and users: `airloop databases`")
-    if "permission denied" in said:
-        return fault(one.name, f"{where}: {said}", f"grant user {user} its own database again: `airloop databases`")
-    return fault(one.name, f"{where} does not answer: {said}", f"start Postgres, or mend host and port in {one.setting}")
+    message = str(error.orig or error).strip().partition("\n")[0]
+    if "malformed" in message or "not a database" in message:
+        return fault(one.name, f"{where} is damaged: {message}", RESTORE)
+    if "password authentication failed" in message or "no password supplied" in message:
+        return fault(
+            one.name,
+            f"{where}: wrong password for user {user}",
+            f"mend the password in {one.setting}, or set it in Postgres by `airloop databases`",
+        )
+    if "does not exist" in message:
+        return fault(one.name, f"{where}: {message}", "make databases and users: `airloop databases`")
+    if "permission denied" in message:
+        return fault(one.name, f"{where}: {message}", f"grant user {user} its own database again: `airloop databases`")
+    return fault(
+        one.name, f"{where} does not answer: {message}", f"start Postgres, or mend host and port in {one.setting}"
+    )
 
 
-# --- the object store ------------------------------------------------------------------------------------------------------------------
+# --- The object store
 
 
 def object_store(settings: Settings) -> Iterator[Finding]:
-    """By this process's own credentials. Where there are none, since only an Airflow connection has them, the check of the wiring does it."""
+    """Check the object store with this process's own credentials.
+
+    If only an Airflow connection has credentials, the check of the wiring does it.
+    """
     if not storage.is_object_store(settings.store):
         folder = Path(settings.store)
         there = next(p for p in (folder, *folder.parents) if p.exists())
         if not os.access(there, os.W_OK | os.X_OK):
-            yield fault("data", f"AIRLOOP_DATA_ROOT is {folder}, where user {os.getuid()} may not write", "chown it to that user")
+            yield fault(
+                "data",
+                f"AIRLOOP_DATA_ROOT is {folder}, where user {os.getuid()} may not write",
+                "chown it to that user",
+            )
         else:
             yield ok("data", f"in {folder}")
         return
@@ -129,7 +173,7 @@ def object_store(settings: Settings) -> Iterator[Finding]:
             continue
         try:
             storage.probe(root)
-        except storage.StorageUnavailable as error:
+        except storage.StorageUnavailableError as error:
             what, _, fix = str(error).partition(" To do: ")
             yield fault("object store", f"{setting} is {root}: {what}", fix)
         else:
@@ -144,13 +188,17 @@ def object_store(settings: Settings) -> Iterator[Finding]:
             yield from clock("object store", parsedate_to_datetime(date).timestamp(), before, time.time())
 
 
-# --- the online store ------------------------------------------------------------------------------------------------------------------
+# --- The online store
 
 
 def online_store(settings: Settings) -> Iterator[Finding]:
     if settings.online_store_url is None:
         file = settings.home / "feast" / "online.db"
-        yield ok("online store", f"{file}") if file.exists() else note("online store", f"{file} is not there yet: the first build_features makes it")
+        yield (
+            ok("online store", f"{file}")
+            if file.exists()
+            else note("online store", f"{file} is not there yet: the first build_features makes it")
+        )
         return
     import redis
 
@@ -166,7 +214,11 @@ def online_store(settings: Settings) -> Iterator[Finding]:
             client.set("airloop:doctor", "written and taken away again", ex=60)
             client.delete("airloop:doctor")
     except redis.AuthenticationError as error:
-        yield fault("online store", f"{where}: {error}", "mend the password in AIRLOOP_ONLINE_STORE_URL (requirepass, or the user's, of the server)")
+        yield fault(
+            "online store",
+            f"{where}: {error}",
+            "mend the password in AIRLOOP_ONLINE_STORE_URL (requirepass, or the user's, of the server)",
+        )
     except redis.ReadOnlyError:
         yield fault("online store", f"{where} takes no writes: it is a replica", "name the primary server")
     except redis.ResponseError as error:
@@ -175,17 +227,26 @@ def online_store(settings: Settings) -> Iterator[Finding]:
         else:
             yield fault("online store", f"{where} refuses: {error}", "see its log; is its disk or memory full?")
     except redis.RedisError as error:
-        yield fault("online store", f"{where} does not answer: {error}", "start Redis, or mend host and port in AIRLOOP_ONLINE_STORE_URL")
+        yield fault(
+            "online store",
+            f"{where} does not answer: {error}",
+            "start Redis, or mend host and port in AIRLOOP_ONLINE_STORE_URL",
+        )
     else:
         yield from clock("online store (Redis)", seconds + micros / 1e6, before, after)
         if int(version.partition(".")[0]) < OLDEST_REDIS:
-            yield fault("online store", f"{where} is Redis {version}: too old", f"upgrade it to {OLDEST_REDIS} or newer")
+            yield fault(
+                "online store", f"{where} is Redis {version}: too old", f"upgrade it to {OLDEST_REDIS} or newer"
+            )
         else:
             yield ok("online store", f"{where}: Redis {version}, writable")
 
 
 def online_features(settings: Settings) -> Iterator[Finding]:
-    """What serving would be given for entities whose newest features are known: the same as stands in the feature tables, or something is missing."""
+    """Check the online features of entities whose newest features are known.
+
+    Serving must get the same values as in the feature tables.
+    """
     from include.features import store
 
     try:
@@ -199,7 +260,11 @@ def online_features(settings: Settings) -> Iterator[Finding]:
             if tables.open_table(layout.feature_table(project, name)) is None:
                 continue
             if view is None or view.most_recent_end_time is None:
-                yield fault("features", f"view {name} of {project.name} was never brought into the online store", _rebuild(project))
+                yield fault(
+                    "features",
+                    f"view {name} of {project.name} was never brought into the online store",
+                    _rebuild(project),
+                )
                 continue
             yield _look_up(project, name, list(view.join_keys), [f.name for f in view.features])
 
@@ -216,7 +281,8 @@ def _look_up(project: Project, name: str, keys: list[str], features: list[str]) 
     sample, entities = [], set()
     for row in newest.take(order[: 50 * SAMPLE]).to_pylist():
         entity = tuple(row[key] for key in keys)
-        # One that has a value at all: an empty row cannot be told from a missing one.
+        # Use entities with at least one value. An empty row cannot be distinguished from a missing
+        # one.
         if entity not in entities and any(row[f] is not None and row[f] == row[f] for f in features):
             entities.add(entity)
             sample.append(row)
@@ -226,11 +292,18 @@ def _look_up(project: Project, name: str, keys: list[str], features: list[str]) 
         return note("features", f"view {name} has no values yet")
     whose = f"view {name} of {project.name}"
     try:
-        asked = store.feature_store().get_online_features([f"{name}:{f}" for f in features], [{key: row[key] for key in keys} for row in sample])
-    except Exception as error:  # of whichever store it is: a table that is not there, a connection
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return fault("features", f"{whose}: the online store has nothing, it cannot be asked ({said})", f"if it answers now, {_rebuild(project)}")
-    given = asked.to_dict()
+        response = store.feature_store().get_online_features(
+            [f"{name}:{f}" for f in features], [{key: row[key] for key in keys} for row in sample]
+        )
+    # The error depends on the store: for example a missing table, or a connection error.
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return fault(
+            "features",
+            f"{whose}: the online store has nothing, it cannot be asked ({message})",
+            f"if it answers now, {_rebuild(project)}",
+        )
+    given = response.to_dict()
     empty = stale = 0
     for place, row in enumerate(sample):
         values = {f: given[f][place] for f in features}
@@ -239,10 +312,20 @@ def _look_up(project: Project, name: str, keys: list[str], features: list[str]) 
         elif any(_differs(values[f], row[f]) for f in features):
             stale += 1
     if empty:
-        return fault("features", f"{whose}: the online store has nothing for {empty} of {len(sample)} entities that were looked up", _rebuild(project))
+        return fault(
+            "features",
+            f"{whose}: the online store has nothing for {empty} of {len(sample)} entities that were looked up",
+            _rebuild(project),
+        )
     if stale:
-        return fault("features", f"{whose}: the online store has older values than the feature table for {stale} of {len(sample)} entities", _rebuild(project))
-    return ok("features", f"{whose}: what serving is given is the newest ({sample[0]['event_timestamp']:%Y-%m-%d %H:%M})")
+        return fault(
+            "features",
+            f"{whose}: the online store has older values than the feature table for {stale} of {len(sample)} entities",
+            _rebuild(project),
+        )
+    return ok(
+        "features", f"{whose}: what serving is given is the newest ({sample[0]['event_timestamp']:%Y-%m-%d %H:%M})"
+    )
 
 
 def _differs(online: float | None, offline: float | None) -> bool:

@@ -1,8 +1,18 @@
-"""Flights: one hour before scheduled departure, will the flight arrive more than 15 minutes late?"""
+"""Flights: one hour before scheduled departure, predict an arrival more than 15 minutes late."""
 
 from datetime import timedelta
 
-from include.projects.base import Candidate, GatePolicy, Inputs, Metric, Project, Reference, RetrainPolicy, Source, TaskKind
+from include.projects.base import (
+    Candidate,
+    GatePolicy,
+    Inputs,
+    Metric,
+    Project,
+    Reference,
+    RetrainPolicy,
+    Source,
+    TaskKind,
+)
 
 FLIGHT = ("carrier", "flight", "scheduled_departure")
 
@@ -23,9 +33,9 @@ project = Project(
     example_key=FLIGHT,
     inputs=Inputs(
         numeric=(
-            # what the schedule says
+            # the schedule
             "hour", "minute", "weekday", "distance", "scheduled_minutes",
-            # how the origin runs today and these weeks
+            # recent performance of the origin: today and the last weeks
             "origin_departure_delay_1h", "origin_departure_delay_3h", "origin_departure_delay_24h",
             "origin_departure_late_rate_1h", "origin_departure_late_rate_3h", "origin_departure_count_1h",
             "origin_arrival_delay_1h", "origin_arrival_delay_3h", "origin_arrival_delay_24h", "origin_arrival_count_1h",
@@ -54,7 +64,8 @@ project = Project(
             known_at="published_at",
         ),
         Source(
-            name="rotation",  # which plane flies: known on the day only
+            # The plane is known only on the day of the flight.
+            name="rotation",
             columns={"carrier": "string", "flight": "int64", "scheduled_departure": "timestamp", "tailnum": "string", "published_at": "timestamp"},
             key=FLIGHT,
             known_at="published_at",
@@ -80,7 +91,8 @@ project = Project(
             nullable=("year",),
         ),
         Source(
-            name="departures",  # the moment a flight leaves, its departure delay is known
+            # The departure delay is known when the flight leaves.
+            name="departures",
             columns={"carrier": "string", "flight": "int64", "scheduled_departure": "timestamp", "dep_delay": "float64", "departed_at": "timestamp"},
             key=FLIGHT,
             known_at="departed_at",

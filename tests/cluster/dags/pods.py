@@ -1,4 +1,6 @@
-"""DAGs of one training step each, whose pod behaves as the run's parameters say; one DAG a compute class.
+"""DAGs of one training step each, one DAG per compute class.
+
+The step's pod behaves as the run's parameters specify.
 
 * **Starts** by tests.
 """
@@ -19,13 +21,20 @@ CLASSES = {
     "small": ComputeClass(**SMALL),
     "patient": ComputeClass(**SMALL | {"node_lost_after": timedelta(minutes=5)}),
     "impatient": ComputeClass(**SMALL | {"timeout": timedelta(seconds=8)}),
-    # Placed on a node that is already known not to answer, too.
-    "anywhere": ComputeClass(**SMALL, tolerations=[{"key": f"node.kubernetes.io/{how}", "effect": "NoSchedule"} for how in ("not-ready", "unreachable")]),
+    # May also be placed on a node that is already known to be unresponsive.
+    "anywhere": ComputeClass(
+        **SMALL,
+        tolerations=[
+            {"key": f"node.kubernetes.io/{how}", "effect": "NoSchedule"} for how in ("not-ready", "unreachable")
+        ],
+    ),
     "badly_named": ComputeClass(**SMALL, image="Not/An Image"),
     "unknown_image": ComputeClass(**SMALL, image="airloop.invalid/nobody/nothing:1"),
     "gpu_test": ComputeClass(**SMALL, gpus=2),
     "gpu_many": ComputeClass(**SMALL | {"schedule_timeout": timedelta(seconds=5)}, gpus=3),
-    "gpu_nowhere": ComputeClass(**SMALL | {"schedule_timeout": timedelta(seconds=5)}, gpus=1, node_selector={"nvidia.com/gpu.product": "H9000"}),
+    "gpu_nowhere": ComputeClass(
+        **SMALL | {"schedule_timeout": timedelta(seconds=5)}, gpus=1, node_selector={"nvidia.com/gpu.product": "H9000"}
+    ),
 }
 PROJECT = get_project("flights").model_copy(update={"compute": CLASSES})
 PARAMS = {"request": Param("r", type="string"), "behave": Param("work", type="string")}
@@ -33,13 +42,21 @@ ARGUMENTS = {"request": "{{ params.request }}", "behave": "{{ params.behave }}"}
 
 
 def create_dag(compute: str):
-    @dag(dag_id=f"pods__{compute}", schedule=None, params=PARAMS, default_args={"retry_delay": timedelta(seconds=1)}, doc_md=__doc__)
+    @dag(
+        dag_id=f"pods__{compute}",
+        schedule=None,
+        params=PARAMS,
+        default_args={"retry_delay": timedelta(seconds=1)},
+        doc_md=__doc__,
+    )
     def one_step():
         @task
         def read(uri: str) -> str:
             return uri
 
-        step = training_step(PROJECT, "fit", compute=compute, task_id="fit", arguments=ARGUMENTS, module="tests.cluster.behaving")
+        step = training_step(
+            PROJECT, "fit", compute=compute, task_id="fit", arguments=ARGUMENTS, module="tests.cluster.behaving"
+        )
         read(step.output)
 
     return one_step()

@@ -1,4 +1,6 @@
-"""One fit of the project ``tiny``, whose candidates have one worker or several; a DAG for each compute class. See tests/cluster/test_workers.py.
+"""One fit of the project ``tiny``, one DAG per compute class.
+
+Its candidates have one worker or several. See tests/cluster/test_workers.py.
 
 * **Starts** by tests.
 """

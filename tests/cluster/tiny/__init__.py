@@ -1,4 +1,7 @@
-"""A project whose candidates differ in the number of their workers, and in what goes wrong with them. Tests put it among the real ones."""
+"""A test project whose candidates differ in the number of workers and in their failures.
+
+Tests copy it next to the real projects.
+"""
 
 from datetime import timedelta
 
@@ -11,8 +14,16 @@ networks = [Candidate(name=f"network_{n}", trainer="torch_mlp", workers=n, param
 others = [
     Candidate(name="broken", trainer="torch_mlp", workers=2, parameters=parameters | {"hidden": -1}),
     Candidate(name="big", trainer="torch_mlp", workers=2, parameters=parameters, compute="tight"),
-    Candidate(name="endless", trainer="torch_mlp", workers=2, parameters=parameters | {"epochs": 1_000_000}, compute="hasty"),
-    Candidate(name="on_a_bad_node", trainer="torch_mlp", workers=2, parameters=parameters | {"epochs": 1_000_000}, compute="shaky"),
+    Candidate(
+        name="endless", trainer="torch_mlp", workers=2, parameters=parameters | {"epochs": 1_000_000}, compute="hasty"
+    ),
+    Candidate(
+        name="on_a_bad_node",
+        trainer="torch_mlp",
+        workers=2,
+        parameters=parameters | {"epochs": 1_000_000},
+        compute="shaky",
+    ),
 ]
 room = ComputeClass(
     cpu=0.25,

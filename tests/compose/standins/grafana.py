@@ -1,4 +1,4 @@
-"""Not Grafana: it answers its health check, when the files that Grafana would read are there and are what they should be."""
+"""Stand-in for Grafana: it is healthy if the files that Grafana would read are valid."""
 
 import json
 import os

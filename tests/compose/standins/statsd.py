@@ -1,4 +1,8 @@
-"""Not the statsd exporter: it takes what Airflow sends over UDP and shows it under the names and labels of the exporter's own mapping."""
+"""Stand-in for the statsd exporter.
+
+It receives Airflow's metrics over UDP and exposes them with the names and labels of the exporter's
+own mapping.
+"""
 
 import re
 import socket
@@ -9,15 +13,17 @@ from pathlib import Path
 
 import yaml
 
-MAPPINGS = yaml.safe_load(Path(next(a for a in sys.argv if a.startswith("--statsd.mapping-config=")).partition("=")[2]).read_text())["mappings"]
+MAPPINGS = yaml.safe_load(
+    Path(next(a for a in sys.argv if a.startswith("--statsd.mapping-config=")).partition("=")[2]).read_text()
+)["mappings"]
 seen: dict[str, float] = {}
 
 
 def named(name: str) -> str:
     for mapping in MAPPINGS:
-        found = re.fullmatch(re.escape(mapping["match"]).replace(r"\*", "([^.]*)"), name)
-        if found:
-            labels = (f'{label}="{found[int(group[1:])]}"' for label, group in mapping["labels"].items())
+        match = re.fullmatch(re.escape(mapping["match"]).replace(r"\*", "([^.]*)"), name)
+        if match:
+            labels = (f'{label}="{match[int(group[1:])]}"' for label, group in mapping["labels"].items())
             return f"{mapping['name']}{{{','.join(labels)}}}"
     return re.sub(r"[^a-zA-Z0-9_]", "_", name)
 

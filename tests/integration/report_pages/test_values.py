@@ -20,9 +20,11 @@ HOSTILE = (
     f"{MARK}\" onmouseover=window.__xss=1 x='' autofocus onfocus=window.__xss=1 a=\"</title></style></iframe><svg onload=window.__xss=1>",
     f"{MARK}&lt;img src=x onerror=window.__xss=1&gt;</td></table><a href=\"javascript:window.__xss=1\">x</a>{{{{7*7}}}}${{7*7}}$x$$",
 )  # fmt: skip
-# Loads of a page's own markup: an address in src, href and the like of these elements is fetched without a click.
+# Resources that a page loads. The browser fetches an address in src, href and similar attributes of
+# these elements without a click.
 LOADS = re.compile(
-    r"<(?:script|link|img|iframe|source|video|audio|object|embed|input|image|use)\b[^>]*?\b(?:src|href|data|poster)\s*=\s*[\"']?\s*(?:https?:)?//", re.I
+    r"<(?:script|link|img|iframe|source|video|audio|object|embed|input|image|use)\b[^>]*?\b(?:src|href|data|poster)\s*=\s*[\"']?\s*(?:https?:)?//",
+    re.I,
 )
 
 
@@ -34,15 +36,18 @@ def test_hostile_text_is_shown_and_does_nothing(name, hostile, deployed, open_pa
         producers.hostile_registry(text)
     PRODUCERS[name](text, folder)
     page = (folder / "index.html").read_text()
-    # Without the plugin's policy and without the page's own: escaping alone must do.
+    # Without the plugin's policy and the page's own policy: escaping alone must suffice.
     bare = folder / "bare.html"
     bare.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page))
     browser.driver.get(f"file://{bare}")
     assert browser.driver.execute_script("return window.__xss || null") is None
-    assert not browser.driver.execute_script("return document.querySelector('[onerror],[onload],[onfocus],[onmouseover],a[href^=\"javascript\" i]')")
+    assert not browser.driver.execute_script(
+        "return document.querySelector('[onerror],[onload],[onfocus],[onmouseover],a[href^=\"javascript\" i]')"
+    )
     opened = open_page(PATH, wait_s=1.5 if name == "drift" else 0.3)
     assert not opened.ran and MARK in opened.text and opened.errors == []
-    if name not in ("performance", "drift"):  # a plot of the former shows the text only; the latter abbreviates
+    # "performance" shows the text only in a plot, and "drift" abbreviates it.
+    if name not in ("performance", "drift"):
         assert hostile.replace("HOST", listener.url)[:40].split("\n")[0] in opened.text
     assert listener.heard == [] and site.asked_with_login(but=("/airloop/report",)) == []
     assert LOADS.findall(page.partition("window.drawDashboard")[0][:200_000] if name == "drift" else page) == []
@@ -50,11 +55,20 @@ def test_hostile_text_is_shown_and_does_nothing(name, hostile, deployed, open_pa
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=["handler", "script", "attribute", "entities"])
 @pytest.mark.parametrize("in_ui", [False, True])
-def test_the_rollout_page_shows_hostile_text_and_does_nothing(hostile, in_ui, deployed, open_page, site, listener, monkeypatch):
+def test_the_rollout_page_shows_hostile_text_and_does_nothing(
+    hostile, in_ui, deployed, open_page, site, listener, monkeypatch
+):
     text = hostile.replace("HOST", listener.url)
     producers.hostile_registry(text)
     monkeypatch.setattr(
-        deployed, "says", lambda project: {"version": text, "state": text, "error": text, "arms": [{"name": text, "version": text, "state": text}]}
+        deployed,
+        "says",
+        lambda project: {
+            "version": text,
+            "state": text,
+            "error": text,
+            "arms": [{"name": text, "version": text, "state": text}],
+        },
     )
     opened = open_page("/airloop-rollout/flights__deploy/", in_ui=in_ui, wait_s=0.5)
     assert not opened.ran and opened.errors == [] and text[:30] in opened.text and listener.heard == []
@@ -66,7 +80,9 @@ def test_a_users_name_is_text_on_the_rollout_page(as_, monkeypatch):
 
     monkeypatch.setattr(SimpleAuthManagerUser, "get_name", lambda self: "<script>1</script>\x1b[2J")
     done = act(as_("olga"), "freeze", reason="<b>x</b>\x1b]0;x\x07 audit")
-    assert done.status_code == 200 and "<script>1" not in done.text and "<b>x" not in done.text and "\x1b" not in done.text
+    assert (
+        done.status_code == 200 and "<script>1" not in done.text and "<b>x" not in done.text and "\x1b" not in done.text
+    )
 
 
 def test_the_forms_of_the_rollout_page_work_within_its_sandbox(deployed, open_page, browser, site):
@@ -76,7 +92,8 @@ def test_the_forms_of_the_rollout_page_work_within_its_sandbox(deployed, open_pa
     form = driver.find_element(By.CSS_SELECTOR, 'form[action="freeze"]')
     form.find_element(By.NAME, "reason").send_keys("an audit")
     form.find_element(By.TAG_NAME, "button").click()
-    # The page before is still there when the click returns, and may go while its text is read.
+    # The previous page still exists when the click returns, and may disappear while its text is
+    # read.
     waiting = WebDriverWait(driver, 30, ignored_exceptions=[StaleElementReferenceException])
     waiting.until(lambda _: "by ada in the UI: an audit" in driver.find_element(By.TAG_NAME, "body").text)
 
@@ -84,7 +101,7 @@ def test_the_forms_of_the_rollout_page_work_within_its_sandbox(deployed, open_pa
 @pytest.mark.parametrize("browser", ["own"], indirect=True)
 @pytest.mark.parametrize("name", PRODUCERS)
 def test_no_page_sends_a_request_to_another_host(name, deployed, open_page, browser, site, folder):
-    """All requests of the browser, whichever frame made them, by its own network log."""
+    """The browser's network log shows no request of any frame to another host."""
     if name == "rollout":
         producers.hostile_registry("plain")
     PRODUCERS[name]("plain", folder)

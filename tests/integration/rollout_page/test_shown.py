@@ -1,4 +1,4 @@
-"""What the page shows, and that it is text."""
+"""The page shows its content as text."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from include.rollout import steps
 from include.rollout.document import rollout_document
 from include.settings import REPOSITORY
 from tests.integration.rollout_page.browsing import CUTOFF, PAGE, PROJECT, ROLES, act, champion, words
-from tests.unit.rollout.stand import Clock
+from tests.unit.rollout.harness import Clock
 
 pytestmark = [pytest.mark.timeout(1200)]
 
@@ -23,10 +23,14 @@ def test_who_may_read_a_dag_of_the_project_sees_what_is_deployed(as_, name, stag
     ledger.freeze("flights", by="jo", why="audit")
     page = as_(name).get(f"/airloop-rollout/flights__{stage}/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    said = words(page)
-    assert "champion version 2, trained on what was known by 2013-02-01T00:00:00Z, gate passed" in said
-    assert "previous version 1" in said and "Version 2: serving." in said and "serving answers with version 2, ready" in said
-    assert "flights is frozen since" in said and "by jo: audit" in said
+    text = words(page)
+    assert "champion version 2, trained on what was known by 2013-02-01T00:00:00Z, gate passed" in text
+    assert (
+        "previous version 1" in text
+        and "Version 2: serving." in text
+        and "serving answers with version 2, ready" in text
+    )
+    assert "flights is frozen since" in text and "by jo: audit" in text
 
 
 def test_a_rollout_in_progress_is_shown_with_its_step_and_taken_out(as_, monkeypatch):
@@ -36,12 +40,21 @@ def test_a_rollout_in_progress_is_shown_with_its_step_and_taken_out(as_, monkeyp
     for _ in range(2):
         steps.advance(project, "3", dag_run="run 3", cutoff=CUTOFF, by_person=False, clock=clock)
     browser = as_("eddie")
-    said = words(browser.get(PAGE))
-    assert "Version 3 is tried since" in said and "step 1 of 1, " in said and "0 of 2 looks passed" in said and "beside it" in said
-    assert "take version 3 out" in said
+    text = words(browser.get(PAGE))
+    assert (
+        "Version 3 is tried since" in text
+        and "step 1 of 1, " in text
+        and "0 of 2 looks passed" in text
+        and "beside it" in text
+    )
+    assert "take version 3 out" in text
     done = act(browser, "roll_back")
     assert done.status_code == 200 and "Version 3 is taken back; champion is version 2." in words(done), words(done)
-    assert "Serving answers with version 2." in words(done) and champion() == "2" and rollout_document(project).traffic is None
+    assert (
+        "Serving answers with version 2." in words(done)
+        and champion() == "2"
+        and rollout_document(project).traffic is None
+    )
 
 
 def test_what_others_wrote_is_text_and_no_script_may_run(as_):
@@ -55,20 +68,29 @@ def test_what_others_wrote_is_text_and_no_script_may_run(as_):
 
 @pytest.mark.parametrize("dag_id", ["another__deploy", "flights__other", "flights", "flights__deploy__x"])
 def test_a_dag_of_no_project_has_nothing_deployed(as_, dag_id):
-    for answer in (as_("ada").get(f"/airloop-rollout/{dag_id}/"), as_("ada").post(f"/airloop-rollout/{dag_id}/freeze", data={"reason": "x"})):
+    for answer in (
+        as_("ada").get(f"/airloop-rollout/{dag_id}/"),
+        as_("ada").post(f"/airloop-rollout/{dag_id}/freeze", data={"reason": "x"}),
+    ):
         assert answer.status_code in (404, 405) and "version 2" not in answer.text
 
 
 def test_a_project_with_nothing_deployed_says_so(as_):
     registry_client().delete_registered_model(PROJECT.name)
     page = as_("olga").get(PAGE)
-    assert page.status_code == 200 and "none: nothing is deployed" in words(page) and "nothing was ever rolled out" in words(page)
+    assert (
+        page.status_code == 200
+        and "none: nothing is deployed" in words(page)
+        and "nothing was ever rolled out" in words(page)
+    )
     nothing = act(as_("olga"), "roll_back")
     assert nothing.status_code == 200 and "There was nothing to take back; there is no champion." in words(nothing)
 
 
 def test_the_tab_stands_on_dags(as_):
-    views = [view for plugin in as_("eddie").get("/api/v2/plugins").json()["plugins"] for view in plugin["external_views"]]
+    views = [
+        view for plugin in as_("eddie").get("/api/v2/plugins").json()["plugins"] for view in plugin["external_views"]
+    ]
     (tab,) = [view for view in views if view["url_route"] == "rollout"]
     assert (tab["name"], tab["destination"], tab["href"]) == ("Rollout", "dag", "airloop-rollout/{DAG_ID}/")
 
@@ -80,5 +102,7 @@ def test_every_component_loads_the_plugins_and_pays_nothing_for_it(plugin):
         f"import runpy; runpy.run_path('plugins/{plugin}.py')\n"
         "print(sorted(m for m in set(sys.modules) - before if m.partition('.')[0] not in sys.stdlib_module_names))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
     assert loaded.stdout.splitlines()[-1:] == ["[]"], loaded.stdout + loaded.stderr

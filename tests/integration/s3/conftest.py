@@ -1,6 +1,7 @@
-"""A real S3 server (versitygw) for the tests of this folder: one process, a bucket of its own for each test.
+"""A real S3 server (versitygw) for the tests of this folder: one process, one bucket per test.
 
-Its program is named by AIRLOOP_TEST_VERSITYGW, or found on the PATH; without it these tests are skipped.
+AIRLOOP_TEST_VERSITYGW names its program. Without it, the program is looked up on the PATH. If it is
+missing, these tests are skipped.
 """
 
 import os
@@ -15,9 +16,11 @@ import pytest
 
 from include.data import storage
 from include.settings import get_settings
+from tests.ports import free_port
 
 PROGRAM = os.environ.get("AIRLOOP_TEST_VERSITYGW") or shutil.which("versitygw")
-ACCESS_KEY, SECRET_KEY = "airloop-test", f"secret-{token_hex(16)}"  # nothing else holds this text: where it turns up, it leaked
+# This text is unique, so any occurrence elsewhere is a leak.
+ACCESS_KEY, SECRET_KEY = "airloop-test", f"secret-{token_hex(16)}"
 
 
 MISSING = "no S3 server: put versitygw on the PATH, or name it in AIRLOOP_TEST_VERSITYGW"
@@ -33,31 +36,32 @@ def pytest_collection_modifyitems(items):
 
 
 class S3:
-    """The server: where its buckets lie as folders, its address, and the variables by which clients find it."""
+    """The S3 server: the folder of its buckets, its address, and the clients' variables."""
 
     def __init__(self, folder: Path, host: str):
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            self.address = f"{host}:{probe.getsockname()[1]}"
+        self.address = f"{host}:{free_port(host)}"
         self.endpoint = f"http://{self.address}"
         self.start()
 
     def start(self) -> None:
-        """Until it answers."""
+        """Start the server and wait until it answers."""
         environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
-        said = self.folder.parent / f"{self.folder.name}.log"
-        with said.open("ab") as log:
+        log_file = self.folder.parent / f"{self.folder.name}.log"
+        with log_file.open("ab") as log:
             self.server = subprocess.Popen(
-                [str(PROGRAM), "--port", self.address, "posix", str(self.folder)], env=environment, stdout=log, stderr=subprocess.STDOUT
+                [str(PROGRAM), "--port", self.address, "posix", str(self.folder)],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 60
         while not answers(self.address):
-            assert self.server.poll() is None and time.monotonic() < deadline, said.read_text()[-2000:]
+            assert self.server.poll() is None and time.monotonic() < deadline, log_file.read_text()[-2000:]
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """``kill -9``."""
+        """Send SIGKILL."""
         self.server.kill()
         self.server.wait()
 
@@ -67,7 +71,12 @@ class S3:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+        }
 
     def make_bucket(self) -> str:
         name = f"test-{token_hex(4)}"
@@ -77,7 +86,7 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_host() -> str:
-    """The address of this machine at which the server listens."""
+    """Return the address of this machine at which the server listens."""
     return "127.0.0.1"
 
 
@@ -98,7 +107,7 @@ def answers(address: str) -> bool:
 
 @pytest.fixture
 def clean_variables(monkeypatch):
-    """None of this machine's own credentials; what a test's work puts into the environment is gone after it."""
+    """Remove this machine's own credentials, and afterwards the variables that a test has set."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_CONN_", "MLFLOW_S3_"))]:
         monkeypatch.delenv(name)
     before = set(os.environ)
@@ -110,7 +119,7 @@ def clean_variables(monkeypatch):
 
 @pytest.fixture
 def s3_store(s3, clean_variables, fresh_store, monkeypatch):
-    """A store in a bucket of its own, with the standard variables in the environment. Gives its URI."""
+    """Create a store in a new bucket, set the standard variables, and return its URI."""
     root = f"s3://{s3.make_bucket()}/some/prefix"
     for name, value in {**s3.variables, "AIRLOOP_DATA_ROOT": root}.items():
         monkeypatch.setenv(name, value)

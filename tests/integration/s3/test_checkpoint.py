@@ -8,7 +8,7 @@ from include.training.checkpoint import Checkpoints
 
 
 def test_removing_is_safe_where_there_is_none_and_takes_what_there_is(s3_store):
-    checkpoints = Checkpoints.beside(f"{s3_store}/flights/training/r/fit-a.json")
+    checkpoints = Checkpoints.from_manifest(f"{s3_store}/flights/training/r/fit-a.json")
     checkpoints.remove()
     storage.write(checkpoints.folder / "state.pt", b"x")
     checkpoints.remove()
@@ -18,18 +18,18 @@ def test_removing_is_safe_where_there_is_none_and_takes_what_there_is(s3_store):
 
 def test_what_is_saved_is_loaded_again_by_who_looks_before_and_after(s3_store):
     uri = f"{s3_store}/flights/training/r/fit-a.json"
-    checkpoints, other = (Checkpoints.beside(uri, {"of": "one"}) for _ in range(2))
+    checkpoints, other = (Checkpoints.from_manifest(uri, {"of": "one"}) for _ in range(2))
     assert other.load() == b""
     for step in (1, 2):
         checkpoints.save({"step": step})
         assert other.state(other.load()) == {"step": step}
-    assert Checkpoints.beside(uri, {"of": "another"}).state(other.load()) is None
+    assert Checkpoints.from_manifest(uri, {"of": "another"}).state(other.load()) is None
     assert [path.name for path in storage.files(checkpoints.folder)] == ["state.pt"]
 
 
 def test_a_bucket_that_is_missing_is_said_and_not_made(s3_store, s3):
-    with pytest.raises(storage.StorageUnavailable, match="there is no such bucket"):
-        Checkpoints.beside("s3://no-such-bucket/fit-a.json").save({"step": 1})
+    with pytest.raises(storage.StorageUnavailableError, match="there is no such bucket"):
+        Checkpoints.from_manifest("s3://no-such-bucket/fit-a.json").save({"step": 1})
     assert not (s3.folder / "no-such-bucket").exists()
 
 

@@ -1,4 +1,7 @@
-"""kill -9 of an ingest task on S3, between its plan and its appends; the retry ends as an undisturbed one on files does."""
+"""Killing an ingest task on S3 between its plan and its appends does not change the result.
+
+The retry ends as an undisturbed task on files.
+"""
 
 import signal
 
@@ -10,11 +13,14 @@ from tests.integration.test_ingest_killed import FLIGHTS, SCHEDULE, dropped, end
 
 @pytest.fixture
 def on_s3(undisturbed, dropped, s3_store):  # noqa: F811
-    """The same files as on the disk, in the bucket's landing zone."""
+    """Copy the same files to the bucket's landing zone."""
     on_disk = sorted((dropped / "store" / "flights" / "landing" / "schedule").iterdir())
     for file in on_disk:
         storage.write(layout.landing(FLIGHTS, SCHEDULE) / file.name, file.read_bytes())
-    assert layout.landing(FLIGHTS, SCHEDULE).path and len(storage.files(layout.landing(FLIGHTS, SCHEDULE))) == len(on_disk) > 2
+    assert (
+        layout.landing(FLIGHTS, SCHEDULE).path
+        and len(storage.files(layout.landing(FLIGHTS, SCHEDULE))) == len(on_disk) > 2
+    )
     return dropped
 
 

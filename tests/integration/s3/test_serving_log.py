@@ -1,4 +1,7 @@
-"""Serving's prediction log in a bucket: written whole, off the request's path; a store that is away delays nobody and heals."""
+"""Serving writes its prediction log to a bucket in whole files, off the request path.
+
+An unavailable store delays no request, and the log recovers.
+"""
 
 import os
 import signal
@@ -10,10 +13,10 @@ import pytest
 
 from include.data import layout, storage
 from include.projects import get_project
-from serving.prediction_log import PredictionLog
+from serving.prediction_log.writer import PredictionLog
 from serving.settings import Settings
-from tests.serving.stand import wait_for
-from tests.serving.test_prediction_log import rows
+from tests.serving.prediction_log.test_writer import rows
+from tests.waiting import wait_for
 
 FLIGHTS = get_project("flights")
 
@@ -59,18 +62,18 @@ def test_credentials_that_are_refused_are_told_in_the_logs_state(s3_store, monke
     log = PredictionLog(s3_store, flush_seconds=0.1, endpoint=os.environ["AWS_ENDPOINT_URL"], region="us-east-1")
     log.start()
     log.append(rows("a", project="flights"))
-    said = wait_for(lambda: log.stats()["last_error"], 20)
+    error = wait_for(lambda: log.stats()["last_error"], 20)
     log.close(5)
-    assert "ACCESS_DENIED" in said.upper() or "SIGNATURE" in said.upper(), said
-    assert "wrong-one" not in said and log.stats()["waiting"] == 1
+    assert "ACCESS_DENIED" in error.upper() or "SIGNATURE" in error.upper(), error
+    assert "wrong-one" not in error and log.stats()["waiting"] == 1
 
 
 def test_the_service_needs_nothing_more_for_it(s3_store):
-    """No pandas, no fsspec: Arrow's own client."""
+    """The service needs neither pandas nor fsspec: it uses Arrow's own client."""
     script = f"""
 import sys
-from serving.prediction_log import PredictionLog
-from tests.serving.test_prediction_log import rows
+from serving.prediction_log.writer import PredictionLog
+from tests.serving.prediction_log.test_writer import rows
 log = PredictionLog({s3_store!r}, endpoint={os.environ["AWS_ENDPOINT_URL"]!r}, region="us-east-1")
 log.start()
 log.append(rows("a"))

@@ -1,4 +1,8 @@
-"""MLflow's users on a real MLflow server: nobody without a password, no default one, each account what its secret says, and who reads does not write."""
+"""MLflow's users on a real MLflow server.
+
+Every access requires a password, and no default account exists. Each account has the password of
+its secret, and a reader cannot write.
+"""
 
 import os
 import subprocess
@@ -12,31 +16,47 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine
 
 from include.settings import REPOSITORY, Settings, get_settings
-from include.stack import migrations, mlflow_users, services
-from include.stack.access import mlflow_credentials
+from include.stack import services
+from include.stack.accounts import mlflow_users
+from include.stack.accounts.access import mlflow_credentials
 from include.stack.environment import mlflow_environment
-from tests.integration.stack.conftest import free_port
+from include.stack.stores import migrations
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1200)]
 
-DEFAULTS = [("admin", "password"), ("admin", "password1234"), ("admin", "admin"), ("admin", ""), ("airloop", "airloop"), ("reader", "reader")]
+DEFAULTS = [
+    ("admin", "password"),
+    ("admin", "password1234"),
+    ("admin", "admin"),
+    ("admin", ""),
+    ("airloop", "airloop"),
+    ("reader", "reader"),
+]
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Settings:
-    secrets = {f"mlflow_{name}": token_urlsafe(15) for name in ("password", "reader_password", "admin_password", "flask_secret_key")}
-    return Settings(home=tmp_path_factory.mktemp("mlflow"), mlflow_port=free_port(), mlflow_username="airloop", **secrets)
+    secrets = {
+        f"mlflow_{name}": token_urlsafe(15)
+        for name in ("password", "reader_password", "admin_password", "flask_secret_key")
+    }
+    return Settings(
+        home=tmp_path_factory.mktemp("mlflow"), mlflow_port=free_port(), mlflow_username="airloop", **secrets
+    )
 
 
 @contextmanager
 def server(settings: Settings):
-    """The server as `airloop up` starts it, after what `airloop migrate` does for it."""
+    """Run the server as `airloop up` starts it, after the preparation of `airloop migrate`."""
     assert migrations.migrate(settings, which=migrations.of_mlflow) == ["mlflow", "mlflow's users"]
     assert migrations.migrate(settings, which=migrations.of_mlflow) == []
     command = next(service.command for service in services.services(settings) if service.name == "mlflow")
     log = settings.home / "mlflow.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(command.arguments, env=command.environment, cwd=REPOSITORY, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command.arguments, env=command.environment, cwd=REPOSITORY, stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + 600
         while not _answers(settings):
@@ -62,7 +82,9 @@ def mlflow(settings):
 
 
 def call(settings: Settings, user: tuple[str, str] | None, method: str, path: str, **arguments) -> httpx.Response:
-    return httpx.request(method, f"{settings.mlflow_url}/api/2.0/mlflow/{path}", auth=user, timeout=60, trust_env=False, **arguments)
+    return httpx.request(
+        method, f"{settings.mlflow_url}/api/2.0/mlflow/{path}", auth=user, timeout=60, trust_env=False, **arguments
+    )
 
 
 def login(settings: Settings, who: str) -> tuple[str, str]:
@@ -70,7 +92,11 @@ def login(settings: Settings, who: str) -> tuple[str, str]:
     return who, getattr(settings, field).get_secret_value()
 
 
-@pytest.mark.parametrize("user", [None, *DEFAULTS], ids=lambda user: "nobody" if user is None else f"{user[0]} with {user[1] or 'no password'}")
+@pytest.mark.parametrize(
+    "user",
+    [None, *DEFAULTS],
+    ids=lambda user: "nobody" if user is None else f"{user[0]} with {user[1] or 'no password'}",
+)
 def test_nobody_and_no_default_password_is_let_in(mlflow, user):
     for method, path, body in (
         ("GET", "experiments/get?experiment_id=0", None),
@@ -78,7 +104,9 @@ def test_nobody_and_no_default_password_is_let_in(mlflow, user):
         ("GET", "users/get?username=admin", None),
     ):
         assert call(mlflow, user, method, path, json=body).status_code == 401, path
-    artifacts = httpx.get(f"{mlflow.mlflow_url}/api/2.0/mlflow-artifacts/artifacts", auth=user, timeout=60, trust_env=False)
+    artifacts = httpx.get(
+        f"{mlflow.mlflow_url}/api/2.0/mlflow-artifacts/artifacts", auth=user, timeout=60, trust_env=False
+    )
     assert artifacts.status_code == 401
     assert httpx.get(f"{mlflow.mlflow_url}/", auth=user, timeout=60, trust_env=False).status_code == 401
 
@@ -98,19 +126,32 @@ def test_the_houses_account_writes_and_the_reader_reads(mlflow):
         ("registered-models/set-tag", {"name": "flights", "key": "rollout", "value": "mine"}),
     ):
         assert call(mlflow, reader, "POST", path, json=body).status_code == 403, path
-    assert call(mlflow, airloop, "POST", "registered-models/set-tag", json={"name": "flights", "key": "k", "value": "v"}).status_code == 200
-    assert call(mlflow, airloop, "POST", "users/create", json={"username": "mine", "password": token_urlsafe(15)}).status_code == 403
+    assert (
+        call(
+            mlflow, airloop, "POST", "registered-models/set-tag", json={"name": "flights", "key": "k", "value": "v"}
+        ).status_code
+        == 200
+    )
+    assert (
+        call(
+            mlflow, airloop, "POST", "users/create", json={"username": "mine", "password": token_urlsafe(15)}
+        ).status_code
+        == 403
+    )
 
 
 def test_what_the_admin_made_the_house_may_write_too(mlflow):
-    """As all that was made while MLflow asked nobody: it is no account's own."""
+    """Airloop's account may also write what the admin created.
+
+    Content from before authentication was enabled does not have an owner either.
+    """
     made = call(mlflow, login(mlflow, "admin"), "POST", "experiments/create", json={"name": "from before"})
     run = {"experiment_id": made.json()["experiment_id"], "start_time": 1}
     assert call(mlflow, login(mlflow, "airloop"), "POST", "runs/create", json=run).status_code == 200
 
 
 def test_the_houses_own_client_logs_in(mlflow, monkeypatch):
-    """From the settings alone: `airloop demo` has no variables of MLflow's."""
+    """Airloop's client logs in from the settings alone: `airloop demo` has no MLflow variables."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
     for name, value in mlflow.environment().items():
@@ -128,14 +169,21 @@ def test_the_houses_own_client_logs_in(mlflow, monkeypatch):
 
 def test_the_server_knows_no_password_and_its_arguments_no_secret(mlflow):
     command = next(service.command for service in services.services(mlflow) if service.name == "mlflow")
-    secrets = {value.get_secret_value() for value in (mlflow.mlflow_password, mlflow.mlflow_admin_password, mlflow.mlflow_reader_password)}
+    secrets = {
+        value.get_secret_value()
+        for value in (mlflow.mlflow_password, mlflow.mlflow_admin_password, mlflow.mlflow_reader_password)
+    }
     assert not secrets & set(command.environment.values())
     assert not any(secret in argument for secret in secrets for argument in command.arguments)
     assert (mlflow.home / "mlflow" / "basic_auth.ini").stat().st_mode & 0o077 == 0
 
 
 def test_a_changed_secret_is_the_accounts_password_at_the_next_start(mlflow):
-    """Last: it changes them. The server of the other tests believes an old one for half a minute more, so the database is asked."""
+    """A changed secret becomes the account's password at the next start.
+
+    This test runs last, because it changes the passwords. The server of the other tests caches an
+    old password for 30 s, so the database is queried.
+    """
     changed = mlflow.model_copy(update={"mlflow_password": SecretStr(token_urlsafe(15))})
     before, after = mlflow_users.users(mlflow), mlflow_users.users(changed)
     engine = create_engine(mlflow.mlflow_database)

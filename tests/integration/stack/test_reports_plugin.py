@@ -1,4 +1,4 @@
-"""The Report tab: its page is there for who may read the DAG, for nobody else, and for nothing but the report's own files."""
+"""The Report tab serves only the report's own files, and only to users who may read the DAG."""
 
 import runpy
 from urllib.parse import quote
@@ -25,7 +25,7 @@ def write_report(dag_id: str) -> None:
 
 @pytest.fixture
 def of_settings(monkeypatch):
-    """Has this process use given settings."""
+    """Make this process use the given settings."""
 
     def use(settings):
         for name, value in settings.environment().items():
@@ -37,7 +37,7 @@ def of_settings(monkeypatch):
 
 
 class TestFiles:
-    """What ``read_report`` gives, and what it does not."""
+    """Files that ``read_report`` returns and refuses."""
 
     @pytest.fixture(autouse=True)
     def report(self, of_settings, tmp_path):
@@ -46,12 +46,25 @@ class TestFiles:
         write_report(self.dag_id)
         self.read = runpy.run_path(str(PLUGIN))["read_report"]
 
-    @pytest.mark.parametrize("path, media_type", [("", "text/html"), ("index.html", "text/html"), ("static/plot.js", "text/javascript")])
+    @pytest.mark.parametrize(
+        "path, media_type", [("", "text/html"), ("index.html", "text/html"), ("static/plot.js", "text/javascript")]
+    )
     def test_files_of_the_report_are_given_with_their_type(self, path, media_type):
         assert self.read(self.dag_id, RUN, "detect", path)[1] == media_type
 
     @pytest.mark.parametrize(
-        "path", ["../secret.txt", "static/../../secret.txt", "/etc/passwd", "link.txt", "..\\secret.txt", "static", "no.html", "\0", "static//plot.js"]
+        "path",
+        [
+            "../secret.txt",
+            "static/../../secret.txt",
+            "/etc/passwd",
+            "link.txt",
+            "..\\secret.txt",
+            "static",
+            "no.html",
+            "\0",
+            "static//plot.js",
+        ],
     )
     def test_nothing_else_is(self, path):
         assert self.read(self.dag_id, RUN, "detect", path) is None
@@ -64,16 +77,25 @@ class TestFiles:
             ("{dag}", f"{RUN}/detect/..", "detect", "index.html"),
             ("nobody__monitor", RUN, "detect", "index.html"),
         ],
-        ids=["another DAG's report through the run id", "through the task id", "a run id with a path", "no such project"],
+        ids=[
+            "another DAG's report through the run id",
+            "through the task id",
+            "a run id with a path",
+            "no such project",
+        ],
     )
     def test_names_cannot_leave_the_folder_either(self, names):
-        """The DAG id is what the reader was authorized for."""
+        """Names cannot leave the folder: the reader was authorized for this DAG id."""
         project = self.dag_id.partition("__")[0]
         assert self.read(*(name.format(dag=self.dag_id, project=project) for name in names)) is None
 
 
 def test_who_may_not_read_the_dag_may_not_read_its_reports(monkeypatch, of_settings, tmp_path):
-    """With an auth manager that lets its user read the DAGs of one project only: SimpleAuthManager's roles all read everything."""
+    """A user who may not read the DAG may not read its reports.
+
+    The auth manager lets its user read the DAGs of one project only, because all roles of
+    SimpleAuthManager may read everything.
+    """
     from airflow.api_fastapi.core_api import security
     from fastapi.testclient import TestClient
 
@@ -98,7 +120,7 @@ def test_who_may_not_read_the_dag_may_not_read_its_reports(monkeypatch, of_setti
 @pytest.mark.stack
 @pytest.mark.timeout(600)
 class TestInAirflow:
-    """Asked over HTTP of the real API server."""
+    """Requests over HTTP to the real API server."""
 
     @pytest.fixture(scope="class")
     def url(self, stack_settings):
@@ -106,8 +128,8 @@ class TestInAirflow:
 
     @pytest.fixture(scope="class")
     def browser(self, stack_settings, api):
-        """Logged in as a browser is: the token in a cookie."""
-        return httpx.Client(cookies={"_token": api.token}, trust_env=False)
+        """Return a client that is logged in as a browser is, with the token in a cookie."""
+        return httpx.Client(cookies={"_token": api.token}, timeout=60, trust_env=False)
 
     @pytest.fixture(autouse=True, scope="class")
     def report(self, stack_settings):
@@ -145,4 +167,6 @@ class TestInAirflow:
 
     def test_the_tab_stands_on_every_task_instance(self, api):
         views = [view for plugin in api.call("GET", "plugins")["plugins"] for view in plugin["external_views"]]
-        assert [(view["name"], view["destination"]) for view in views if view["url_route"] == "report"] == [("Report", "task_instance")]
+        assert [(view["name"], view["destination"]) for view in views if view["url_route"] == "report"] == [
+            ("Report", "task_instance")
+        ]

@@ -1,4 +1,7 @@
-"""The real stack: up, status, a task, a saved DAG file, a killed scheduler, down. One stack, taken through its life in the order of the tests."""
+"""The real stack: up, status, a task, a saved DAG file, a killed scheduler, down.
+
+The tests use one stack, in their order.
+"""
 
 import os
 import signal
@@ -11,6 +14,7 @@ import pytest
 
 from include.stack import lifecycle
 from include.stack.processes import MEMBER
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -40,17 +44,15 @@ probe()
 '''
 
 
-def until(condition, seconds: float = 60.0) -> float:
-    """Waits for the condition; gives how long it took."""
+def seconds_until(condition, timeout: float = 60.0) -> float:
+    """Wait for the condition and return the duration."""
     began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "waited in vain"
-        time.sleep(0.2)
+    wait_for(condition, timeout, interval=0.2)
     return time.monotonic() - began
 
 
 def task_ids(api, dag_id: str) -> set[str]:
-    """As Airflow would run them now."""
+    """Return the task ids of the current DAG version in Airflow."""
     return {task["task_id"] for task in api.call("GET", f"dags/{dag_id}/tasks")["tasks"]}
 
 
@@ -63,28 +65,31 @@ def statuses(settings) -> dict[str, lifecycle.ServiceStatus]:
 
 
 def of_this_home(settings) -> list[str]:
-    """Every living process that names this stack's home in its command line or environment, found without the stack's own records."""
-    found = []
+    """Return every living process that names this stack's home in its command line or environment.
+
+    They are found without the stack's own records.
+    """
+    descriptions = []
     for process in psutil.process_iter():
         try:
             text = " ".join(process.cmdline()) + process.environ().get(MEMBER, "")
             if str(settings.home) in text and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-                found.append(f"{process.pid} {text}")
+                descriptions.append(f"{process.pid} {text}")
         except psutil.Error:
             continue
-    return found
+    return descriptions
 
 
 @pytest.fixture(scope="module")
 def probe(stack_settings, api) -> None:
-    """The DAG ``probe``, read by Airflow."""
+    """Return the DAG ``probe`` as Airflow has parsed it."""
     (stack_settings.dags_folder / "probe.py").write_text(DAG.format(dag_id="probe", tag="first", more=""))
     api.wait_for_dags(["probe"])
 
 
 @pytest.fixture(scope="module")
 def sessions(stack_settings, api):
-    """The services' session ids as they were at first."""
+    """Return the services' initial session ids."""
     return {line.pid for line in lifecycle.status(stack_settings)}
 
 
@@ -116,7 +121,9 @@ def test_secrets_and_logs_are_for_their_owner_only(api, stack_settings):
 def test_a_task_runs_in_the_pool_with_the_heavy_libraries_already_imported(api, probe):
     run_id = api.trigger("probe")
     assert api.wait("probe", run_id, timeout=60) == "success"
-    xcom = api.call("GET", f"dags/probe/dagRuns/{quote(run_id)}/taskInstances/preloaded/xcomEntries/return_value")["value"]
+    xcom = api.call("GET", f"dags/probe/dagRuns/{quote(run_id)}/taskInstances/preloaded/xcomEntries/return_value")[
+        "value"
+    ]
     assert all(library in str(xcom) for library in ("evidently", "feast", "great_expectations", "mlflow")), xcom
     assert api.call("GET", "pools/cpu")["slots"] == 2
 
@@ -128,17 +135,19 @@ def test_a_saved_dag_file_is_seen_within_ten_seconds(api, stack_settings):
     new = time.monotonic() - began
 
     (stack_settings.dags_folder / "another.py").write_text(DAG.format(dag_id="another", tag="edited", more="linger(0)"))
-    edited = until(lambda: task_ids(api, "another") == {"preloaded", "linger"})
+    edited = seconds_until(lambda: task_ids(api, "another") == {"preloaded", "linger"})
     print(f"a new DAG file was seen after {new:.1f} s, an edited one after {edited:.1f} s")
     assert new < 10
     assert edited < 12, "ten seconds; this save comes while the one before is being read, which is the worst case"
 
 
 def test_after_kill_9_of_the_scheduler_status_fails_and_up_mends(api, airloop, stack_settings, sessions, probe):
-    (stack_settings.dags_folder / "probe.py").write_text(DAG.format(dag_id="probe", tag="lingering", more="linger(300)"))
-    until(lambda: "linger" in task_ids(api, "probe"))
+    (stack_settings.dags_folder / "probe.py").write_text(
+        DAG.format(dag_id="probe", tag="lingering", more="linger(300)")
+    )
+    seconds_until(lambda: "linger" in task_ids(api, "probe"))
     run_id = api.trigger("probe")
-    until(lambda: lingers(api, run_id))
+    seconds_until(lambda: lingers(api, run_id))
     time.sleep(2)  # until the task has its child
     os.kill(statuses(stack_settings)["scheduler"].pid, signal.SIGKILL)
     result = airloop("status")
@@ -156,7 +165,8 @@ def test_after_kill_9_of_the_scheduler_status_fails_and_up_mends(api, airloop, s
 
 def test_down_leaves_nothing_even_after_a_kill_in_the_middle_of_a_task(api, airloop, stack_settings, sessions, probe):
     run_id = api.trigger("probe")
-    until(lambda: lingers(api, run_id), 120)  # the earlier run's task may be tried again first, and there are two places only
+    # The earlier run's task may be tried again first, and there are only two slots.
+    seconds_until(lambda: lingers(api, run_id), 120)
     time.sleep(2)
     os.kill(statuses(stack_settings)["scheduler"].pid, signal.SIGKILL)
     os.kill(statuses(stack_settings)["mlflow"].pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
-"""Which secrets a task can read, with each executor of the profile compose: docs/runbooks/access.md, "What a task can read".
+"""Secrets that a task can read, with each executor of the profile compose.
 
-A real task of a real Airflow collects all that it can read: environments, command lines and open files of every process, files, its configuration, and
-its own memory. The test looks for each secret in that.
+See docs/runbooks/access.md, "What a task can read". A real task of a real Airflow collects all that
+it can read: environments, command lines and open files of every process, files, its configuration,
+and its own memory. The test searches this for each secret.
 """
 
 import json
@@ -12,11 +13,15 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from include.stack.api import AirflowApi
-from include.stack.databases import make_databases
+from include.stack.stores.databases import make_databases
 from tests.cluster.namespace import until
 from tests.integration.stack.compose_processes import chosen_secrets, processes
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900), pytest.mark.skipif(os.getuid() != 0, reason="PID namespaces need root")]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.getuid() != 0, reason="PID namespaces need root"),
+]
 
 DAG = '''
 """Collects all that a task can read."""
@@ -78,9 +83,14 @@ def collect():
 
 collect()
 '''
-# Never in reach of a task, with any executor.
+# Out of reach of a task, with any executor.
 ADMINS = ("AIRLOOP_AIRFLOW_ADMIN_PASSWORD", "AIRLOOP_MLFLOW_ADMIN_PASSWORD", "POSTGRES_PASSWORD", "S3_ROOT_SECRET")
-AIRFLOWS = ("AIRLOOP_AIRFLOW_DATABASE_URL", "AIRLOOP_AIRFLOW_FERNET_KEY", "AIRLOOP_AIRFLOW_JWT_SECRET", "AIRLOOP_AIRFLOW_API_SECRET_KEY")
+AIRFLOWS = (
+    "AIRLOOP_AIRFLOW_DATABASE_URL",
+    "AIRLOOP_AIRFLOW_FERNET_KEY",
+    "AIRLOOP_AIRFLOW_JWT_SECRET",
+    "AIRLOOP_AIRFLOW_API_SECRET_KEY",
+)
 TASKS = ("AIRLOOP_LEDGER_URL", "AIRLOOP_MLFLOW_PASSWORD", "AIRLOOP_SERVING_API_KEY")
 
 
@@ -121,27 +131,35 @@ def _answers(api: AirflowApi) -> bool:
         return False
 
 
-def places(secrets: dict[str, str], name: str, found: dict[str, bytes]) -> set[str]:
-    """Return the sources in which a secret, or the password of its URL, is."""
+def places(secrets: dict[str, str], name: str, contents: dict[str, bytes]) -> set[str]:
+    """Return the sources that contain a secret or the password of its URL."""
     value = secrets[name]
     password = urlsplit(value).password if "://" in value else None
     forms = {form.encode() for form in (value, password, unquote(password or "")) if form}
-    return {source for source, content in found.items() if any(form in content for form in forms)}
+    return {source for source, content in contents.items() if any(form in content for form in forms)}
 
 
 def test_a_celery_worker_s_task_reads_no_secret_of_airflow(tmp_path, real_settings, redis_server):
-    found, secrets = collected("CeleryExecutor", tmp_path, real_settings, redis_server)
-    assert len(found["processes"].split()) < 40 and len(found["memory"]) > 10_000_000, "the worker was not contained, or nothing was collected"
-    assert {name: places(secrets, name, found) for name in TASKS if not places(secrets, name, found)} == {}, "this way of looking finds nothing"
-    leaked = {name: where for name in (*AIRFLOWS, *ADMINS) if (where := places(secrets, name, found))}
+    contents, secrets = collected("CeleryExecutor", tmp_path, real_settings, redis_server)
+    assert len(contents["processes"].split()) < 40 and len(contents["memory"]) > 10_000_000, (
+        "the worker was not contained, or nothing was collected"
+    )
+    assert {name: places(secrets, name, contents) for name in TASKS if not places(secrets, name, contents)} == {}, (
+        "this way of looking finds nothing"
+    )
+    leaked = {name: where for name in (*AIRFLOWS, *ADMINS) if (where := places(secrets, name, contents))}
     assert leaked == {}
 
 
 def test_with_local_executor_only_administrators_secrets_are_out_of_reach(tmp_path, real_settings, redis_server):
-    """The runbook says that LocalExecutor is no boundary for Airflow's own secrets. It keeps them out of the environment that a task inherits, no more."""
-    found, secrets = collected("LocalExecutor", tmp_path, real_settings, redis_server)
-    own = {source: found[source] for source in ("environ", "child")}
+    """With LocalExecutor only the administrator's secrets are out of reach.
+
+    The runbook says that LocalExecutor is not a boundary for Airflow's own secrets. It only keeps
+    them out of the environment that a task inherits.
+    """
+    contents, secrets = collected("LocalExecutor", tmp_path, real_settings, redis_server)
+    own = {source: contents[source] for source in ("environ", "child")}
     assert {name: where for name in AIRFLOWS if (where := places(secrets, name, own))} == {}
-    assert {name: where for name in ADMINS if (where := places(secrets, name, found))} == {}
-    within_reach = {name for name in AIRFLOWS if places(secrets, name, found)}
+    assert {name: where for name in ADMINS if (where := places(secrets, name, contents))} == {}
+    within_reach = {name for name in AIRFLOWS if places(secrets, name, contents)}
     assert within_reach == set(AIRFLOWS), json.dumps(sorted(within_reach))

@@ -1,4 +1,4 @@
-"""`airloop databases`: four databases, four users, and none of them gets at anything else."""
+"""`airloop databases` creates four databases and four users that can access only their own."""
 
 import subprocess
 from itertools import product
@@ -8,7 +8,7 @@ import pytest
 from psycopg2 import errors
 
 from include.settings import Settings
-from include.stack.databases import OWNERS, DatabasesError, make_databases
+from include.stack.stores.databases import OWNERS, DatabasesError, make_databases
 
 
 def url_of(settings, name):
@@ -21,9 +21,9 @@ def with_changes(settings, **changes):
 
 @pytest.fixture
 def made(real_settings):
-    said = []
-    make_databases(real_settings, said.append)
-    assert [line.rpartition(": ")[2] for line in said] == ["made"] * 9
+    lines = []
+    make_databases(real_settings, lines.append)
+    assert [line.rpartition(": ")[2] for line in lines] == ["made"] * 9
     return real_settings
 
 
@@ -51,16 +51,26 @@ def test_each_user_owns_its_database_and_gets_into_no_other(made):
 
 def test_no_user_may_make_databases_or_users_or_be_one_of_the_others(made):
     other = url_of(made, "mlflow_database_url").partition("//")[2].partition(":")[0]
-    for statement in ("CREATE DATABASE more", "CREATE ROLE more", f"SET ROLE {other}", "COPY (SELECT 1) TO PROGRAM 'true'"):
+    for statement in (
+        "CREATE DATABASE more",
+        "CREATE ROLE more",
+        f"SET ROLE {other}",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+    ):
         with pytest.raises(errors.InsufficientPrivilege):
             execute(url_of(made, "ledger_url"), statement)
 
 
 def test_servings_user_reads_feasts_registry_and_changes_nothing(made):
     owner, reader = url_of(made, "feast_registry_url"), url_of(made, "feast_reader_url")
-    execute(owner, "CREATE TABLE later (n INT)", "INSERT INTO later VALUES (7)")  # made after the reader was
+    execute(owner, "CREATE TABLE later (n INT)", "INSERT INTO later VALUES (7)")  # created after the reader
     assert execute(reader, "SELECT n FROM later") == [(7,)]
-    for statement in ("INSERT INTO later VALUES (8)", "DELETE FROM later", "CREATE TABLE mine (n INT)", "DROP TABLE later"):
+    for statement in (
+        "INSERT INTO later VALUES (8)",
+        "DELETE FROM later",
+        "CREATE TABLE mine (n INT)",
+        "DROP TABLE later",
+    ):
         with pytest.raises(errors.InsufficientPrivilege):
             execute(reader, statement)
 
@@ -69,10 +79,11 @@ def test_again_it_changes_nothing_but_a_password_that_is_new(made):
     execute(url_of(made, "ledger_url"), "CREATE TABLE kept (n INT)")
     old = url_of(made, "ledger_url")
     password = old.split(":")[2].partition("@")[0]
-    new = with_changes(made, ledger_url=old.replace(password, "an-other%2Fone%3A0815"))  # with what a URL must quote
-    said = []
-    make_databases(new, said.append)
-    assert {line.rpartition(": ")[2] for line in said} == {"was there"}
+    # Contains characters that a URL must quote.
+    new = with_changes(made, ledger_url=old.replace(password, "an-other%2Fone%3A0815"))
+    lines = []
+    make_databases(new, lines.append)
+    assert {line.rpartition(": ")[2] for line in lines} == {"was there"}
     assert execute(url_of(new, "ledger_url"), "SELECT count(*) FROM kept") == [(0,)]
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         execute(old, "SELECT 1")
@@ -88,7 +99,7 @@ def test_no_password_is_in_the_servers_log_though_it_logs_every_statement(made, 
     assert "ROLE" in log and "SCRAM-SHA-256$" in log
     for name in (*OWNERS, "feast_reader_url"):
         assert url_of(made, name).split(":")[2].partition("@")[0] not in log
-    # ... and none on a command line of the server's.
+    # ... and no command line of the server contains one.
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert postgres_server.password not in shown
 
@@ -99,9 +110,18 @@ def test_no_password_is_in_the_servers_log_though_it_logs_every_statement(made, 
         ({"database_admin_url": None}, "AIRLOOP_DATABASE_ADMIN_URL is not set"),
         ({"ledger_url": None}, "AIRLOOP_LEDGER_URL is not set"),
         ({"ledger_url": "sqlite:////tmp/ledger.db"}, "AIRLOOP_LEDGER_URL is not written postgresql://"),
-        ({"ledger_url": "postgresql://a:b@127.0.0.1/x", "mlflow_database_url": "postgresql://a:b@127.0.0.1/y"}, "two stores have the same username 'a'"),
-        ({"ledger_url": "postgresql://a:b@127.0.0.1/x", "mlflow_database_url": "postgresql://c:b@127.0.0.1/x"}, "two stores have the same database 'x'"),
-        ({"feast_reader_url": "postgresql://a:b@127.0.0.1/x"}, "AIRLOOP_FEAST_READER_URL must name Feast's registry's database"),
+        (
+            {"ledger_url": "postgresql://a:b@127.0.0.1/x", "mlflow_database_url": "postgresql://a:b@127.0.0.1/y"},
+            "two stores have the same username 'a'",
+        ),
+        (
+            {"ledger_url": "postgresql://a:b@127.0.0.1/x", "mlflow_database_url": "postgresql://c:b@127.0.0.1/x"},
+            "two stores have the same database 'x'",
+        ),
+        (
+            {"feast_reader_url": "postgresql://a:b@127.0.0.1/x"},
+            "AIRLOOP_FEAST_READER_URL must name Feast's registry's database",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_said_by_name(real_settings, change, fault):

@@ -1,4 +1,4 @@
-"""The lock of whoever changes what is deployed, on Postgres as on SQLite: one at a time, and it ends with its holder, also by kill -9."""
+"""The deployment lock is exclusive on Postgres and SQLite, and ends when its holder is killed."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ with ledger.one_at_a_time("flights"):
 def settings(request, tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     if request.param == "postgres":
-        from include.stack.databases import make_databases
+        from include.stack.stores.databases import make_databases
 
         made = request.getfixturevalue("real_settings")
         make_databases(made)
@@ -38,13 +38,20 @@ def settings(request, tmp_path, monkeypatch):
 
 def test_one_waits_for_the_other_and_not_for_the_dead(settings):
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ledger.Busy, match="somebody else has been changing what is deployed for 0.3 s"), ledger.one_at_a_time("flights", timeout_s=0.3):
+        with (
+            pytest.raises(ledger.LockTimeoutError, match="somebody else has been changing what is deployed for 0.3 s"),
+            ledger.one_at_a_time("flights", timeout_s=0.3),
+        ):
             pass
-        with ledger.one_at_a_time("another", timeout_s=60):  # each project has its own
+        with ledger.one_at_a_time("another", timeout_s=60):  # each project has its own lock
             pass
         began = time.monotonic()
         holder.send_signal(signal.SIGKILL)

@@ -1,7 +1,8 @@
-"""In every Python process of the tested stack: dies by kill -9 right after a chosen function has done its work, once for each line of the list.
+"""Kill a Python process of the tested stack right after a chosen function, once per listed line.
 
-AIRLOOP_TEST_KILLS names a file with lines ``module:function``. A process that finds its function there takes the line out, then dies. The product
-knows nothing of this.
+Every process of the stack imports this module. AIRLOOP_TEST_KILLS names a file with lines
+``module:function``. A process that finds its function there removes the line, and then sends itself
+SIGKILL. The product does not depend on this module.
 """
 
 import fcntl
@@ -16,7 +17,7 @@ LIST = os.environ.get("AIRLOOP_TEST_KILLS", "")
 
 
 def _take(point: str) -> bool:
-    """Take the point out of the list; True for the one process that did."""
+    """Remove the point from the list. Return True only in the process that removed it."""
     if not os.path.exists(LIST):
         return False
     with open(LIST, "r+") as file:

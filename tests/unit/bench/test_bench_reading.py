@@ -1,4 +1,4 @@
-"""The bench of the reader tells a right outcome from a wrong one, of both kinds; and its corpora hold what they say."""
+"""The reader's benchmark detects wrong outcomes of both kinds, and its corpora are as declared."""
 
 from collections import Counter
 from dataclasses import replace
@@ -29,17 +29,20 @@ def test_what_is_right_counts_as_such():
     ],
 )
 def test_what_is_wrong_counts_as_such(values):
-    found, said = judge(replace(RIGHT, values=values, rules=("unreadable",)))
-    assert found["wrong"] == len(said) > 0
+    counts, errors = judge(replace(RIGHT, values=values, rules=("unreadable",)))
+    assert counts["wrong"] == len(errors) > 0
 
 
-@pytest.mark.parametrize(("rules", "says", "right"), [(("unreadable",), "", True), (("empty_file",), "", False), (("unreadable",), "nonsense", False)])
+@pytest.mark.parametrize(
+    ("rules", "says", "right"),
+    [(("unreadable",), "", True), (("empty_file",), "", False), (("unreadable",), "nonsense", False)],
+)
 def test_a_refusal_must_be_for_the_right_reason(rules, says, right):
     refused = Case("c", "x.csv", b"PAR1", rules=rules, says=says)
     assert judge(refused)[0] == (Counter(rejected=1) if right else Counter(wrong=1))
 
 
 def test_a_sample_of_the_corpora_is_read_right():
-    """Every fortieth file; all of them: make bench-reading."""
-    wrong = {case.corpus: said for number, case in enumerate(cases()) if number % 40 == 0 for said in judge(case)[1]}
+    """A sample of the corpora is read correctly: every fortieth file (all: make bench-reading)."""
+    wrong = {case.corpus: error for number, case in enumerate(cases()) if number % 40 == 0 for error in judge(case)[1]}
     assert wrong == {}

@@ -1,4 +1,4 @@
-"""The benchmarks themselves: what they may import, what they write, how they reckon."""
+"""Tests of the benchmarks: their imports, their results and their calculations."""
 
 import ast
 import json
@@ -9,14 +9,18 @@ import pytest
 from bench import bench_parse, result
 
 BENCH, DAGS = result.REPOSITORY / "bench", result.REPOSITORY / "dags"
-# Tasks that only hand on a value or write a line into the ledger: part of a neighbouring step when the work is called directly.
+TASKS = result.REPOSITORY / "include" / "dag_kit" / "tasks"
+# Tasks that only pass on a value or write a line into the ledger. They are part of an adjacent step
+# when the work is called directly.
 BOOKKEEPING = {
     "announce_tables", "fail_on_refused_files", "find_request", "request_retraining", "find_champion", "choose_candidates", "settle_request",
-    "passed_the_gate", "announce_challenger", "announce_predictions", "choose_version", "announce_champion", "put_old_one_back",
+    "passed_the_gate", "announce_challenger", "announce_predictions", "choose_version", "announce_champion", "rollback",
 }  # fmt: skip
-# Tasks of projects with a search, or with several compute classes; flights, which is measured, has neither.
+# Tasks of projects with a search or with several compute classes. The measured project flights has
+# neither.
 OTHERS = {"plan_trials", "choose_refit"}
-TIDYING = {"delete_abandoned_pods", "sweep_overdue", "wake_train", "wake_deploy"}  # of a cluster, and of requests whose time has passed
+# Cleanup of a cluster, and of overdue requests.
+TIDYING = {"delete_abandoned_pods", "sweep_overdue", "wake_train", "wake_deploy"}
 
 
 @pytest.mark.parametrize("name", ["check_demo", "demo_checks", "demo_store", "raw_flights", "result"])
@@ -34,23 +38,37 @@ def test_the_check_of_the_demo_imports_nothing_of_the_system(name):
 def test_every_task_that_does_work_is_a_step_of_the_loop_benchmark():
     from bench.loop_steps import steps
 
-    found = set()
-    for file in DAGS.glob("*.py"):
+    names = set()
+    for file in (*DAGS.glob("*.py"), *TASKS.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef) and any("task" in ast.unparse(decorator) for decorator in node.decorator_list):
-                found.add(node.name)
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(decorator).startswith("task") for decorator in node.decorator_list
+            ):
+                names.add(node.name)
     known = {name.partition("_")[0] if name.startswith("fit_") else name for name in steps()} | {"ingest_source"}
-    assert len(found) > 15
-    assert found - BOOKKEEPING - OTHERS - TIDYING - known == set(), "a task of a DAG is not measured: add it to bench/loop_steps.py"
-    assert known - found == {"fit", "evaluate", "refit", "roll_out", *(n for n in known if n.startswith("ingest_") and n != "ingest_source")}
+    assert len(names) > 15
+    assert names - BOOKKEEPING - OTHERS - TIDYING - known == set(), (
+        "a task of a DAG is not measured: add it to bench/loop_steps.py"
+    )
+    assert known - names == {
+        "fit",
+        "evaluate",
+        "refit",
+        "roll_out",
+        *(n for n in known if n.startswith("ingest_") and n != "ingest_source"),
+    }
 
 
 def test_a_result_says_where_and_with_what_it_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(result, "RESULTS", tmp_path)
-    found = json.loads(result.write("x", {"ratio": 1.5}, ["pytest", "no-such-package"]).read_text())
-    assert found["ratio"] == 1.5
-    assert found["machine"]["cores"] >= 1
-    assert found["versions"] == {"python": platform.python_version(), "pytest": pytest.__version__, "no-such-package": None}
+    record = json.loads(result.write("x", {"ratio": 1.5}, ["pytest", "no-such-package"]).read_text())
+    assert record["ratio"] == 1.5
+    assert record["machine"]["cores"] >= 1
+    assert record["versions"] == {
+        "python": platform.python_version(),
+        "pytest": pytest.__version__,
+        "no-such-package": None,
+    }
 
 
 @pytest.mark.parametrize("secret", [str(result.REPOSITORY), f"at {platform.node()} "], ids=["folder", "host name"])
@@ -58,7 +76,11 @@ def test_a_result_that_names_this_machine_is_not_written(tmp_path, monkeypatch, 
     monkeypatch.setattr(result, "RESULTS", tmp_path)
     monkeypatch.setattr(platform, "node", lambda: "some-host")
     with pytest.raises(ValueError, match="would tell of this machine"):
-        result.write("x", {"where": secret.replace(platform.node(), "some-host") if "host" in secret else f"{secret} some-host"}, [])
+        result.write(
+            "x",
+            {"where": secret.replace(platform.node(), "some-host") if "host" in secret else f"{secret} some-host"},
+            [],
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -70,8 +92,8 @@ def test_a_file_and_its_peer_take_turns_and_the_ratio_is_that_of_medians(tmp_pat
         order.append(file)
         return bench_parse.Sample(next(times[file]), 1.0)
 
-    found = bench_parse.compare(ours, peer, 3, run)
-    assert found["ratio"] == 1.5
+    comparison = bench_parse.compare(ours, peer, 3, run)
+    assert comparison["ratio"] == 1.5
     assert order == [peer, ours, ours, peer, peer, ours]
 
 
@@ -94,5 +116,9 @@ def test_the_loop_is_reckoned_by_medians_over_the_passes():
             "warm": {"seconds": warm, **steps},
         }
 
-    found = summary([one(30, 60, 20), one(90, 50, 20), one(32, 64, 19)])
-    assert (found["ratio_fresh"], found["ratio_warm"], found["excess_s_per_task"]) == (round(32 / 60, 3), 1.6, 0.6)
+    figures = summary([one(30, 60, 20), one(90, 50, 20), one(32, 64, 19)])
+    assert (figures["ratio_fresh"], figures["ratio_warm"], figures["excess_s_per_task"]) == (
+        round(32 / 60, 3),
+        1.6,
+        0.6,
+    )

@@ -1,4 +1,4 @@
-"""check_demo finds what is wrong: a log made by the definitions holds, and each way to break it turns its check red."""
+"""check_demo accepts a log that follows the definitions and detects each kind of defect."""
 
 import numpy as np
 import pandas as pd
@@ -15,18 +15,25 @@ VERSIONS = {"1": Version("1", {"cutoff": "2013-04-01T10:00:00Z", "gate": "passed
 
 @pytest.fixture(scope="module")
 def raw() -> Raw:
-    """Two months of 600 made-up flights."""
+    """Return two months of 600 made-up flights."""
     random, n = np.random.default_rng(0), 600
-    departure = pd.Series(START + pd.to_timedelta(np.sort(random.integers(0, 59 * 24 * 60, n)), unit="min")).astype("datetime64[us]")
+    departure = pd.Series(START + pd.to_timedelta(np.sort(random.integers(0, 59 * 24 * 60, n)), unit="min")).astype(
+        "datetime64[us]"
+    )
     delay = pd.Series(random.normal(10, 30, n).round()).where(random.random(n) > 0.03)
     flights = pd.DataFrame({
         "carrier": random.choice(["UA", "AA"], n), "flight": np.arange(n), "scheduled_departure": departure, "origin": random.choice(["EWR", "JFK"], n),
         "dest": random.choice(["IAH", "MIA"], n), "tailnum": random.choice(["N1", "N2", ""], n), "hour": departure.dt.hour, "minute": departure.dt.minute,
         "weekday": departure.dt.dayofweek, "distance": 1000, "scheduled_minutes": 120.0, "month": departure.dt.month, "dep_delay": delay, "arr_delay": delay,
     })  # fmt: skip
-    flights["departed_at"] = flights["scheduled_departure"] + pd.to_timedelta(delay, unit="min").astype("timedelta64[us]")
+    flights["departed_at"] = flights["scheduled_departure"] + pd.to_timedelta(delay, unit="min").astype(
+        "timedelta64[us]"
+    )
     flights["landed_at"] = flights["departed_at"] + pd.Timedelta("2h")
-    flights["predicted_at"], flights["route"] = flights["scheduled_departure"] - raw_flights.LEAD, flights["origin"] + "-" + flights["dest"]
+    flights["predicted_at"], flights["route"] = (
+        flights["scheduled_departure"] - raw_flights.LEAD,
+        flights["origin"] + "-" + flights["dest"],
+    )
     flights["late"] = (delay > 15).where(delay.notna())
     hours = pd.date_range(START, periods=60 * 24, freq="h").to_numpy(dtype="datetime64[us]")
     weather = {origin: Observations(hours, random.random((len(hours), len(WEATHER)))) for origin in ("EWR", "JFK")}
@@ -40,16 +47,32 @@ def honest_log(raw) -> pd.DataFrame:
 
 
 def log_as_of(raw: Raw, later: pd.Timedelta) -> pd.DataFrame:
-    """A log with the features of the prediction time, or of a later one: a leak."""
+    """Return a log with the features of the prediction time, or of a later time (a leak)."""
     flights = raw.flights[raw.flights["predicted_at"] > FIRST_CUTOFF]
     rows = []
     for flight in flights.to_dict("records"):
         at = np.datetime64(flight["predicted_at"] + later, "us")
         rows.append(raw_flights.features(Known(raw, by=at), flight, at))
-    columns = ["carrier", "flight", "scheduled_departure", "origin", "dest", "route", "tailnum", "predicted_at", *demo_checks.REQUEST]
+    columns = [
+        "carrier",
+        "flight",
+        "scheduled_departure",
+        "origin",
+        "dest",
+        "route",
+        "tailnum",
+        "predicted_at",
+        *demo_checks.REQUEST,
+    ]
     log = pd.concat([flights[columns].reset_index(drop=True), pd.DataFrame(rows)], axis=1)
-    plane = {"plane_year": log["tailnum"].map(raw.planes["year"]), "plane_seats": log["tailnum"].map(raw.planes["seats"])}
-    times = {"feature_time_origin_departures": log["predicted_at"].dt.floor("30min"), "cutoff": pd.Timestamp("2013-06-01T10:00")}
+    plane = {
+        "plane_year": log["tailnum"].map(raw.planes["year"]),
+        "plane_seats": log["tailnum"].map(raw.planes["seats"]),
+    }
+    times = {
+        "feature_time_origin_departures": log["predicted_at"].dt.floor("30min"),
+        "cutoff": pd.Timestamp("2013-06-01T10:00"),
+    }
     return log.assign(**plane, **times, model_version="1", prediction=np.linspace(0, 1, len(log)))
 
 
@@ -83,7 +106,9 @@ def test_rows_planted_by_the_demo_are_counted_and_do_no_harm(honest_log, raw):
 
 def changed(column: str, value):
     def change(log: pd.DataFrame) -> pd.DataFrame:
-        return log.assign(**{column: log[column].where(log.index != 100, value(log[column]) if callable(value) else value)})
+        return log.assign(
+            **{column: log[column].where(log.index != 100, value(log[column]) if callable(value) else value)}
+        )
 
     return change
 
@@ -97,14 +122,27 @@ HOUR = pd.Timedelta("1h")
         (lambda log: log.drop(index=100), {COMPLETE}),
         (lambda log: pd.concat([log, log.loc[[100]]]), {COMPLETE}),
         (changed("flight", 9999), {COMPLETE}),
-        (changed("feature_time_origin_departures", lambda times: times + HOUR), {"no feature time after the prediction"}),
+        (
+            changed("feature_time_origin_departures", lambda times: times + HOUR),
+            {"no feature time after the prediction"},
+        ),
         (lambda log: log.assign(cutoff=pd.Timestamp("2013-05-10")), {"no feature time after the prediction"}),
         (changed("model_version", "2"), {"each model's cutoff before its predictions"}),
         (changed("distance", 7), {"schedule and plane as in the raw data"}),
         (changed("tailnum", "N9"), {"schedule and plane as in the raw data"}),
         (changed("plane_seats", 7.0), {"schedule and plane as in the raw data"}),
     ],
-    ids=["one missing", "one twice", "no such flight", "a later feature time", "not yet due", "unknown model", "distance", "another plane", "other seats"],
+    ids=[
+        "one missing",
+        "one twice",
+        "no such flight",
+        "a later feature time",
+        "not yet due",
+        "unknown model",
+        "distance",
+        "another plane",
+        "other seats",
+    ],
 )
 def test_what_is_wrong_turns_its_check_red(honest_log, raw, change, red):
     assert broken(change(honest_log), raw) == red
@@ -128,7 +166,11 @@ def test_one_feature_that_is_off_is_named(honest_log, raw):
 
 @pytest.mark.parametrize(
     "tags",
-    [{"cutoff": "2013-05-01T10:00:00Z", "gate": "passed"}, {"cutoff": "2013-04-01T10:00:00Z", "gate": "refused"}, {"gate": "passed"}],
+    [
+        {"cutoff": "2013-05-01T10:00:00Z", "gate": "passed"},
+        {"cutoff": "2013-04-01T10:00:00Z", "gate": "refused"},
+        {"gate": "passed"},
+    ],
     ids=["it knew May when it predicted April", "the gate refused it", "nobody knows its cutoff"],
 )
 def test_a_model_that_should_not_have_served_is_red(honest_log, raw, tags):
@@ -140,16 +182,26 @@ def test_an_empty_sample_proves_nothing(honest_log, raw):
     assert not any(check.holds for check in demo_checks.recomputed(rows[rows["raw_month"] == 12], raw, 200, 0))
 
 
-def told(auc: float, rows: int) -> dict:
-    return {"months": [{"month": "2013-05", "rows": rows, "served": {"auc": auc, "brier": 0.2}}], "auc_served_may_dec": auc}
+def demo_result(auc: float, rows: int) -> dict:
+    return {
+        "months": [{"month": "2013-05", "rows": rows, "served": {"auc": auc, "brier": 0.2}}],
+        "auc_served_may_dec": auc,
+    }
 
 
 @pytest.mark.parametrize(
-    ("result", "holds"), [(told(0.77, 10), True), (told(0.78, 10), False), (told(0.77, 11), False)], ids=["same", "other AUC", "other rows"]
+    ("result", "holds"),
+    [(demo_result(0.77, 10), True), (demo_result(0.78, 10), False), (demo_result(0.77, 11), False)],
+    ids=["same", "other AUC", "other rows"],
 )
 def test_the_demos_own_result_is_held_against_ours(result, holds):
     served = {"auc": 0.77, "brier": 0.2}
-    assert demo_checks.agrees(result, [{"month": "2013-05", "rows": 10, "served": served}], {"rows": 10, "served": served}).holds is holds
+    assert (
+        demo_checks.agrees(
+            result, [{"month": "2013-05", "rows": 10, "served": served}], {"rows": 10, "served": served}
+        ).holds
+        is holds
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the soak of training pods counts, from a report as pytest writes it."""
+"""Counts of the soak test of training pods, from a report in pytest's format."""
 
 from bench.soak_cluster import tally
 

@@ -1,4 +1,4 @@
-"""A made project in folders of the test's own, which a test may break and load again."""
+"""A generated project in folders of its test, which the test may break and load again."""
 
 import sys
 from pathlib import Path
@@ -6,26 +6,25 @@ from types import SimpleNamespace
 
 import pytest
 
-import feature_repo
 import include.projects
 from include.projects import get_project
 from include.scaffold.new_project import new_project
+from include.settings import get_settings
 from tests.homes import forget_home
 
 
 @pytest.fixture
 def parcels(tmp_path, monkeypatch):
-    """The project, with ``edit(file, old, new)`` and ``regression``; its name is ``parcels``."""
+    """Return the project ``parcels`` with ``edit(file, old, new)`` and ``regression``."""
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path / "home"))
-    repository = tmp_path / "repository"
-    for folder in ("include/projects", "feature_repo"):
-        (repository / folder).mkdir(parents=True)
-    monkeypatch.setattr(include.projects, "__path__", [*include.projects.__path__, str(repository / "include/projects")])
-    monkeypatch.setattr(feature_repo, "__path__", [*feature_repo.__path__, str(repository / "feature_repo")])
-    new_project("parcels", "binary", repository)
+    projects = tmp_path / "projects"
+    projects.mkdir()
+    monkeypatch.setenv("AIRLOOP_PROJECTS", f"{projects},parcels,flights")
+    get_settings.cache_clear()
+    new_project("parcels", "binary")
 
     def file(part: str) -> Path:
-        return repository / ("feature_repo/parcels.py" if part == "feast" else f"include/projects/parcels/{part}.py")
+        return projects / "parcels" / f"{part}.py"
 
     def edit(part: str, old: str, new: str) -> None:
         text = file(part).read_text()
@@ -41,7 +40,8 @@ def parcels(tmp_path, monkeypatch):
 
     forget_home()
     forget()
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # an edit within one second has the same time stamp
-    yield SimpleNamespace(name="parcels", file=file, edit=edit, home=tmp_path / "home", repository=repository)
+    # Otherwise an edit within one second has the same time stamp as the bytecode.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield SimpleNamespace(name="parcels", file=file, edit=edit, home=tmp_path / "home", projects=projects)
     forget()
     forget_home()

@@ -1,4 +1,7 @@
-"""`airloop check` names each fault of a project with file, line, rule, value and the nearest valid name, and imports no heavy library for it."""
+"""`airloop check` reports each fault of a project and imports no heavy library for it.
+
+A report names file, line, rule, value and the nearest valid name.
+"""
 
 import json
 import subprocess
@@ -12,20 +15,31 @@ from include.checks.check import check
 from include.cli import app
 from include.settings import REPOSITORY, get_settings
 
-HEAVY = ("airflow", "deltalake", "duckdb", "feast", "great_expectations", "mlflow", "onnx", "pandas", "sklearn", "torch")
-PROJECT, FEAST = "include/projects/parcels/__init__.py", "feature_repo/parcels.py"
+HEAVY = (
+    "airflow",
+    "deltalake",
+    "duckdb",
+    "feast",
+    "great_expectations",
+    "mlflow",
+    "onnx",
+    "pandas",
+    "sklearn",
+    "torch",
+)
+PROJECT, FEAST = "parcels/__init__.py", "parcels/feast.py"
 
 
-def found(project):
+def report_of(project):
     return check(get_settings(), project.name)
 
 
 def test_a_made_project_has_no_fault(parcels):
-    report = found(parcels)
+    report = report_of(parcels)
     assert report.findings == [] and "nothing is ingested yet" in report.skipped[0]
 
 
-# What is edited -> file, rule, value, nearest valid name, stage.
+# Edited text -> file, rule, value, nearest valid name, stage.
 FAULTS = {
     "a metric that there is not": ("__init__", 'name="auc"', 'name="acu"', (PROJECT, "metric", "acu", "auc", "train")),
     "a metric of another kind": ("__init__", 'name="auc"', 'name="rmse"', (PROJECT, "metric", "rmse", None, "train")),
@@ -62,15 +76,15 @@ FAULTS = {
     "a Feast module that raises": ("feast", "OBJECTS = [", "OBJECTS = [nobody, ", (FEAST, "feature views", "parcels", None, "build_features")),
     "a function that the loop calls": (
         "features", "def labels(", "def label(",
-        ("include/projects/parcels/features.py", "function", "labels", "label", "build_features"),
+        ("parcels/features.py", "function", "labels", "label", "build_features"),
     ),
     "an argument that the loop passes": (
         "features", "def compute(tables, *, since: datetime | None, cutoff: datetime)", "def compute(tables, *, cutoff: datetime, since_when=None)",
-        ("include/projects/parcels/features.py", "function", "compute", None, "build_features"),
+        ("parcels/features.py", "function", "compute", None, "build_features"),
     ),
     "a file that does not parse": (
         "feed", "def last_moment(", "def last_moment((",
-        ("include/projects/parcels/feed.py", "syntax", "invalid syntax", None, "ingest"),
+        ("parcels/feed.py", "syntax", "invalid syntax", None, "ingest"),
     ),
     "a project that cannot be loaded": ("__init__", "project = Project(", "nobody\nproject = Project(", (PROJECT, "project", "parcels", None, "ingest")),
 }  # fmt: skip
@@ -80,7 +94,7 @@ FAULTS = {
 def test_a_fault_is_named_with_its_place_and_the_nearest_valid_name(parcels, fault):
     part, old, new, wanted = FAULTS[fault]
     parcels.edit(part, old, new)
-    findings = found(parcels).findings
+    findings = [one._replace(file=one.file.removeprefix(f"{parcels.projects}/")) for one in report_of(parcels).findings]
     if fault == "a file that does not parse":
         wanted = (*wanted[:2], findings[0].value, *wanted[3:])
     assert wanted in [(one.file, one.rule, one.value, one.nearest, one.stage) for one in findings], findings
@@ -92,10 +106,18 @@ def test_a_fault_is_named_with_its_place_and_the_nearest_valid_name(parcels, fau
 def test_all_faults_are_listed_in_text_and_in_json_with_exit_status_1(parcels):
     parcels.edit("__init__", 'name="auc"', 'name="acu"')
     parcels.edit("__init__", '"max_iter": 120', '"max_iters": 120')
-    parcels.edit("__init__", '"amount", "pieces", "weekday", "hour",\n            "customer', '"amout", "pieces", "weekday", "hour",\n            "customer')
-    said = CliRunner().invoke(app, ["check", "parcels"])
-    assert said.exit_code == 1
-    assert f"{PROJECT}, line " in said.output and "metric: 'acu' is no metric of binary projects" in said.output and "Did you mean 'auc'?" in said.output
+    parcels.edit(
+        "__init__",
+        '"amount", "pieces", "weekday", "hour",\n            "customer',
+        '"amout", "pieces", "weekday", "hour",\n            "customer',
+    )
+    result = CliRunner().invoke(app, ["check", "parcels"])
+    assert result.exit_code == 1
+    assert (
+        f"{parcels.projects}/{PROJECT}, line " in result.output.replace("\n", "")
+        and "metric: 'acu' is no metric of binary projects" in result.output
+        and "Did you mean 'auc'?" in result.output
+    )
     document = CliRunner().invoke(app, ["check", "parcels", "--json"])
     content = json.loads(document.output)
     assert document.exit_code == 1 and [(one["rule"], one["value"], one["nearest"]) for one in content["findings"]] == [
@@ -105,12 +127,17 @@ def test_all_faults_are_listed_in_text_and_in_json_with_exit_status_1(parcels):
 
 def test_the_check_of_the_declaration_imports_no_heavy_library(parcels):
     program = (
-        "import sys, feature_repo, include.projects; from include.checks.check import check; from include.settings import get_settings;"
-        "include.projects.__path__.append(sys.argv[1] + '/include/projects'); feature_repo.__path__.append(sys.argv[1] + '/feature_repo');"
+        "import sys; from include.checks.check import check; from include.settings import get_settings;"
         "report = check(get_settings(), 'parcels'); assert report.findings == [], report;"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(parcels.repository)], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
@@ -118,28 +145,34 @@ def test_the_real_project_has_no_fault_and_stand_ins_leave_feast_alone(parcels):
     from include.checks.feast_objects import declared
 
     flights = declared("flights")
-    modules = {name for name in sys.modules if name.startswith(("feast", "feature_repo."))}
-    assert not [name for name in modules if name == "feature_repo.flights"]
+    assert "include.projects.flights.feast" not in sys.modules
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRLOOP_FEAST_SOURCES", get_settings().store)
         from feast import FeatureView
 
-        from feature_repo.flights import OBJECTS
+        from include.projects.flights.feast import OBJECTS
 
         views = [one for one in OBJECTS if isinstance(one, FeatureView)]
-    assert [(view.name, tuple(view.join_keys), tuple(f.name for f in view.features), view.batch_source.path) for view in views] == list(flights.views)
+    assert [
+        (view.name, tuple(view.join_keys), tuple(f.name for f in view.features), view.batch_source.path)
+        for view in views
+    ] == list(flights.views)
 
 
 def test_what_the_stand_ins_cannot_do_is_read_with_feast(parcels):
     parcels.edit("feast", "OBJECTS = [", "assert customer.value_type.value == 2\nOBJECTS = [")
-    assert found(parcels).findings == []
+    assert report_of(parcels).findings == []
 
 
 @pytest.mark.parametrize("stage", ["train", "score"])
 def test_a_try_of_a_stage_that_would_fail_runs_nothing(parcels, stage):
     parcels.edit("__init__", 'name="auc"', 'name="acu"')
-    said = CliRunner().invoke(app, ["try", "parcels", stage])
-    assert said.exit_code == 1 and "Did you mean 'auc'?" in " ".join(said.output.split()) and "Nothing was run" in said.output
+    result = CliRunner().invoke(app, ["try", "parcels", stage])
+    assert (
+        result.exit_code == 1
+        and "Did you mean 'auc'?" in " ".join(result.output.split())
+        and "Nothing was run" in result.output
+    )
     assert not Path(parcels.home / "try").exists()
 
 

@@ -1,4 +1,7 @@
-"""Files that wait in the landing zone are read before the first ingest: what it would refuse or lose is told by `airloop check`."""
+"""`airloop check` reads files in the landing zone before the first ingest.
+
+It reports what ingest would refuse or lose.
+"""
 
 import gzip
 
@@ -11,7 +14,9 @@ from include.data import layout, storage
 from include.projects import get_project
 from include.settings import get_settings
 
-ROWS = "order_id,customer,product,amount,pieces,ordered_at\n" + "".join(f"o{n},c1,p1,{n}.5,1,2024-01-02T03:04:05Z\n" for n in range(10))
+ROWS = "order_id,customer,product,amount,pieces,ordered_at\n" + "".join(
+    f"o{n},c1,p1,{n}.5,1,2024-01-02T03:04:05Z\n" for n in range(10)
+)
 
 
 def put(parcels, name: str, content: str | bytes) -> None:
@@ -19,22 +24,30 @@ def put(parcels, name: str, content: str | bytes) -> None:
     storage.write(layout.landing(project, project.source("orders")) / name, content)
 
 
-def told(project):
+def findings_of(project):
     return [(one.rule, one.stage, one.warning, str(one)) for one in check(get_settings(), project.name).findings]
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.csv", ROWS), ("a.csv.gz", gzip.compress(ROWS.encode())), (".part.csv", "no file yet")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", ROWS), ("a.csv.gz", gzip.compress(ROWS.encode())), (".part.csv", "no file yet")]
+)
 def test_a_good_file_is_looked_at_without_a_word(parcels, name, content):
     put(parcels, name, content)
     report = check(get_settings(), parcels.name)
-    assert report.findings == [] and any("(orders 1)" in line for line in report.looked_at) == (not name.startswith("."))
+    assert report.findings == [] and any("(orders 1)" in line for line in report.looked_at) == (
+        not name.startswith(".")
+    )
 
 
 BAD = {
     "another delimiter": (ROWS.replace(",", ";"), "would be refused", "delimiter"),
     "another encoding": (ROWS.encode("utf-16"), "would be refused", "UTF-16"),
     "a column that is missing": (ROWS.replace("pieces", "piece"), "would be refused", "pieces"),
-    "times without a zone": (ROWS.replace("05Z", "05"), "more than tolerance=0.2, so the file would be refused", "10 of 10 rows"),
+    "times without a zone": (
+        ROWS.replace("05Z", "05"),
+        "more than tolerance=0.2, so the file would be refused",
+        "10 of 10 rows",
+    ),
     "one bad number": (ROWS.replace("3.5", "x"), "would go to quarantine", "1 of 10 rows"),
 }
 
@@ -43,16 +56,25 @@ BAD = {
 def test_what_ingest_would_refuse_or_lose_is_a_warning(parcels, what):
     content, *words = BAD[what]
     put(parcels, "a.csv", content)
-    ((_, stage, warning, said),) = told(parcels)
+    ((_, stage, warning, message),) = findings_of(parcels)
     assert (stage, warning) == ("ingest", True) and all(
-        word in said for word in ("include/projects/parcels/__init__.py, line", "landing/orders/a.csv", *words)
-    ), said
+        word in message for word in ("/parcels/__init__.py, line", "landing/orders/a.csv", *words)
+    ), message
 
 
 def test_a_few_files_are_looked_at_and_none_that_was_ingested(parcels):
     for number in range(6):
         put(parcels, f"{number}.csv", "x\n1\n")
-    assert len(told(parcels)) == landed.FILES
+    assert len(findings_of(parcels)) == landed.FILES
     for number in range(6):
-        ledger.record_file(parcels.name, "orders", str(number), file=f"{number}.csv", status="refused", counts={}, reasons=[], cutoff="2024-01-01T00:00:00Z")
-    assert told(parcels) == []
+        ledger.record_file(
+            parcels.name,
+            "orders",
+            str(number),
+            file=f"{number}.csv",
+            status="refused",
+            counts={},
+            reasons=[],
+            cutoff="2024-01-01T00:00:00Z",
+        )
+    assert findings_of(parcels) == []

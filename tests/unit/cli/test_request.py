@@ -1,4 +1,7 @@
-"""`airloop request`: says what becomes of a request that was asked for before, against a server that answers as Airflow does."""
+"""`airloop request` reports the state of an earlier request.
+
+The tests use a server that answers as Airflow does.
+"""
 
 import json
 import threading
@@ -16,18 +19,20 @@ CUTOFF = "2013-05-01T10:00:00Z"
 
 @pytest.fixture
 def pools():
-    """Those that Airflow has."""
+    """Return the pools of the fake Airflow."""
     return ["default_pool", "cpu"]
 
 
 @pytest.fixture
 def started(tmp_path, monkeypatch, pools):
-    """What Airflow was asked to start: the conf of each run."""
+    """Yield the conf of each run that the fake Airflow was asked to start."""
     confs = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            answer = json.dumps({"pools": [{"name": name} for name in pools]}).encode() if "/pools" in self.path else b""
+            answer = (
+                json.dumps({"pools": [{"name": name} for name in pools]}).encode() if "/pools" in self.path else b""
+            )
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -60,13 +65,17 @@ def started(tmp_path, monkeypatch, pools):
 
 
 def request(*arguments):
-    result = CliRunner().invoke(app, ["request", "flights", "--reason", "new_code", "--cutoff", "2013-05-01T10:00:00", *arguments])
+    result = CliRunner().invoke(
+        app, ["request", "flights", "--reason", "new_code", "--cutoff", "2013-05-01T10:00:00", *arguments]
+    )
     assert result.exit_code == 0, result.output + repr(result.exception)
     return " ".join(result.output.split())
 
 
 def ask(**parameters):
-    return ledger.request_retraining("flights", cutoff=CUTOFF, reason="new_code", asked_by="a run", parameters=parameters).id
+    return ledger.request_retraining(
+        "flights", cutoff=CUTOFF, reason="new_code", asked_by="a run", parameters=parameters
+    ).id
 
 
 def test_what_was_never_asked_for_is_started_without_a_word(started):
@@ -84,7 +93,10 @@ def test_what_is_not_over_is_joined(started):
 def test_what_has_failed_is_asked_for_anew_with_its_reason(started, how):
     first = ask(**({"last_days": 7} if how else {}))
     ledger.settle_request(first, "failed", reason="three runs failed")
-    assert f"Asked for before: request {first} (new_code, cutoff {CUTOFF}) is failed (three runs failed); this is a new request." in request(*how)
+    assert (
+        f"Asked for before: request {first} (new_code, cutoff {CUTOFF}) is failed (three runs failed); this is a new request."
+        in request(*how)
+    )
     assert len(started) == 1
 
 

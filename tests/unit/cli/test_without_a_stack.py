@@ -1,4 +1,4 @@
-"""Every command, on a machine where nothing runs and nothing was ever made: it ends soon, with a sentence instead of a traceback."""
+"""Every command on a new machine without a stack ends soon with a message and no traceback."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from include import cli, ledger
 from include.cli import boundary, exits
 from include.settings import get_settings
 
-# Command -> arguments, exit status, and words that its output has.
+# Command -> arguments, exit status, and words of its output.
 COMMANDS = {
     "status": ([], 1, "stopped"),
     "run": (["flights", "ingest"], 2, "Airflow does not answer at http://127.0.0.1:"),
@@ -29,7 +29,7 @@ COMMANDS = {
     "freeze": (["flights", "--why", "an audit"], 0, "an audit"),
     "thaw": (["flights"], 0, "was not frozen"),
     "backup": (["{home}/x.zip"], 2, "no backup was made: there is no database"),
-    "restore": (["{home}/nothing.zip"], 2, "there is no archive"),
+    "restore": (["{home}/nothing.zip"], 2, "this archive does not exist"),
     "verify": (["{home}/nothing.zip", "--key", "{home}/nothing.pem"], 2, "does not exist"),
     "pools": ([], 2, "Airflow does not answer at http://127.0.0.1:"),
     "users list": ([], 2, "AIRLOOP_AUTH_MANAGER is simple"),
@@ -46,7 +46,7 @@ COMMANDS = {
     "rewind": (["flights", "--reason", "x", "--dry-run"], 0, "nothing is of a cutoff after"),
     "try": (["nobody", "ingest"], 2, "no project 'nobody'"),
 }
-# They start services or make databases; tests/integration has them.
+# They start services or create databases. tests/integration covers them.
 ELSEWHERE = {"up", "demo", "doctor", "migrate"}
 
 
@@ -66,20 +66,20 @@ def home(tmp_path, monkeypatch):
 def airloop(home, monkeypatch, capsys):
     def call(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["airloop", *(word.format(home=home) for word in words)])
-        monkeypatch.setattr(exits, "has_said", False)
+        monkeypatch.setattr(exits, "has_printed", False)
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out + captured.err
 
     return call
 
 
 def names(group, before: str = "") -> set[str]:
-    found = set()
+    command_names = set()
     for name, command in group.commands.items():
-        found |= names(command, f"{before}{name} ") if hasattr(command, "commands") else {f"{before}{name}"}
-    return found
+        command_names |= names(command, f"{before}{name} ") if hasattr(command, "commands") else {f"{before}{name}"}
+    return command_names
 
 
 def test_every_command_is_here():
@@ -89,14 +89,31 @@ def test_every_command_is_here():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_ends_with_a_sentence(airloop, command):
     arguments, status, words = COMMANDS[command]
-    code, said = airloop(*command.split(), *arguments)
-    assert (code, words in " ".join(said.split())) == (status, True), said
-    assert "Traceback" not in said and len(said.splitlines()) < 50
+    code, output = airloop(*command.split(), *arguments)
+    assert (code, words in " ".join(output.split())) == (status, True), output
+    assert "Traceback" not in output and len(output.splitlines()) < 50
+
+
+def with_a_reason(group, before: str = "") -> list[str]:
+    """Return the commands that have an option ``--reason``."""
+    command_names: list[str] = []
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            command_names += with_a_reason(command, f"{before}{name} ")
+        elif any("--reason" in option.opts for option in command.params):
+            command_names.append(f"{before}{name}")
+    return command_names
+
+
+@pytest.mark.parametrize("command", with_a_reason(typer.main.get_command(cli.app)))
+def test_an_empty_reason_is_refused(airloop, command):
+    code, output = airloop(*command.split(), "flights", "--reason", "  ")
+    assert code == 2 and "it is empty: say why" in output
 
 
 @pytest.fixture
 def hanging(monkeypatch):
-    """Servers that accept connections and never answer."""
+    """Run servers that accept connections and never answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         for name in ("AIRFLOW", "MLFLOW"):
             monkeypatch.setenv(f"AIRLOOP_{name}_PORT", str(server.getsockname()[1]))
@@ -108,8 +125,8 @@ def hanging(monkeypatch):
 @pytest.mark.parametrize("command", [c for c, (_, _, words) in COMMANDS.items() if "answer" in words])
 def test_a_server_that_hangs_is_named(home, hanging, airloop, command):
     arguments, status, words = COMMANDS[command]
-    code, said = airloop(*command.split(), *arguments)
-    assert code == status and "does not answer" in said and words in " ".join(said.split())
+    code, output = airloop(*command.split(), *arguments)
+    assert code == status and "does not answer" in output and words in " ".join(output.split())
 
 
 def test_a_wrong_clock_is_set_back_after_a_question_and_put_on_record(airloop, monkeypatch):
@@ -119,7 +136,11 @@ def test_a_wrong_clock_is_set_back_after_a_question_and_put_on_record(airloop, m
     assert code == 2 and "give with --to the time" in seen
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     code, seen = airloop(*wanted, "--to", "2013-02-01")
-    assert code == 1 and "the clock of the replay stands at 2031" in seen and ledger.iso(ledger.now("flights")).startswith("2031")
+    assert (
+        code == 1
+        and "the clock of the replay stands at 2031" in seen
+        and ledger.iso(ledger.now("flights")).startswith("2031")
+    )
     code, seen = airloop(*wanted, "--to", "2013-02-01", "--yes", "--by", "jo")
     assert code == 0 and "Next: `airloop run flights build_features --cutoff 2013-02-01T00:00:00`" in seen
     assert ledger.iso(ledger.now("flights")) == "2013-02-01T00:00:00Z"
@@ -129,8 +150,8 @@ def test_a_wrong_clock_is_set_back_after_a_question_and_put_on_record(airloop, m
 
 @pytest.mark.parametrize("command", [["status", "--json"], ["pools", "--json"]])
 def test_what_programs_read_is_json(airloop, command):
-    _, said = airloop(*command)
-    assert json.loads(said)
+    _, output = airloop(*command)
+    assert json.loads(output)
 
 
 def test_a_damaged_ledger_is_named_and_how_to_restore_it(airloop, home):
@@ -141,8 +162,8 @@ def test_a_damaged_ledger_is_named_and_how_to_restore_it(airloop, home):
     target = place.removeprefix("sqlite:///")
     file.parent.joinpath(target).parent.mkdir(parents=True, exist_ok=True)
     file.parent.joinpath(target).write_bytes(b"this was a database" * 1000)
-    code, said = airloop("freeze", "flights", "--reason", "x")
-    assert code == 2 and "not a database" in said and "restores a backup" in said and "Traceback" not in said
+    code, output = airloop("freeze", "flights", "--reason", "x")
+    assert code == 2 and "not a database" in output and "restores a backup" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -156,8 +177,8 @@ def test_a_damaged_ledger_is_named_and_how_to_restore_it(airloop, home):
     ],
 )
 def test_expected_errors_and_faults(home, error, words):
-    found = boundary.expected(error)
-    assert found is None if words is None else words in found
+    message = boundary.expected(error)
+    assert message is None if words is None else words in message
 
 
 def test_a_fault_of_ours_keeps_its_traceback(home):
@@ -179,15 +200,15 @@ def test_an_interrupted_command_says_so(home, capsys):
 
 def test_a_command_that_has_said_nothing_for_long_says_that_it_works(home, capsys, monkeypatch):
     monkeypatch.setattr(boundary, "PATIENCE", 0.05)
-    monkeypatch.setattr(exits, "has_said", False)
+    monkeypatch.setattr(exits, "has_printed", False)
     boundary.run(lambda: time.sleep(0.3), "rollout")
     assert "airloop rollout: still at work" in capsys.readouterr().err
-    monkeypatch.setattr(exits, "has_said", True)
+    monkeypatch.setattr(exits, "has_printed", True)
     boundary.run(lambda: time.sleep(0.3), "rollout")
     assert capsys.readouterr().err == ""
     assert threading.active_count() < 50
 
 
 def test_the_version(airloop):
-    code, said = airloop("--version")
-    assert code == 0 and said.startswith("airloop 0.")
+    code, output = airloop("--version")
+    assert code == 0 and output.startswith("airloop 0.")

@@ -1,4 +1,7 @@
-"""A task's tries: few for an error of its own, more while a store is away, and counted anew after it was cleared."""
+"""A task has few retries after its own errors, and more while a store is unavailable.
+
+The count starts again after the task was cleared.
+"""
 
 import json
 
@@ -6,11 +9,11 @@ import pyarrow
 import pytest
 from airflow.sdk import RetryAction
 
-from include.dag_kit.compute import StoreAway, training_step
-from include.dag_kit.retries import OUTAGES, PAUSES, RETRIES, PatientWithStores
-from include.dag_kit.storage import NoSuchConnection
-from include.projects import UnknownProject, get_project
-from include.rollout.served import NotServed
+from include.dag_kit.compute import BackendUnavailableError, training_step
+from include.dag_kit.retries import OUTAGES, PAUSES, RETRIES, BackendOutageRetryPolicy
+from include.dag_kit.storage import ConnectionNotFoundError
+from include.projects import UnknownProjectError, get_project
+from include.rollout.served import NotServedError
 from include.secrets_manager import SecretsManagerError
 
 ALL = RETRIES + OUTAGES
@@ -18,11 +21,13 @@ OWN, AWAY = RuntimeError("CUDA error: unknown error"), ConnectionRefusedError("C
 
 
 def decide(error, try_number, max_tries=ALL, policy=None):
-    return (policy or PatientWithStores()).evaluate(error, try_number, max_tries)
+    return (policy or BackendOutageRetryPolicy()).evaluate(error, try_number, max_tries)
 
 
 def test_an_error_of_its_own_has_its_retries_and_then_none():
-    assert [decide(OWN, n).action for n in range(1, RETRIES + 2)] == [RetryAction.DEFAULT] * RETRIES + [RetryAction.FAIL]
+    assert [decide(OWN, n).action for n in range(1, RETRIES + 2)] == [RetryAction.DEFAULT] * RETRIES + [
+        RetryAction.FAIL
+    ]
 
 
 def chained(error, cause):
@@ -38,15 +43,20 @@ def chained(error, cause):
         (TypeError("unsupported operand"), False),
         (ModuleNotFoundError("No module named 'returns'"), False),
         (ZeroDivisionError("division by zero"), False),
-        (UnknownProject("no project 'x'"), False),
+        (UnknownProjectError("no project 'x'"), False),
         (pyarrow.lib.ArrowInvalid("not a Parquet file"), False),
-        (json.JSONDecodeError("Expecting value", "<html>", 0), True),  # of a proxy, say
+        (json.JSONDecodeError("Expecting value", "<html>", 0), True),  # for example, from a proxy
         (SecretsManagerError("AWS Secrets Manager cannot be asked for 'airloop'"), True),
-        (NoSuchConnection("the Airflow connection 'store' is not to be had: AWS Secrets Manager cannot be asked"), True),
+        (
+            ConnectionNotFoundError(
+                "the Airflow connection 'store' cannot be read: AWS Secrets Manager cannot be asked"
+            ),
+            True,
+        ),
         (chained(ValueError("cannot read the table"), AWAY), True),
         (FileNotFoundError("a mount that is not there yet"), True),
         (MemoryError(), True),
-        (NotServed("serving still serves version 1"), True),
+        (NotServedError("serving still serves version 1"), True),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -72,12 +82,17 @@ def test_tries_before_a_clear_do_not_count():
 def test_a_training_step_counts_its_own_tries_by_itself():
     step = training_step(get_project("flights"), "fit", arguments={})
     assert step.retry_policy.evaluate(OWN, step.retries, step.retries).action == RetryAction.DEFAULT
-    assert step.retry_policy.evaluate(StoreAway("fit had no answer of a store"), 1, step.retries).action == RetryAction.RETRY
+    assert (
+        step.retry_policy.evaluate(BackendUnavailableError("fit had no answer of a store"), 1, step.retries).action
+        == RetryAction.RETRY
+    )
 
 
-@pytest.mark.parametrize("error, told", [(StoreAway("away"), StoreAway), (OWN, RuntimeError)])
-def test_a_step_that_had_no_answer_of_a_store_is_never_given_up_for_that(error, told):
+@pytest.mark.parametrize(
+    "error, error_type", [(BackendUnavailableError("away"), BackendUnavailableError), (OWN, RuntimeError)]
+)
+def test_a_step_that_had_no_answer_of_a_store_is_never_given_up_for_that(error, error_type):
     from include.dag_kit.compute import TrainingStep
 
-    assert type(TrainingStep._failure(error, tries=RETRIES)) is told
-    assert type(TrainingStep._failure(StoreAway("away"), tries=99)) is StoreAway
+    assert type(TrainingStep._failure(error, tries=RETRIES)) is error_type
+    assert type(TrainingStep._failure(BackendUnavailableError("away"), tries=99)) is BackendUnavailableError

@@ -1,4 +1,4 @@
-"""A run again is the same run, by whatever clock: its cutoff and its request are its own."""
+"""A rerun is the same run at any time: it keeps its cutoff and its request."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ class Clock:
 
 @pytest.fixture(params=["wall clock", "replay"])
 def pass_time(request, monkeypatch):
-    """Moves the clock that the project lives by; the wall clock moves always."""
+    """Advance the project's clock. The wall clock always advances."""
     clock = Clock()
     monkeypatch.setattr(times, "utc_now", lambda: clock.now)
 
@@ -39,12 +39,14 @@ def pass_time(request, monkeypatch):
 
 
 def run(run_id="scheduled__1", run_type="scheduled"):
-    return SimpleNamespace(dag_id="flights__train", run_id=run_id, run_type=run_type, run_after=AT - timedelta(minutes=1))
+    return SimpleNamespace(
+        dag_id="flights__train", run_id=run_id, run_type=run_type, run_after=AT - timedelta(minutes=1)
+    )
 
 
-def claim(dag_run, wishes=None, *, woken=False):
+def claim(dag_run, params=None, *, woken=False):
     ti = SimpleNamespace(dag_id=dag_run.dag_id, run_id=dag_run.run_id, task_id="claim_request")
-    return take_up("flights", dag_run, wishes or {}, woken_by_event=woken, ti=ti)
+    return take_up("flights", dag_run, params or {}, woken_by_event=woken, ti=ti)
 
 
 def event(cutoff):
@@ -59,7 +61,9 @@ def test_of_merged_events_the_newest_cutoff_counts(order):
     assert newest_cutoff({"an asset": [SimpleNamespace(extra={})]}) is None and newest_cutoff(None) is None
 
 
-@pytest.mark.parametrize("form", [iso, lambda at: at.astimezone(timezone(timedelta(hours=5))).isoformat()], ids=["UTC", "another zone"])
+@pytest.mark.parametrize(
+    "form", [iso, lambda at: at.astimezone(timezone(timedelta(hours=5))).isoformat()], ids=["UTC", "another zone"]
+)
 def test_a_cutoff_in_the_future_is_refused_by_tasks_and_named(pass_time, form):
     pass_time()
     present = ledger.now("flights")
@@ -103,13 +107,19 @@ def test_a_run_that_is_cleared_after_its_request_ended_finds_it(pass_time):
 
 
 def test_a_second_run_that_asks_for_the_same_is_told_what_became_of_it(pass_time):
-    wishes = {"cutoff": "2013-05-01T10:00:00Z", "reason": "first_model"}
-    request = claim(run("one", "manual"), wishes)
-    with pytest.raises(AirflowSkipException, match=rf"asked for before: request {request['id']} .* is claimed, by run one. Nothing to do"):
-        claim(run("two", "manual"), wishes)
+    params = {"cutoff": "2013-05-01T10:00:00Z", "reason": "first_model"}
+    request = claim(run("one", "manual"), params)
+    with pytest.raises(
+        AirflowSkipException,
+        match=rf"asked for before: request {request['id']} .* is claimed, by run one. Nothing to do",
+    ):
+        claim(run("two", "manual"), params)
     ledger.settle_request(request["id"], "failed", reason="no luck")
-    assert claim(run("three", "manual"), wishes)["id"] != request["id"]  # it has ended: this is a new one
-    with pytest.raises(AirflowSkipException, match=rf"is not open any more: request {request['id']} .* is failed \(no luck\)"):
+    # The request has ended, so this is a new one.
+    assert claim(run("three", "manual"), params)["id"] != request["id"]
+    with pytest.raises(
+        AirflowSkipException, match=rf"is not open any more: request {request['id']} .* is failed \(no luck\)"
+    ):
         claim(run("four", "manual"), {"request": request["id"]})
 
 
@@ -126,7 +136,9 @@ def test_a_step_renews_the_lease_and_is_skipped_when_another_run_has_the_request
 
 
 def test_a_backfill_is_refused_with_what_to_do_and_takes_up_no_request(pass_time):
-    waiting = ledger.request_retraining("flights", cutoff=iso(ledger.now("flights")), reason="drift", asked_by="monitor")
+    waiting = ledger.request_retraining(
+        "flights", cutoff=iso(ledger.now("flights")), reason="drift", asked_by="monitor"
+    )
     backfill = run("backfill__1", DagRunType.BACKFILL_JOB)
     with pytest.raises(AirflowFailException, match="does not run for dates of the past.*airloop rewind"):
         claim(backfill)

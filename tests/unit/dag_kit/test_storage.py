@@ -1,4 +1,4 @@
-"""What gives a pod access to the object store: references to a secret or a token, never a value of either."""
+"""A pod gets access to the object store by references to a secret or a token, never by values."""
 
 from secrets import token_hex
 
@@ -24,7 +24,8 @@ def test_before_its_work_each_task_hides_the_secrets_that_its_process_knows(monk
     from include.projects.flights import project as flights
 
     secret = f"of-serving-{token_hex(8)}"
-    assert redact(secret) == secret  # Airflow is loaded: what it hides as it starts, it has hidden
+    # Airflow is already loaded, so its own masking at start has happened.
+    assert redact(secret) == secret
     monkeypatch.setenv("AIRLOOP_SERVING_API_KEY", secret)
     default_args(flights)["pre_execute"]({})
     assert redact(secret) == "***"
@@ -57,14 +58,19 @@ def test_a_service_account_whose_token_is_exchanged_for_a_role(monkeypatch):
         "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/airloop-storage/token", "AWS_REGION": "eu-central-1"
     }  # fmt: skip
     ((source,),) = [volume["projected"]["sources"] for volume in given["volumes"]]
-    assert source["serviceAccountToken"]["audience"] == "sts.amazonaws.com" and source["serviceAccountToken"]["path"] == "token"
-    assert [m["name"] for m in given["volume_mounts"]] == [v["name"] for v in given["volumes"]] and given["volume_mounts"][0]["readOnly"]
+    assert (
+        source["serviceAccountToken"]["audience"] == "sts.amazonaws.com"
+        and source["serviceAccountToken"]["path"] == "token"
+    )
+    assert [m["name"] for m in given["volume_mounts"]] == [v["name"] for v in given["volumes"]] and given[
+        "volume_mounts"
+    ][0]["readOnly"]
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
-        ({"storage_secret": "a", "storage_service_account": "b"}, "in one way"),
+        ({"storage_secret": "a", "storage_service_account": "b"}, "mutually exclusive"),
         ({"data_root": "gs://bucket/prefix"}, "AIRLOOP_DATA_ROOT is 'gs://bucket/prefix'"),
         ({"data_root": "s3://"}, "s3://bucket or s3://bucket/prefix"),
         ({"data_root": "s3://Bucket_/prefix"}, "AIRLOOP_DATA_ROOT"),
@@ -72,8 +78,8 @@ def test_a_service_account_whose_token_is_exchanged_for_a_role(monkeypatch):
         ({"remote_logs": "s3://bucket/logs"}, "AIRLOOP_STORAGE_CONNECTION"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_in_words(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_cannot_be_are_refused_in_words(settings, message):
+    with pytest.raises(ValueError, match=message):
         Settings(**settings)
 
 

@@ -18,7 +18,14 @@ FLIGHTS = get_project("flights")
 @pytest.mark.parametrize("warm", ["", "yes"])
 def test_a_step_that_runs_longer_than_its_class_allows_is_killed_and_says_so(monkeypatch, warm):
     monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", warm)
-    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={}, compute="gpu_a", compute_class={"timeout": "PT1S"})
+    step = TrainingStep(
+        task_id="fit",
+        project="flights",
+        command="fit",
+        arguments={},
+        compute="gpu_a",
+        compute_class={"timeout": "PT1S"},
+    )
     began = time.monotonic()
     with pytest.raises(AirflowException, match="longer than the 0:00:01 of compute class gpu_a: killed"):
         step._run("timeit", ["-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)"])
@@ -40,7 +47,14 @@ def test_a_step_has_a_try_for_each_memory_size_of_its_class_and_more_for_what_co
 
 
 def test_the_line_has_the_references_of_all_mapped_steps_and_none_of_a_skipped_one():
-    assert command_line({"request": "abc", "fits": [["a", "b"], [], None, ["c"]], "champion": None}) == ["--request", "abc", "--fits", "a", "b", "c"]
+    assert command_line({"request": "abc", "fits": [["a", "b"], [], None, ["c"]], "champion": None}) == [
+        "--request",
+        "abc",
+        "--fits",
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_a_class_that_the_project_has_not_is_named_with_those_it_has():
@@ -67,8 +81,12 @@ def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tmp_pat
     monkeypatch.setenv("AIRFLOW_WORKERS_ARE_WARM", "")
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
     get_settings.cache_clear()
-    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "r"}, module="no_such_module", retries=6)
-    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="fit", try_number=10 + tries, max_tries=16)  # cleared after ten tries
+    step = TrainingStep(
+        task_id="fit", project="flights", command="fit", arguments={"request": "r"}, module="no_such_module", retries=6
+    )
+    ti = SimpleNamespace(
+        dag_id="d", run_id="r", task_id="fit", try_number=10 + tries, max_tries=16
+    )  # cleared after ten tries
     with pytest.raises(AirflowException, match="No module named no_such_module") as caught:
         step.execute({"ti": ti})
     assert caught.type is error

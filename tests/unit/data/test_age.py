@@ -1,4 +1,4 @@
-"""History that is loaded at today's cutoff is named, with what to do; recent data is not."""
+"""Old history that is loaded at today's cutoff is reported with a fix, and recent data is not."""
 
 import logging
 
@@ -17,14 +17,16 @@ FLIGHTS = get_project("flights")
 
 @pytest.fixture
 def ended(tmp_path, monkeypatch):
-    """Tables whose newest row was known on 31 December 2013."""
+    """Create tables whose newest row was known on 31 December 2013."""
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
     for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL"):
         monkeypatch.delenv(name, raising=False)
     get_settings.cache_clear()
     for sequence, time in enumerate(("2013-05-01T00:00:00Z", "2013-12-31T12:30:00Z"), start=1):
         source = FLIGHTS.source("planes")
-        rows = pd.DataFrame({name: [None] for name in source.columns}).assign(tailnum="N1", published_at=pd.Timestamp(time))
+        rows = pd.DataFrame({name: [None] for name in source.columns}).assign(
+            tailnum="N1", published_at=pd.Timestamp(time)
+        )
         made = pa.Table.from_pandas(rows, schema=tables.arrow_schema(source.columns), preserve_index=False)
         tables.append(layout.table(FLIGHTS, "planes"), made, writer="test", sequence=sequence)
     yield
@@ -36,9 +38,12 @@ def test_the_newest_row_is_known(ended):
 
 
 def test_a_cutoff_seven_years_later_is_warned_of_with_what_to_do(ended):
-    said = age.warning(FLIGHTS, "2020-12-31T00:00:00Z")
-    assert "known at 2013-12-31T12:30:00Z, 2556 days before the cutoff 2020-12-31T00:00:00Z" in said
-    assert "airloop run flights ingest --cutoff 2013-12-31T12:30:01`" in said and "airloop rewind flights --to 2013-12-31T12:30:01 --reason" in said
+    message = age.warning(FLIGHTS, "2020-12-31T00:00:00Z")
+    assert "known at 2013-12-31T12:30:00Z, 2556 days before the cutoff 2020-12-31T00:00:00Z" in message
+    assert (
+        "airloop run flights ingest --cutoff 2013-12-31T12:30:01`" in message
+        and "airloop rewind flights --to 2013-12-31T12:30:01 --reason" in message
+    )
 
 
 @pytest.mark.parametrize("cutoff", ["2014-01-02T00:00:00Z", "2013-06-01T00:00:00Z"])

@@ -1,4 +1,7 @@
-"""The files that make a function fail are found, however many there are, and nobody is blamed for a fault that is not a file's."""
+"""The files that make a function fail are found among any number of files.
+
+If no file causes the fault, no file is blamed.
+"""
 
 import pytest
 from hypothesis import given
@@ -16,10 +19,10 @@ def test_the_guilty_are_found_and_nobody_else(guilty):
             raise KeyError("bad")
         return [number for number, _ in some]
 
-    result, found = without_guilty(attempt, files)
+    result, culprits = without_guilty(attempt, files)
     assert result == [number for number, bad in files if not bad]
-    assert sorted(file for file, _ in found) == [file for file in files if file[1]]
-    assert all(isinstance(error, KeyError) for _, error in found)
+    assert sorted(file for file, _ in culprits) == [file for file in files if file[1]]
+    assert all(isinstance(error, KeyError) for _, error in culprits)
 
 
 def test_of_two_that_fail_together_the_later_one_is_left_out():
@@ -27,8 +30,8 @@ def test_of_two_that_fail_together_the_later_one_is_left_out():
         assert not {1, 3} <= set(some)
         return some
 
-    result, found = without_guilty(attempt, [0, 1, 2, 3, 4])
-    assert (result, [file for file, _ in found]) == ([0, 1, 2, 4], [3])
+    result, culprits = without_guilty(attempt, [0, 1, 2, 3, 4])
+    assert (result, [file for file, _ in culprits]) == ([0, 1, 2, 4], [3])
 
 
 def test_few_guilty_among_many_cost_few_attempts():
@@ -78,5 +81,5 @@ def test_a_file_is_to_blame_where_the_others_succeed_without_it_though_none_at_a
             raise KeyError("bad")
         return some
 
-    result, found = without_guilty(attempt, [1, 2, 3])
-    assert (result, [file for file, _ in found]) == ([1, 3], [2])
+    result, culprits = without_guilty(attempt, [1, 2, 3])
+    assert (result, [file for file, _ in culprits]) == ([1, 3], [2])

@@ -1,4 +1,4 @@
-"""What goes into a page is escaped at one place, in HTML, in Markdown, and in what is printed."""
+"""All content is escaped in one place: in HTML, in Markdown, and in printed text."""
 
 import re
 
@@ -12,9 +12,14 @@ ESCAPED = "&lt;b&gt;&#34;&#39;&amp;&lt;/b&gt;"
 
 
 def test_values_are_escaped_and_markup_is_not():
-    assert fill('<p title="{}">{}</p>', HOSTILE, fill("<i>{}</i>", HOSTILE)) == f'<p title="{ESCAPED}"><i>{ESCAPED}</i></p>'
-    assert join([HOSTILE, fill("<br>")], HOSTILE) == f"{ESCAPED}{HOSTILE}<br>"  # the separator is the code's own
-    assert f"<title>{ESCAPED}</title>" in document(HOSTILE, HOSTILE) and f"<body>{ESCAPED}</body>" in document("t", HOSTILE)
+    assert (
+        fill('<p title="{}">{}</p>', HOSTILE, fill("<i>{}</i>", HOSTILE))
+        == f'<p title="{ESCAPED}"><i>{ESCAPED}</i></p>'
+    )
+    assert join([HOSTILE, fill("<br>")], HOSTILE) == f"{ESCAPED}{HOSTILE}<br>"  # the separator comes from the code
+    assert f"<title>{ESCAPED}</title>" in document(HOSTILE, HOSTILE) and f"<body>{ESCAPED}</body>" in document(
+        "t", HOSTILE
+    )
 
 
 def test_a_page_within_a_page_cannot_leave_its_attribute():
@@ -23,20 +28,39 @@ def test_a_page_within_a_page_cannot_leave_its_attribute():
 
 
 def test_a_policy_allows_the_scripts_with_these_hashes_alone():
-    assert "script-src 'none'" in policy() and "form-action 'none'" in policy() and "form-action 'self'" in policy(forms=True)
+    assert (
+        "script-src 'none'" in policy()
+        and "form-action 'none'" in policy()
+        and "form-action 'self'" in policy(forms=True)
+    )
     assert f"script-src '{script_hash('draw()')}';" in policy([script_hash("draw()")])
-    assert script_hash("alert('Hello, world.');") == "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng="  # W3C's example, CSP level 2
+    assert (
+        script_hash("alert('Hello, world.');") == "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng="
+    )  # example of W3C's CSP level 2
 
 
 @pytest.mark.parametrize(
-    "text", ["[x](javascript:1)", "![x](http://host/)", "<script>1</script>", "a | b", "`code`", "**bold**", "&lt;b&gt;", "# a\n\n- b", "\\"]
+    "text",
+    [
+        "[x](javascript:1)",
+        "![x](http://host/)",
+        "<script>1</script>",
+        "a | b",
+        "`code`",
+        "**bold**",
+        "&lt;b&gt;",
+        "# a\n\n- b",
+        "\\",
+    ],
 )
 def test_markdown_makes_text_of_everything(text):
     escaped = markdown(text)
     assert "\n" not in escaped and re.sub(r"\\(.)", r"\1", escaped) == " ".join(text.split())
     import mistune
 
-    rendered = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])(f"| a |\n|---|\n| {escaped} |\n")
+    rendered = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])(
+        f"| a |\n|---|\n| {escaped} |\n"
+    )
     assert set(re.findall(r"</?([a-z0-9]+)", rendered)) <= {"table", "thead", "tbody", "tr", "th", "td"}
 
 

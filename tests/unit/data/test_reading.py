@@ -1,11 +1,11 @@
-"""Files are read strictly: what is not as declared is refused, or its rows are named."""
+"""Files are read strictly: undeclared content is refused, or its rows are reported."""
 
 import io
 
 import pandas as pd
 import pytest
 
-from include.data.reading import FileRefused, read, to_table
+from include.data.reading import FileRefusedError, read, to_table
 from include.data.tables import arrow_schema
 from include.projects.base import Source
 
@@ -21,7 +21,14 @@ JSON = '[{"meter": "a", "at": "2013-01-01T00:00:00Z", "count": 1, "value": 1.5, 
 
 
 def parquet(**changes) -> bytes:
-    rows = {"meter": ["a"], "at": [pd.Timestamp("2013-01-01", tz="UTC")], "count": [1], "value": [1.5], "valid": [True], **changes}
+    rows = {
+        "meter": ["a"],
+        "at": [pd.Timestamp("2013-01-01", tz="UTC")],
+        "count": [1],
+        "value": [1.5],
+        "valid": [True],
+        **changes,
+    }
     buffer = io.BytesIO()
     pd.DataFrame(rows).to_parquet(buffer)
     return buffer.getvalue()
@@ -37,13 +44,18 @@ def test_a_good_file_comes_with_the_declared_types_and_times_in_utc():
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("x.csv", GOOD.splitlines()[0].encode() + b"\n" + GOOD.splitlines()[1].encode()), ("x.json", JSON.encode()), ("x.parquet", parquet())]
+    ("name", "content"),
+    [
+        ("x.csv", GOOD.splitlines()[0].encode() + b"\n" + GOOD.splitlines()[1].encode()),
+        ("x.json", JSON.encode()),
+        ("x.parquet", parquet()),
+    ],
 )
 def test_the_three_formats_give_the_same_rows(name, content):
     expected = read(SOURCE, "x.csv", GOOD.encode()).typed.head(1)
-    found = read(SOURCE, name, content)
-    assert not found.faults
-    assert to_table(SOURCE, found.typed).equals(to_table(SOURCE, expected))
+    actual = read(SOURCE, name, content)
+    assert not actual.faults
+    assert to_table(SOURCE, actual.typed).equals(to_table(SOURCE, expected))
 
 
 @pytest.mark.parametrize(
@@ -53,22 +65,38 @@ def test_the_three_formats_give_the_same_rows(name, content):
         pytest.param("x.csv", b"\n \n", "empty_file", 0, id="white space in it"),
         pytest.param("x.csv", GOOD.splitlines()[0].encode() + b"\n", "empty_file", 0, id="a header and no rows"),
         pytest.param("x.json", b"[]", "empty_file", 0, id="an empty list"),
-        pytest.param("x.csv", GOOD.replace("count,", "", 1).replace(",1,", ",").replace(",2,", ",").encode(), "missing_column", 2, id="a column less"),
+        pytest.param(
+            "x.csv",
+            GOOD.replace("count,", "", 1).replace(",1,", ",").replace(",2,", ",").encode(),
+            "missing_column",
+            2,
+            id="a column less",
+        ),
         pytest.param("x.csv", GOOD.replace("\n", ",x\n").encode(), "extra_column", 2, id="a column more"),
-        pytest.param("x.csv", GOOD.replace("\n", ",1.0\n").replace(",1.0", ",value", 1).encode(), "extra_column", 2, id="a column twice"),
+        pytest.param(
+            "x.csv",
+            GOOD.replace("\n", ",1.0\n").replace(",1.0", ",value", 1).encode(),
+            "extra_column",
+            2,
+            id="a column twice",
+        ),
         pytest.param("x.csv", GOOD[:-8].encode(), "unreadable", 2, id="a last line that is too short"),
         pytest.param("x.csv", GOOD.replace("false", "false,7").encode(), "unreadable", 2, id="a line that is too long"),
-        pytest.param("x.csv", GOOD.replace("a,2013", "\xff,2013").encode("latin-1"), "unreadable", 2, id="text that is not UTF-8"),
+        pytest.param(
+            "x.csv", GOOD.replace("a,2013", "\xff,2013").encode("latin-1"), "unreadable", 2, id="text that is not UTF-8"
+        ),
         pytest.param("x.json", JSON[:-20].encode(), "unreadable", 0, id="JSON cut off"),
         pytest.param("x.json", b'"a"', "unreadable", 0, id="JSON that is no list"),
         pytest.param("x.json", b'{"meter": "a"}', "missing_column", 1, id="a line of JSON that lacks columns"),
-        pytest.param("x.json", (JSON[:-1] + ', {"meter": "b"}]').encode(), "unreadable", 0, id="JSON whose objects differ"),
+        pytest.param(
+            "x.json", (JSON[:-1] + ', {"meter": "b"}]').encode(), "unreadable", 0, id="JSON whose objects differ"
+        ),
         pytest.param("x.parquet", parquet()[:-30], "unreadable", 0, id="parquet cut off"),
         pytest.param("x.xlsx", GOOD.encode(), "unreadable", 0, id="an ending that nobody knows"),
     ],
 )
 def test_a_file_is_refused_for(name, content, rule, count):
-    with pytest.raises(FileRefused) as refused:
+    with pytest.raises(FileRefusedError) as refused:
         read(SOURCE, name, content)
     reason = refused.value.reason
     assert (reason.rule, reason.count) == (rule, count)
@@ -95,7 +123,9 @@ def test_a_row_is_named_for(column, value):
     fields = dict(zip(header.split(","), good.split(","), strict=True))
     content = "\n".join([header, good, ",".join((fields | {column: value}).values())])
     faults = read(SOURCE, "x.csv", content.encode()).faults
-    assert [(rule, mask.tolist()) for rule, _, mask in faults] == [("wrong_type" if value else "missing_value", [False, True])]
+    assert [(rule, mask.tolist()) for rule, _, mask in faults] == [
+        ("wrong_type" if value else "missing_value", [False, True])
+    ]
     assert column in faults[0][1]
     assert value in faults[0][1]
 

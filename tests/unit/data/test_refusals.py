@@ -1,4 +1,7 @@
-"""A refusal says what the file looks like and what to do; what a source declares is accepted; no file takes more memory than the source allows."""
+"""A refusal describes the file and the fix, and declared formats are accepted.
+
+No file takes more memory than its source allows.
+"""
 
 import gzip
 import io
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from include.data.reading import FileRefused, read
+from include.data.reading import FileRefusedError, read
 from include.data.refused import grouped
 from include.projects.base import Source
 
@@ -18,8 +21,13 @@ COLUMNS = {"id": "int64", "name": "string", "amount": "float64", "known_at": "ti
 SOURCE = Source(name="orders", columns=COLUMNS, key=("id",), known_at="known_at")
 GOOD = "id,name,amount,known_at\n1,aé,1.5,2024-05-01T06:00:00Z\n2,b,2.5,2024-05-01T06:00:00Z\n"
 SEMICOLON = "id;name;amount;known_at\n1;aé;1,5;2024-05-01T06:00:00Z\n2;b;2,5;2024-05-01T06:00:00Z\n"
-EXCEL, GERMAN = (GOOD.replace("2024-05-01T06:00:00Z", written).encode() for written in ("5/1/2024 6:00", "01.05.2024 08:00+0200"))
-LINES = "\n".join(json.dumps({"id": n, "name": name, "amount": n + 0.5, "known_at": "2024-05-01T06:00:00Z"}) for n, name in ((1, "aé"), (2, "b")))
+EXCEL, GERMAN = (
+    GOOD.replace("2024-05-01T06:00:00Z", written).encode() for written in ("5/1/2024 6:00", "01.05.2024 08:00+0200")
+)
+LINES = "\n".join(
+    json.dumps({"id": n, "name": name, "amount": n + 0.5, "known_at": "2024-05-01T06:00:00Z"})
+    for n, name in ((1, "aé"), (2, "b"))
+)
 ROWS = [(1, "aé", 1.5, pd.Timestamp("2024-05-01T06:00Z")), (2, "b", 2.5, pd.Timestamp("2024-05-01T06:00Z"))]
 
 
@@ -43,7 +51,7 @@ UMLAUTS = (GOOD + "3,für Größe und Übermaß,1,2024-05-01T06:00:00Z\n" * 20).
 
 
 def refusal(source: Source, name: str, content: bytes):
-    with pytest.raises(FileRefused) as refused:
+    with pytest.raises(FileRefusedError) as refused:
         read(source, name, content)
     return refused.value.reason
 
@@ -133,9 +141,19 @@ def test_a_refusal_says_what_it_looks_like_and_what_to_do(name, content, rule, s
     [
         pytest.param("06:00:00Z", "06:00:00", ["no time zone", "declare time_zone", "source 'orders'"], id="no zone"),
         pytest.param("2024-05-01T06:00:00Z", "2024-05-01", ["no time zone"], id="a day"),
-        pytest.param("2024-05-01T06:00:00Z", "12/1/2009 7:45", ["'%m/%d/%Y %H:%M' or '%d/%m/%Y %H:%M'", "declare date_format and time_zone"], id="Excel"),
+        pytest.param(
+            "2024-05-01T06:00:00Z",
+            "12/1/2009 7:45",
+            ["'%m/%d/%Y %H:%M' or '%d/%m/%Y %H:%M'", "declare date_format and time_zone"],
+            id="Excel",
+        ),
         pytest.param("2024-05-01T06:00:00Z", "31.12.2009", ["'%d.%m.%Y'"], id="a German day"),
-        pytest.param("06:00:00Z", "06:00:00.1234567Z", ["finer than a microsecond", "truncate_times"], id="tenths of a microsecond"),
+        pytest.param(
+            "06:00:00Z",
+            "06:00:00.1234567Z",
+            ["finer than a microsecond", "truncate_times"],
+            id="tenths of a microsecond",
+        ),
         pytest.param("1.5", '"1,5"', ["decimal comma", "declare decimal=','"], id="a decimal comma"),
     ],
 )
@@ -149,14 +167,23 @@ def test_rows_of_a_wrong_type_say_what_to_declare(old, new, says):
 @pytest.mark.parametrize("local", ["2024-10-27T02:30:00", "2024-03-31T02:30:00"])
 @pytest.mark.parametrize("date_format", ["", "%Y-%m-%dT%H:%M:%S"])
 def test_a_time_that_the_clock_shows_twice_or_never_is_wrong(local, date_format):
-    rows = read(declaring(time_zone="Europe/Berlin", date_format=date_format), "x.csv", GOOD.replace("2024-05-01T06:00:00Z", local).encode())
+    rows = read(
+        declaring(time_zone="Europe/Berlin", date_format=date_format),
+        "x.csv",
+        GOOD.replace("2024-05-01T06:00:00Z", local).encode(),
+    )
     assert [rule for rule, _, _ in rows.faults] == ["wrong_type"]
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
 @pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("s"), pa.date32(), pa.date64()])
 def test_parquets_times_without_a_zone_need_a_declared_one(kind, zone):
-    columns = {"id": [1], "name": ["a"], "amount": [1.5], "known_at": pa.array([pd.Timestamp("2024-05-01")], pa.timestamp("us")).cast(kind)}
+    columns = {
+        "id": [1],
+        "name": ["a"],
+        "amount": [1.5],
+        "known_at": pa.array([pd.Timestamp("2024-05-01")], pa.timestamp("us")).cast(kind),
+    }
     rows = read(declaring(time_zone=zone), "x.parquet", parquet(pa.table(columns)))
     if zone:
         assert rows.typed["known_at"].tolist() == [pd.Timestamp("2024-05-01", tz=zone).tz_convert("UTC")]
@@ -168,7 +195,9 @@ def test_parquets_times_without_a_zone_need_a_declared_one(kind, zone):
 MEGABYTE = 2**20
 MANY = 100_000
 LONG_TEXT = pa.DictionaryArray.from_arrays(pa.array([0] * MANY, pa.int32()), ["x" * 10_000])
-SHARED = pa.table({"id": pa.array([1] * MANY), "name": LONG_TEXT, "amount": [1.0] * MANY, "known_at": [ROWS[0][3]] * MANY})
+SHARED = pa.table(
+    {"id": pa.array([1] * MANY), "name": LONG_TEXT, "amount": [1.0] * MANY, "known_at": [ROWS[0][3]] * MANY}
+)
 KINDS = {"id": pa.int64(), "name": pa.string(), "amount": pa.float64(), "known_at": pa.timestamp("us", "UTC")}
 NOTHING = pa.table({column: pa.nulls(20_000_000, kind) for column, kind in KINDS.items()})
 BOMBS = {
@@ -196,9 +225,12 @@ def test_a_bomb_is_refused_by_its_bytes(bomb):
 
 
 def test_identical_refusals_are_one_line():
-    found = [("orders", f"d{n}.csv", refusal(SOURCE, f"d{n}.csv", (SEMICOLON * (n + 1)).encode())._asdict()) for n in range(30)]
-    found.append(("orders", "page.csv", refusal(SOURCE, "page.csv", b"<html>")._asdict()))
-    lines = grouped(found)
+    refusals = [
+        ("orders", f"d{n}.csv", refusal(SOURCE, f"d{n}.csv", (SEMICOLON * (n + 1)).encode())._asdict())
+        for n in range(30)
+    ]
+    refusals.append(("orders", "page.csv", refusal(SOURCE, "page.csv", b"<html>")._asdict()))
+    lines = grouped(refusals)
     assert len(lines) == 2
     assert lines[0].startswith("orders: rule unreadable, ")
     assert "d0.csv: " in lines[0] and "and 29 more for the same reason: d1.csv, d2.csv" in lines[0]
@@ -206,5 +238,8 @@ def test_identical_refusals_are_one_line():
 
 
 def test_two_faults_are_two_lines():
-    twice = [("orders", name, refusal(SOURCE, name, content)._asdict()) for name, content in (("a.csv", GOOD.encode("utf-16")), ("b.csv", SEMICOLON.encode()))]
+    twice = [
+        ("orders", name, refusal(SOURCE, name, content)._asdict())
+        for name, content in (("a.csv", GOOD.encode("utf-16")), ("b.csv", SEMICOLON.encode()))
+    ]
     assert len(grouped(twice)) == 2

@@ -1,4 +1,4 @@
-"""Rules that hold for every source, on a made-up one."""
+"""Rules that apply to every source, tested on a made-up one."""
 
 from datetime import timedelta
 from types import SimpleNamespace
@@ -15,7 +15,13 @@ from include.projects import get_project
 from include.projects.base import Reference, Source
 from include.settings import get_settings
 
-METERS = Source(name="meters", columns={"meter": "string", "town": "string", "known_at": "timestamp"}, key=("meter",), known_at="known_at", nullable=("town",))
+METERS = Source(
+    name="meters",
+    columns={"meter": "string", "town": "string", "known_at": "timestamp"},
+    key=("meter",),
+    known_at="known_at",
+    nullable=("town",),
+)
 READINGS = Source(
     name="readings", columns={"meter": "string", "at": "timestamp", "value": "float64", "known_at": "timestamp"},
     key=("meter", "at"), known_at="known_at", nullable=("value",), references=Reference(source="meters", columns=("meter",)),
@@ -33,18 +39,22 @@ def home(tmp_path, monkeypatch):
 
 
 def readings(*rows: tuple) -> pd.DataFrame:
-    """(meter, hour, value) or (meter, hour, value, minutes until it was known)."""
+    """Return rows of (meter, hour, value) or (meter, hour, value, minutes until it was known)."""
     table = pd.DataFrame([(*row, 0)[:4] for row in rows], columns=["meter", "at", "value", "known_at"])
     at = pd.Timestamp("2013-01-01T00:00Z") + pd.to_timedelta(table["at"], unit="h")
     known = at + pd.to_timedelta(table["known_at"], unit="min")
-    return table.assign(at=at.astype("datetime64[us, UTC]"), value=table["value"].astype("float64"), known_at=known.astype("datetime64[us, UTC]"))
+    return table.assign(
+        at=at.astype("datetime64[us, UTC]"),
+        value=table["value"].astype("float64"),
+        known_at=known.astype("datetime64[us, UTC]"),
+    )
 
 
 def put(source: Source, rows: pd.DataFrame) -> None:
     tables.append(layout.table(PROJECT, source.name), to_table(source, rows), writer="test", sequence=1)
 
 
-def found(faults: list) -> dict[str, list[int]]:
+def rows_by_rule(faults: list) -> dict[str, list[int]]:
     return {rule: np.flatnonzero(mask).tolist() for rule, _, mask in faults}
 
 
@@ -60,24 +70,47 @@ def test_what_became_known_at_the_cutoff_is_not_in_the_future():
     ("rows", "owner", "expected"),
     [
         pytest.param([("a", 1, 1), ("a", 2, 1), ("b", 1, 1)], [0, 0, 0], {}, id="three keys are no repetition"),
-        pytest.param([("a", 1, 1), ("a", 1, 1), ("a", 1, 1)], [0, 0, 0], {"duplicated_keys": [1, 2]}, id="of equal rows the first one stays"),
+        pytest.param(
+            [("a", 1, 1), ("a", 1, 1), ("a", 1, 1)],
+            [0, 0, 0],
+            {"duplicated_keys": [1, 2]},
+            id="of equal rows the first one stays",
+        ),
         pytest.param([("a", 1, None), ("a", 1, None)], [0, 0], {"duplicated_keys": [1]}, id="missing values are equal"),
-        pytest.param([("a", 1, 1), ("a", 1, 2), ("b", 1, 1)], [0, 0, 0], {"contradicting_keys": [0, 1]}, id="of contradicting rows none stays"),
-        pytest.param([("a", 1, 1), ("a", 1, 1), ("a", 1, 2)], [0, 0, 0], {"contradicting_keys": [0, 1, 2]}, id="nor when one of them is there twice"),
+        pytest.param(
+            [("a", 1, 1), ("a", 1, 2), ("b", 1, 1)],
+            [0, 0, 0],
+            {"contradicting_keys": [0, 1]},
+            id="of contradicting rows none stays",
+        ),
+        pytest.param(
+            [("a", 1, 1), ("a", 1, 1), ("a", 1, 2)],
+            [0, 0, 0],
+            {"contradicting_keys": [0, 1, 2]},
+            id="nor when one of them is there twice",
+        ),
         pytest.param([("a", 1, 1), ("a", 1, 2)], [0, 1], {}, id="another file is another matter"),
     ],
 )
 def test_keys_that_occur_twice_in_a_file(rows, owner, expected):
-    assert found(rules.repeated_keys(READINGS, readings(*rows), np.array(owner))) == expected
+    assert rows_by_rule(rules.repeated_keys(READINGS, readings(*rows), np.array(owner))) == expected
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         pytest.param([("a", 1, 1), ("a", 2, 1)], {}, id="two keys are no repetition"),
-        pytest.param([("a", 1, 1), ("a", 1, 1, 30)], {"repeats_earlier": [1]}, id="the same said later is a repetition"),
-        pytest.param([("a", 1, None), ("a", 1, 2)], {"contradicts_earlier": [1]}, id="a value instead of none is a contradiction"),
-        pytest.param([("a", 1, 1), ("a", 1, 2), ("a", 1, 1)], {"repeats_earlier": [2], "contradicts_earlier": [1]}, id="the first one is what counts"),
+        pytest.param(
+            [("a", 1, 1), ("a", 1, 1, 30)], {"repeats_earlier": [1]}, id="the same said later is a repetition"
+        ),
+        pytest.param(
+            [("a", 1, None), ("a", 1, 2)], {"contradicts_earlier": [1]}, id="a value instead of none is a contradiction"
+        ),
+        pytest.param(
+            [("a", 1, 1), ("a", 1, 2), ("a", 1, 1)],
+            {"repeats_earlier": [2], "contradicts_earlier": [1]},
+            id="the first one is what counts",
+        ),
     ],
 )
 @pytest.mark.parametrize("where", ["an earlier file of this run", "the table"])
@@ -86,21 +119,23 @@ def test_the_earlier_row_stays(rows, expected, where):
     if where == "the table":
         put(READINGS, rows.head(1))
         shifted = {rule: [n - 1 for n in numbers] for rule, numbers in expected.items()}
-        assert found(rules.known_already(PROJECT, READINGS, rows.iloc[1:].reset_index(drop=True))) == shifted
+        assert rows_by_rule(rules.known_already(PROJECT, READINGS, rows.iloc[1:].reset_index(drop=True))) == shifted
     else:
-        assert found(rules.in_earlier_file(READINGS, rows)) == expected
+        assert rows_by_rule(rules.in_earlier_file(READINGS, rows)) == expected
 
 
 def test_where_a_row_came_from_makes_no_contradiction():
     source = READINGS.model_copy(update={"provenance": ("known_at",)})
     rows = readings(("a", 1, 1), ("a", 1, 1, 30))
-    assert found(rules.repeated_keys(READINGS, rows, np.array([0, 0]))) == {"contradicting_keys": [0, 1]}
-    assert found(rules.repeated_keys(source, rows, np.array([0, 0]))) == {"duplicated_keys": [1]}
-    told = READINGS.model_copy(update={"provenance": ("value",)})
+    assert rows_by_rule(rules.repeated_keys(READINGS, rows, np.array([0, 0]))) == {"contradicting_keys": [0, 1]}
+    assert rows_by_rule(rules.repeated_keys(source, rows, np.array([0, 0]))) == {"duplicated_keys": [1]}
+    value_source = READINGS.model_copy(update={"provenance": ("value",)})
     differing = readings(("a", 1, 1), ("a", 1, 2))
-    assert found(rules.in_earlier_file(told, differing)) == {"repeats_earlier": [1]}
+    assert rows_by_rule(rules.in_earlier_file(value_source, differing)) == {"repeats_earlier": [1]}
     put(READINGS, differing.head(1))
-    assert found(rules.known_already(PROJECT, told, differing.iloc[1:].reset_index(drop=True))) == {"repeats_earlier": [0]}
+    assert rows_by_rule(rules.known_already(PROJECT, value_source, differing.iloc[1:].reset_index(drop=True))) == {
+        "repeats_earlier": [0]
+    }
 
 
 def test_a_row_must_refer_to_something_that_is_known():

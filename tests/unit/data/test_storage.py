@@ -1,4 +1,7 @@
-"""The door to the store, on files: whole or not at all, and nothing left behind. On S3: tests/integration/s3."""
+"""The storage module on files: writes are atomic and leave nothing behind.
+
+For S3 see tests/integration/s3.
+"""
 
 import os
 import threading
@@ -53,7 +56,7 @@ def _full(*_, **__):
 
 def test_a_folder_is_removed_and_a_missing_one_is_empty(folder):
     storage.write(folder / "a" / "b" / "c", "x")
-    assert storage.files(folder / "a") == []  # b is no file
+    assert storage.files(folder / "a") == []  # b is not a file
     storage.remove(folder / "a")
     storage.remove(folder / "a")
     assert not (folder / "a").exists() and storage.files(folder / "a") == []

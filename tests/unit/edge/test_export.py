@@ -1,4 +1,7 @@
-"""A trained model goes out as one signed file, and predicts there what serving predicts: in an environment that holds nothing but onnxruntime."""
+"""A trained model is exported as one signed file with the same predictions as serving.
+
+The other environment contains only onnxruntime.
+"""
 
 import json
 import os
@@ -16,15 +19,16 @@ from include import cli
 from include.edge import export, signing
 from include.registry import versions
 from include.training.bundle import Bundle
-from tests.serving.stand import FeatureRepository, serving_process, wait_for
+from tests.serving.harness import FeatureRepository, serving_process
 from tests.unit.training.test_steps import home, made, request_for, rows, trained  # noqa: F401  (a real training, against a real MLflow)
+from tests.waiting import wait_for
 
 GARBAGE = b"no archive at all" * 10
 
 
 @pytest.fixture(scope="module")
 def project(home, rows):  # noqa: F811
-    """Trained, its first version champion."""
+    """Train the project. Its first version is champion."""
     chosen = made()
     trained(chosen, request_for(chosen), rows)
     versions.move_alias(chosen, versions.CHAMPION, "1")
@@ -38,17 +42,21 @@ def exported(project, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """The Python of a fresh environment with onnxruntime and what it brings."""
+    """Return the Python of a new environment with onnxruntime and its dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
     python = folder / "bin" / "python"
     try:
         wanted = f"onnxruntime=={installed('onnxruntime')}"
-        made = subprocess.run([python, "-m", "pip", "install", "--quiet", wanted], capture_output=True, text=True, timeout=500)
+        made = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", wanted], capture_output=True, text=True, timeout=500
+        )
     except subprocess.TimeoutExpired:
         pytest.skip("onnxruntime cannot be installed into an environment of its own: no answer from the package index")
     if made.returncode:
-        pytest.skip(f"onnxruntime cannot be installed into an environment of its own: {made.stderr.strip().splitlines()[-1]}")
+        pytest.skip(
+            f"onnxruntime cannot be installed into an environment of its own: {made.stderr.strip().splitlines()[-1]}"
+        )
     there = subprocess.run([python, "-c", "import pandas"], capture_output=True)
     assert there.returncode, "the environment is to hold nothing else"
     return python
@@ -60,7 +68,13 @@ def client(python, folder: Path, bundle: Path, key: Path, instances: list[dict])
             (folder / name).write_bytes(files.read(name))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        [python, folder / "client.py", bundle, key], input=json.dumps(instances), capture_output=True, text=True, env=environment, cwd=folder, timeout=300
+        [python, folder / "client.py", bundle, key],
+        input=json.dumps(instances),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=300,
     )
 
 
@@ -68,21 +82,36 @@ def random_instances(project, count: int) -> list[dict]:
     random = np.random.default_rng(3)
     some = []
     for _ in range(count):
-        row = {name: None if random.uniform() < 0.2 else float(random.normal(scale=30)) for name in project.inputs.numeric}
-        some.append({**row, "origin": random.choice(["JFK", "EWR", "", "somewhere"]).item() or None, "carrier": random.choice(["B6", "UA", "?"]).item()})
+        row = {
+            name: None if random.uniform() < 0.2 else float(random.normal(scale=30)) for name in project.inputs.numeric
+        }
+        some.append(
+            {
+                **row,
+                "origin": random.choice(["JFK", "EWR", "", "somewhere"]).item() or None,
+                "carrier": random.choice(["B6", "UA", "?"]).item(),
+            }
+        )
     return some
 
 
 def test_what_it_holds_and_that_the_same_version_gives_the_same_bytes(project, exported, tmp_path):
     assert exported.bundle.name == f"{project.name}-1.edge.zip" and exported.version == "1"
     manifest = export.verify(exported.bundle, exported.public_key)
-    found = versions.get_version(project, "1")
-    told = ("format", "project", "version", "candidate", "cutoff", "gate")
-    assert {name: manifest[name] for name in told} == {
-        "format": 1, "project": project.name, "version": "1", "candidate": "trees", "cutoff": found.tags["cutoff"], "gate": "passed"
+    version = versions.get_version(project, "1")
+    fields = ("format", "project", "version", "candidate", "cutoff", "gate")
+    assert {name: manifest[name] for name in fields} == {
+        "format": 1, "project": project.name, "version": "1", "candidate": "trees", "cutoff": version.tags["cutoff"], "gate": "passed"
     }  # fmt: skip
     with zipfile.ZipFile(exported.bundle) as files:
-        assert sorted(files.namelist()) == ["client.py", "contract.json", "ed25519.py", "golden.json", "manifest.json", "model.onnx"]
+        assert sorted(files.namelist()) == [
+            "client.py",
+            "contract.json",
+            "ed25519.py",
+            "golden.json",
+            "manifest.json",
+            "model.onnx",
+        ]
         assert files.testzip() is None
     again = export.export(project, "1", tmp_path)
     assert again.bundle.read_bytes() == exported.bundle.read_bytes()
@@ -93,7 +122,12 @@ def test_any_changed_byte_is_refused(exported):
     whole, key = exported.bundle.read_bytes(), exported.public_key.read_bytes()
     for place in range(len(whole)):
         with pytest.raises(signing.SignatureError):
-            signing.check(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :], key, name="b", key_name="k")
+            signing.check(
+                whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :],
+                key,
+                name="b",
+                key_name="k",
+            )
 
 
 @pytest.mark.stack
@@ -105,16 +139,20 @@ def test_elsewhere_it_predicts_what_serving_predicts(project, exported, elsewher
     there = json.loads(asked.stdout)
     assert np.allclose(there[: len(golden["instances"])], golden["predictions"], atol=golden["tolerance"])
 
-    service = serving_process(tmp_path, f"sqlite:///{home / 'mlflow.db'}", FeatureRepository(tmp_path), models=project.name)
+    service = serving_process(
+        tmp_path, f"sqlite:///{home / 'mlflow.db'}", FeatureRepository(tmp_path), models=project.name
+    )
     try:
         wait_for(
-            lambda: (found := service.get(f"/models/{project.name}"))[0] == 200 and found[1]["version"] == "1", 300, lambda: service.log.read_text()[-3000:]
+            lambda: (response := service.get(f"/models/{project.name}"))[0] == 200 and response[1]["version"] == "1",
+            300,
+            lambda: service.log.read_text()[-3000:],
         )
-        status, said = service.get(f"/models/{project.name}/predict", {"instances": instances}, timeout=60)
+        status, answer = service.get(f"/models/{project.name}/predict", {"instances": instances}, timeout=60)
     finally:
         service.end()
     assert status == 200
-    assert [p["prediction"] for p in said["predictions"]] == there
+    assert [p["prediction"] for p in answer["predictions"]] == there
 
 
 @pytest.mark.stack
@@ -123,29 +161,39 @@ def test_elsewhere_a_bundle_that_is_damaged_or_unsigned_or_of_somebody_else_is_r
     with zipfile.ZipFile(exported.bundle) as files:
         for name in ("client.py", "ed25519.py"):
             (tmp_path / name).write_bytes(files.read(name))
-    tries = {f"changed-{place}.zip": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in np.linspace(0, len(whole) - 1, 40).astype(int)}
+    tries = {
+        f"changed-{place}.zip": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        for place in np.linspace(0, len(whole) - 1, 40).astype(int)
+    }
     tries |= {"comment.zip": whole[:-64] + bytes(64), "short.zip": whole[:-1], "garbage.zip": GARBAGE}
     for name, content in tries.items():
         (tmp_path / name).write_bytes(content)
     script = """
 import sys
-from client import BundleRefused, Model
+from client import BundleRefusedError, Model
 for bundle in sys.argv[2:]:
     try:
         Model(bundle, sys.argv[1])
-    except BundleRefused as error:
+    except BundleRefusedError as error:
         print(error)
 Model(sys.argv[2].rpartition("/")[0] + "/whole.zip", sys.argv[1])
 """
     (tmp_path / "whole.zip").write_bytes(whole)
     (tmp_path / "tries.py").write_text(script)
     ran = subprocess.run(
-        [elsewhere, "tries.py", exported.public_key, *(tmp_path / name for name in tries)], cwd=tmp_path, capture_output=True, text=True, timeout=500
+        [elsewhere, "tries.py", exported.public_key, *(tmp_path / name for name in tries)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == len(tries)
-    assert all(str(tmp_path / name) in line and ("is damaged" in line or "is not signed" in line) for name, line in zip(tries, lines, strict=True))
+    assert all(
+        str(tmp_path / name) in line and ("is damaged" in line or "is not signed" in line)
+        for name, line in zip(tries, lines, strict=True)
+    )
     assert "is not signed" in lines[-1]
 
 
@@ -153,17 +201,17 @@ def test_a_version_whose_files_are_not_those_that_were_registered_is_not_exporte
     other = Bundle.load(versions.bundle(project, "1"))
     other.contract["kind"] = "regression"
     monkeypatch.setattr(export.Bundle, "load", lambda _: other)
-    with pytest.raises(export.NotExported, match="contract.json is not the file that was registered"):
+    with pytest.raises(export.ExportError, match="contract.json is not the file that was registered"):
         export.export(project, "1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_there_is_named(project, tmp_path):
-    with pytest.raises(export.NotExported, match=f"project {project.name} has no version 7"):
+    with pytest.raises(export.ExportError, match=f"project {project.name} has no version 7"):
         export.export(project, "7", tmp_path)
-    with pytest.raises(export.NotExported, match="has no version one"):
+    with pytest.raises(export.ExportError, match="has no version one"):
         export.export(project, "one", tmp_path)
-    with pytest.raises(export.NotExported, match="has no champion to export"):
+    with pytest.raises(export.ExportError, match="has no champion to export"):
         export.export(made(), None, tmp_path)
 
 

@@ -1,4 +1,7 @@
-"""Signatures of edge bundles: the client's plain Python says what the library says, and no changed byte passes."""
+"""Signatures of edge bundles: the client's plain Python agrees with the library.
+
+No changed byte passes.
+"""
 
 import importlib.util
 import stat
@@ -52,7 +55,12 @@ def test_the_standards_own_vectors(key, message, signature):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(seed=st.binary(min_size=32, max_size=32), message=st.binary(max_size=300), place=st.integers(0, 95), bit=st.integers(0, 7))
+@given(
+    seed=st.binary(min_size=32, max_size=32),
+    message=st.binary(max_size=300),
+    place=st.integers(0, 95),
+    bit=st.integers(0, 7),
+)
 def test_plain_python_says_what_the_library_says(seed, message, place, bit):
     key = Ed25519PrivateKey.from_private_bytes(seed)
     whole = bytearray(raw(key) + key.sign(message))
@@ -62,14 +70,22 @@ def test_plain_python_says_what_the_library_says(seed, message, place, bit):
 
 
 def test_a_signature_with_another_number_of_the_same_value_is_refused():
-    """S and S + L are the same in the equation; the standard takes the smaller one alone, or a changed file would pass."""
+    """A signature with another number of the same value is refused.
+
+    S and S + L are equal in the equation. The standard accepts only the smaller one. Otherwise a
+    changed file would pass.
+    """
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     signature = key.sign(b"x")
     greater = (int.from_bytes(signature[32:], "little") + ED25519.L).to_bytes(32, "little")
     assert not ED25519.verify(raw(key), b"x", signature[:32] + greater)
 
 
-@pytest.mark.parametrize("wrong", [b"", bytes(31), b"\xff" * 32, (2).to_bytes(32, "little"), bytes(33)], ids=["none", "short", "beyond", "no point", "long"])
+@pytest.mark.parametrize(
+    "wrong",
+    [b"", bytes(31), b"\xff" * 32, (2).to_bytes(32, "little"), bytes(33)],
+    ids=["none", "short", "beyond", "no point", "long"],
+)
 def test_what_is_no_key_verifies_nothing(wrong):
     assert not ED25519.verify(wrong, b"", bytes(64))
 
@@ -90,7 +106,7 @@ def test_no_changed_byte_passes_and_each_fault_has_its_words():
     assert fault(signed[:-1]) == fault(b"") == "b.zip is not signed"
     assert fault(b"A" + signed[1:]) == fault(unsigned) == "b.zip is damaged, or not signed with the key of k.pem"
     assert "damaged, or not signed" in fault(signed, signing.public_pem(Ed25519PrivateKey.generate()))
-    assert "k.pem is no public key in PEM" in fault(signed, b"-----BEGIN")
+    assert "k.pem is not a public key in PEM" in fault(signed, b"-----BEGIN")
     other = generate_private_key(SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert fault(signed, other) == "k.pem is no Ed25519 key"
 
@@ -98,7 +114,7 @@ def test_no_changed_byte_passes_and_each_fault_has_its_words():
 def test_the_key_is_a_setting_and_on_one_machine_made_at_the_first_use(tmp_path):
     settings = Settings(home=tmp_path)
     first = signing.private_key(settings)
-    assert raw(signing.private_key(settings)) == raw(first)  # and kept
+    assert raw(signing.private_key(settings)) == raw(first)  # and stored
     assert stat.S_IMODE((tmp_path / "edge" / "signing_key").stat().st_mode) == 0o600
     given = Settings(home=tmp_path / "other", edge_signing_key=SecretStr(urlsafe_b64encode(bytes(range(32))).decode()))
     assert raw(signing.private_key(given)) == raw(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))

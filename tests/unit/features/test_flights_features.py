@@ -1,4 +1,4 @@
-"""Flight features: what they are, and that nothing known later gets into them."""
+"""Flight features have the correct values and contain nothing that becomes known later."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ MIDDLE = pd.Timestamp("2013-01-20T10:00", tz="UTC")
 
 
 class Tables:
-    """Frames as the real reader gives them: only what was known by the cutoff."""
+    """Frames as from the real reader: only rows that were known by the cutoff."""
 
     def __init__(self, frames, cutoff):
         self.frames, self.cutoff = frames, cutoff
@@ -25,7 +25,10 @@ class Tables:
 
 @pytest.fixture(scope="module")
 def frames():
-    """Seven weeks of 1,200 made-up flights: one route falls silent in week two, the weather has a gap of ten hours."""
+    """Return seven weeks of 1,200 made-up flights.
+
+    One route has no flights after week two. The weather has a gap of ten hours.
+    """
     rng = np.random.default_rng(0)
     n = 1200
     departure = pd.Series(START + pd.to_timedelta(np.sort(rng.integers(0, 48 * 24 * 60, n)), unit="min")).astype(US)
@@ -34,22 +37,54 @@ def frames():
         "origin": rng.choice(["EWR", "JFK"], n), "dest": rng.choice(["IAH", "MIA"], n), "distance": 1000.0,
         "local_departure": (departure - pd.Timedelta("5h")).dt.strftime("%Y-%m-%dT%H:%M"), "published_at": departure.dt.floor("D") - pd.Timedelta("2h"),
     })  # fmt: skip
-    schedule.loc[(schedule["scheduled_departure"] > START + pd.Timedelta("14D")) & (schedule["origin"] == "JFK"), "dest"] = "IAH"
+    schedule.loc[
+        (schedule["scheduled_departure"] > START + pd.Timedelta("14D")) & (schedule["origin"] == "JFK"), "dest"
+    ] = "IAH"
     key = schedule[["carrier", "flight", "scheduled_departure"]]
     delay = pd.Series(rng.normal(5, 30, n).round())
     landed = pd.Series(rng.random(n) > 0.05)
     departures = key.assign(dep_delay=delay, departed_at=departure + pd.to_timedelta(delay, unit="min"))[landed]
     arrived = schedule["scheduled_arrival"] + pd.to_timedelta(delay, unit="min")
-    actuals = key.assign(status=np.where(landed, "landed", "cancelled"), arr_delay=delay.where(landed), known_at=arrived.where(landed, departure))
-    rotation = key.assign(tailnum="N" + pd.Series(rng.integers(1, 9, n)).astype(str), published_at=departure - pd.Timedelta("3h"))
+    actuals = key.assign(
+        status=np.where(landed, "landed", "cancelled"),
+        arr_delay=delay.where(landed),
+        known_at=arrived.where(landed, departure),
+    )
+    rotation = key.assign(
+        tailnum="N" + pd.Series(rng.integers(1, 9, n)).astype(str), published_at=departure - pd.Timedelta("3h")
+    )
     rotation.loc[0, "published_at"] = rotation.loc[0, "scheduled_departure"] - pd.Timedelta("30min")
     hours = pd.date_range(START, END, freq="h")
-    weather = pd.concat([pd.DataFrame({"origin": o, "observed_at": hours, "published_at": hours + pd.Timedelta("1h"), "temp": 40.0}) for o in ("EWR", "JFK")])
+    weather = pd.concat(
+        [
+            pd.DataFrame({"origin": o, "observed_at": hours, "published_at": hours + pd.Timedelta("1h"), "temp": 40.0})
+            for o in ("EWR", "JFK")
+        ]
+    )
     gap = (weather["origin"] == "JFK") & weather["observed_at"].between("2013-01-10T00:00Z", "2013-01-10T09:00Z")
     weather = weather[~gap].reindex(columns=list(project.source("weather").columns))
-    planes = pd.DataFrame({"tailnum": ["N1", "N2"], "year": [1999.0, np.nan], "manufacturer": "B", "model": "C", "seats": [100, 200], "published_at": START})
-    made = {"schedule": schedule, "rotation": rotation, "departures": departures, "actuals": actuals, "weather": weather, "planes": planes}
-    return {name: rows.assign(**{c: rows[c].astype(US) for c in rows if str(rows[c].dtype).startswith("datetime64")}) for name, rows in made.items()}
+    planes = pd.DataFrame(
+        {
+            "tailnum": ["N1", "N2"],
+            "year": [1999.0, np.nan],
+            "manufacturer": "B",
+            "model": "C",
+            "seats": [100, 200],
+            "published_at": START,
+        }
+    )
+    made = {
+        "schedule": schedule,
+        "rotation": rotation,
+        "departures": departures,
+        "actuals": actuals,
+        "weather": weather,
+        "planes": planes,
+    }
+    return {
+        name: rows.assign(**{c: rows[c].astype(US) for c in rows if str(rows[c].dtype).startswith("datetime64")})
+        for name, rows in made.items()
+    }
 
 
 def sorted_rows(view):
@@ -62,12 +97,14 @@ def test_a_run_over_new_data_alone_gives_the_same_rows_as_one_over_all(frames, v
     whole = features.compute(tables, since=None, cutoff=END)[view]
     increment = features.compute(tables, since=MIDDLE, cutoff=END)[view]
     assert len(increment) or view == "plane"
-    pd.testing.assert_frame_equal(sorted_rows(whole[whole["event_timestamp"] > MIDDLE]), sorted_rows(increment), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        sorted_rows(whole[whole["event_timestamp"] > MIDDLE]), sorted_rows(increment), check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("view", project.feature_views)
 def test_what_becomes_known_later_changes_no_earlier_row(frames, view):
-    """The poison test: everything after the middle is replaced by nonsense."""
+    """Later data changes no earlier row: everything after the middle is replaced by nonsense."""
     poisoned = {}
     for name, rows in frames.items():
         later = rows[project.source(name).known_at] > MIDDLE
@@ -90,7 +127,9 @@ def test_a_rolling_feature_equals_its_definition_written_out(frames):
             & (flights["departed_at"] > row.event_timestamp - pd.Timedelta("3h"))
         )
         assert row.origin_departure_delay_3h == pytest.approx(flights[window]["dep_delay"].mean(), nan_ok=True)
-        assert row.origin_departure_late_rate_3h == pytest.approx((flights[window]["dep_delay"] > 15).mean(), nan_ok=True)
+        assert row.origin_departure_late_rate_3h == pytest.approx(
+            (flights[window]["dep_delay"] > 15).mean(), nan_ok=True
+        )
 
 
 def test_an_entity_that_fell_silent_ends_with_nan_not_with_its_last_rate(frames):
@@ -110,7 +149,8 @@ def test_weather_older_than_six_hours_becomes_nan(frames):
 def test_examples_lie_one_hour_before_departure_and_know_no_later_plane(frames):
     rows = features.examples(Tables(frames, END), since=None, until=END, cutoff=END)
     assert ((rows["scheduled_departure"] - rows["event_timestamp"]) == pd.Timedelta("60min")).all()
-    assert rows.set_index("flight").loc[0, "tailnum"] == ""  # its plane was assigned half an hour before departure
+    # Its plane was assigned half an hour before departure.
+    assert rows.set_index("flight").loc[0, "tailnum"] == ""
     assert (rows.loc[rows["flight"] != 0, "tailnum"] != "").all()
 
 
@@ -134,4 +174,7 @@ def test_labels_alone_equal_those_of_the_examples(frames):
     rows = features.examples(tables, since=MIDDLE, until=END, cutoff=END).dropna(subset=["label"])
     alone = features.labels(tables, since=MIDDLE, until=END)
     key = ["carrier", "flight", "scheduled_departure"]
-    pd.testing.assert_frame_equal(rows[[*key, "label", "label_known_at"]].sort_values(key, ignore_index=True), alone.sort_values(key, ignore_index=True))
+    pd.testing.assert_frame_equal(
+        rows[[*key, "label", "label_known_at"]].sort_values(key, ignore_index=True),
+        alone.sort_values(key, ignore_index=True),
+    )

@@ -1,4 +1,4 @@
-"""Times, labels and numbers of a project's functions: brought into their stored form, or refused by name."""
+"""Times, labels and numbers from a project's functions are normalized, or refused by name."""
 
 import logging
 from datetime import UTC, datetime
@@ -19,7 +19,9 @@ MOMENT = datetime(2013, 7, 1, 12, 0, 30, tzinfo=UTC)
 
 
 def times(unit, zone):
-    return pd.DataFrame({"at": pd.Series([pd.Timestamp(MOMENT), pd.NaT]).dt.tz_convert(zone).dt.as_unit(unit), "n": [1, 2]})
+    return pd.DataFrame(
+        {"at": pd.Series([pd.Timestamp(MOMENT), pd.NaT]).dt.tz_convert(zone).dt.as_unit(unit), "n": [1, 2]}
+    )
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "+05:30"])
@@ -32,7 +34,10 @@ def test_times_of_each_unit_and_zone_are_the_same_moment_in_the_stored_form(unit
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_naive_times_are_refused_by_name(unit):
     naive = times(unit, None)
-    with pytest.raises(NaiveTimeError, match=r"include/projects/flights/features.py: examples\(\) gives column 'at' as datetime64.*no time zone"):
+    with pytest.raises(
+        NaiveTimeError,
+        match=r"include/projects/flights/features.py: examples\(\) gives column 'at' as datetime64.*no time zone",
+    ):
         stored(FLIGHTS, naive, "examples()")
 
 
@@ -45,7 +50,10 @@ def test_tables_can_hold_what_is_stored():
 
 @pytest.mark.parametrize("label", [-1, 2, 0.5, float("inf")])
 def test_labels_that_a_binary_project_does_not_have_are_named(label):
-    with pytest.raises(WrongLabelsError, match=r"project flights: 2 of 4 labels are not 0 or 1, as kind is binary, such as .*source 'actuals'"):
+    with pytest.raises(
+        WrongLabelsError,
+        match=r"project flights: 2 of 4 labels are not 0 or 1, as kind is binary, such as .*source 'actuals'",
+    ):
         check_labels(FLIGHTS, pd.Series([0, 1, label, label]))
 
 

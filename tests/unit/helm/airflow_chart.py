@@ -1,8 +1,9 @@
-"""What the official Airflow chart takes, of the keys that our values use: their names, types and enumerations.
+"""Schema of the official Airflow chart for the keys that our values use.
 
-Read from the chart's published ``values.schema.json`` and ``values.yaml`` (github.com/apache/airflow, folder ``chart``, Apache License 2.0) and its
-parameters reference for 1.22.0; none of their text is here. Sections are closed there too: an unknown key is refused. So whoever uses a further key looks
-it up and adds it here.
+It covers names, types and enumerations. It was read from the chart's published
+``values.schema.json`` and ``values.yaml`` (github.com/apache/airflow, folder ``chart``, Apache
+License 2.0) and its parameters reference for 1.22.0. It contains none of their text. As in the
+chart, an unknown key is refused. To use a further key, look it up and add it here.
 """
 
 from typing import Any
@@ -20,24 +21,49 @@ def each(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
-# Variables are name and value; a few sections take valueFrom as well, which ours do without.
+# Variables have name and value. A few sections also accept valueFrom, which our values do not use.
 VARIABLES = each(closed("name", "value", name=TEXT, value=TEXT))
 VOLUMES = each({"type": "object", "required": ["name"]})
 MOUNTS = each({"type": "object", "required": ["name", "mountPath"]})
 RESOURCES = closed(limits=FREE, requests=FREE)
-PROBE = closed(initialDelaySeconds=COUNT, timeoutSeconds=COUNT, failureThreshold=COUNT, periodSeconds=COUNT, command={"type": ["array", "null"]}, scheme=TEXT)
+PROBE = closed(
+    initialDelaySeconds=COUNT,
+    timeoutSeconds=COUNT,
+    failureThreshold=COUNT,
+    periodSeconds=COUNT,
+    command={"type": ["array", "null"]},
+    scheme=TEXT,
+)
 BUDGET = closed(enabled=FLAG, config=closed(maxUnavailable=COUNT, minAvailable=COUNT))
 ACCOUNT = closed(create=FLAG, name=NOTHING_OR_TEXT, annotations=FREE, automountServiceAccountToken=FLAG)
-GROOMER = closed(enabled=FLAG, command={"type": ["array", "null"]}, args=TEXTS, retentionDays=COUNT, frequencyMinutes=COUNT, resources=RESOURCES, env=VARIABLES)
+GROOMER = closed(
+    enabled=FLAG,
+    command={"type": ["array", "null"]},
+    args=TEXTS,
+    retentionDays=COUNT,
+    frequencyMinutes=COUNT,
+    resources=RESOURCES,
+    env=VARIABLES,
+)
 KEDA = closed(enabled=FLAG, minReplicaCount=COUNT, maxReplicaCount=COUNT, pollingInterval=COUNT, cooldownPeriod=COUNT)
 SWITCH = closed(enabled=FLAG)
 JOB = closed(
     enabled=FLAG, args=TEXTS, command={"type": ["array", "null"]}, env=VARIABLES, extraVolumes=VOLUMES, extraVolumeMounts=MOUNTS, resources=RESOURCES,
     useHelmHooks=FLAG, applyCustomEnv=FLAG, serviceAccount=ACCOUNT, ttlSecondsAfterFinished=COUNT, jobAnnotations=FREE,
 )  # fmt: skip
-PART: dict[str, Any] = {"replicas": COUNT, "args": TEXTS, "env": VARIABLES, "podDisruptionBudget": BUDGET, "resources": RESOURCES, "serviceAccount": ACCOUNT}
-# Sections and options of airflow.cfg: texts, since they are templates.
-OPTIONS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": {"type": ["string", "integer", "null"]}}}
+PART: dict[str, Any] = {
+    "replicas": COUNT,
+    "args": TEXTS,
+    "env": VARIABLES,
+    "podDisruptionBudget": BUDGET,
+    "resources": RESOURCES,
+    "serviceAccount": ACCOUNT,
+}
+# Sections and options of airflow.cfg. They are strings, because they are templates.
+OPTIONS = {
+    "type": "object",
+    "additionalProperties": {"type": "object", "additionalProperties": {"type": ["string", "integer", "null"]}},
+}
 
 SCHEMA = closed(
     airflowVersion=TEXT,
@@ -56,7 +82,8 @@ SCHEMA = closed(
     data=closed(metadataSecretName=NOTHING_OR_TEXT),
     env=VARIABLES,
     executor={"type": "string", "pattern": "^(LocalExecutor|CeleryExecutor|KubernetesExecutor)(,(LocalExecutor|CeleryExecutor|KubernetesExecutor))*$"},
-    extraEnvFrom=NOTHING_OR_TEXT,  # a template, so a text with YAML in it
+    # A template, so a string with YAML in it.
+    extraEnvFrom=NOTHING_OR_TEXT,
     fernetKeySecretName=NOTHING_OR_TEXT,
     flower=SWITCH,
     gid=COUNT,
@@ -75,7 +102,8 @@ SCHEMA = closed(
     logs=closed(persistence=SWITCH),
     migrateDatabaseJob=JOB,
     pgbouncer=SWITCH,
-    podTemplate=NOTHING_OR_TEXT,  # a template of a pod, so a text
+    # A template of a pod, so a string.
+    podTemplate=NOTHING_OR_TEXT,
     postgresql=SWITCH,
     redis=SWITCH,
     scheduler=closed(**PART, startupProbe=PROBE, livenessProbe=PROBE, logGroomerSidecar=GROOMER),

@@ -1,7 +1,8 @@
-"""Who may reach whom, computed from rendered NetworkPolicies as Kubernetes defines them.
+"""Compute allowed connections from rendered NetworkPolicies, as Kubernetes defines them.
 
-A connection is allowed if the egress side of its source and the ingress side of its destination allow it. A side that no policy selects allows everything;
-otherwise one rule of one policy must match. https://kubernetes.io/docs/concepts/services-networking/network-policies/
+A connection is allowed if the egress side of its source and the ingress side of its destination
+allow it. A side that no policy selects allows everything. Otherwise one rule of one policy must
+match. https://kubernetes.io/docs/concepts/services-networking/network-policies/
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ NAMESPACE = "kubernetes.io/metadata.name"
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod. ``ports``: names of its container ports."""
+    """A pod. ``ports`` are the names of its container ports."""
 
     namespace: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -38,19 +39,29 @@ def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
         "Exists": lambda label, _: label is not None,
         "DoesNotExist": lambda label, _: label is None,
     }
-    return all(tests[one["operator"]](labels.get(one["key"]), one.get("values", ())) for one in selector.get("matchExpressions") or ())
+    return all(
+        tests[one["operator"]](labels.get(one["key"]), one.get("values", ()))
+        for one in selector.get("matchExpressions") or ()
+    )
 
 
 def _is_peer(peer: dict[str, Any], end: Pod | Host, namespace: str) -> bool:
     if "ipBlock" in peer:
-        # Whether an ipBlock applies to pods differs between network plugins: no rule of ours may depend on it.
+        # Network plugins differ in whether an ipBlock applies to pods, so no rule of ours may
+        # depend on it.
         if not isinstance(end, Host):
             return False
         block, address = peer["ipBlock"], ip_address(end.address)
-        return address in ip_network(block["cidr"]) and not any(address in ip_network(one) for one in block.get("except", ()))
+        return address in ip_network(block["cidr"]) and not any(
+            address in ip_network(one) for one in block.get("except", ())
+        )
     if not isinstance(end, Pod):
         return False
-    same = matches(peer["namespaceSelector"], {NAMESPACE: end.namespace}) if "namespaceSelector" in peer else end.namespace == namespace
+    same = (
+        matches(peer["namespaceSelector"], {NAMESPACE: end.namespace})
+        if "namespaceSelector" in peer
+        else end.namespace == namespace
+    )
     return same and matches(peer.get("podSelector"), end.labels)
 
 
@@ -61,11 +72,23 @@ def _is_port(given: dict[str, Any], port: int, protocol: str, destination: Pod |
     return given.get("protocol", "TCP") == protocol and ("port" not in given or wanted == port)
 
 
-def _side(policies: list[dict[str, Any]], side: str, own: Pod | Host, other: Pod | Host, destination: Pod | Host, port: int, protocol: str) -> bool:
+def _side(
+    policies: list[dict[str, Any]],
+    side: str,
+    own: Pod | Host,
+    other: Pod | Host,
+    destination: Pod | Host,
+    port: int,
+    protocol: str,
+) -> bool:
     if not isinstance(own, Pod):
         return True
     key, peers = ("ingress", "from") if side == "Ingress" else ("egress", "to")
-    chosen = [p for p in policies if p["metadata"]["namespace"] == own.namespace and matches(p["spec"]["podSelector"], own.labels)]
+    chosen = [
+        p
+        for p in policies
+        if p["metadata"]["namespace"] == own.namespace and matches(p["spec"]["podSelector"], own.labels)
+    ]
     chosen = [p for p in chosen if side in p["spec"]["policyTypes"]]
     rules = [(rule, p["metadata"]["namespace"]) for p in chosen for rule in p["spec"].get(key) or ()]
     return not chosen or any(
@@ -75,7 +98,9 @@ def _side(policies: list[dict[str, Any]], side: str, own: Pod | Host, other: Pod
     )
 
 
-def may_reach(policies: list[dict[str, Any]], source: Pod | Host, destination: Pod | Host, port: int, protocol: str = "TCP") -> bool:
-    """Return whether the policies let a connection through."""
+def may_reach(
+    policies: list[dict[str, Any]], source: Pod | Host, destination: Pod | Host, port: int, protocol: str = "TCP"
+) -> bool:
+    """Return whether the policies allow a connection."""
     leaves = _side(policies, "Egress", source, destination, destination, port, protocol)
     return leaves and _side(policies, "Ingress", destination, source, destination, port, protocol)

@@ -1,4 +1,7 @@
-"""Who may reach whom on a cluster whose network plugin enforces NetworkPolicies: a table, against what the rendered policies say."""
+"""A table of allowed connections matches the rendered policies.
+
+It assumes a cluster whose network plugin enforces NetworkPolicies.
+"""
 
 from itertools import product
 from typing import Any
@@ -33,7 +36,7 @@ PORTS = {
     "dag-processor": (8793, "TCP"), "triggerer": (8794, "TCP"), "worker": (8793, "TCP"), "statsd": (9125, "UDP"), "dns": (53, "UDP"), "system": (53, "UDP"),
     "postgres": (5432, "TCP"), "redis": (6379, "TCP"), "store": (443, "TCP"), "kubernetes": (6443, "TCP"), "metadata": (80, "TCP"), "internet": (80, "TCP"),
 }  # fmt: skip
-# Source -> destinations, each at its port; all other connections to or from a pod of ours must be refused.
+# Source -> destinations, each at its port. All other connections of our pods must be refused.
 TABLE = {
     "mlflow": {"dns", "store", "postgres"},
     "serving": {"dns", "store", "postgres", "redis", "mlflow"},
@@ -44,23 +47,35 @@ TABLE = {
     "triggerer": {"dns", "store", "postgres", "kubernetes", "statsd"},
     "worker": {"dns", "store", "postgres", "redis", "kubernetes", "mlflow", "serving", "api-server", "statsd"},
     "run-airflow-migrations": {"dns", "postgres"},
-    "statsd": set(), "cleanup": set(),  # a component that no policy names
+    "statsd": set(), "cleanup": set(),  # components that no policy names
     "ingress": {"serving", "api-server"},
     "prometheus": {"serving"},
     "stranger": set(), "neighbour": set(), "internet": set(), "system": set(),
 }  # fmt: skip
-OURS = {"mlflow", "serving", "training", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "statsd", "run-airflow-migrations", "cleanup"}
+OURS = {
+    "mlflow",
+    "serving",
+    "training",
+    "api-server",
+    "scheduler",
+    "dag-processor",
+    "triggerer",
+    "worker",
+    "statsd",
+    "run-airflow-migrations",
+    "cleanup",
+}
 
 
 def policies(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    found = [one for one in render(values) if one["kind"] == "NetworkPolicy"]
-    for policy in found:
+    manifests = [one for one in render(values) if one["kind"] == "NetworkPolicy"]
+    for policy in manifests:
         policy["metadata"].setdefault("namespace", "ml")
-    return found
+    return manifests
 
 
 def table(rules: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Source -> destinations that it reaches, where one of the two is ours."""
+    """Return source -> reachable destinations for all pairs that include one of our pods."""
     pairs = ((a, b) for a, b in product(TABLE, PORTS) if a in OURS or b in OURS)
     reached = [(a, b) for a, b in pairs if may_reach(rules, ENDS[a], ENDS[b], *PORTS[b])]
     return {name: {b for a, b in reached if a == name} for name in TABLE}
@@ -70,13 +85,18 @@ def test_who_may_reach_whom():
     assert table(policies()) == TABLE
 
 
-@pytest.mark.parametrize("name", ["loop-mlflow", "loop-serving", "loop-training", "loop-airflow", "loop-airflow-api-server"])
+@pytest.mark.parametrize(
+    "name", ["loop-mlflow", "loop-serving", "loop-training", "loop-airflow", "loop-airflow-api-server"]
+)
 def test_a_missing_policy_would_be_seen(name):
     assert table([one for one in policies() if one["metadata"]["name"] != name]) != TABLE
 
 
 def test_no_port_but_those_of_the_table_is_open():
-    """Every port of every address, where the table names one: a rule without ports would show here."""
+    """Only the ports in the table are open.
+
+    Every port of every address in the table is checked. A rule without ports would fail here.
+    """
     rules = policies()
     for source, target, port in product(OURS, ENDS, (22, 80, 2379, 8443, 9000, 10250)):
         workers = source == target == "training"  # torchrun chooses its ports
@@ -100,11 +120,18 @@ def test_the_object_store_s_port_is_that_of_its_endpoint(endpoint, port):
 
 def test_a_store_in_the_cluster_is_chosen_by_its_pods():
     minio = Pod("minio", {"app": "minio"})
-    to = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}}, "podSelector": {"matchLabels": {"app": "minio"}}}]
+    to = [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}},
+            "podSelector": {"matchLabels": {"app": "minio"}},
+        }
+    ]
     rules = policies({"storage.endpoint": "http://minio.minio:9000", "network.storage.to": to})
     for name in ("mlflow", "serving", "training", "worker"):
         assert may_reach(rules, ENDS[name], minio, 9000)
-        assert not may_reach(rules, ENDS[name], Pod("minio"), 9000) and not may_reach(rules, ENDS[name], ENDS["internet"], 9000)
+        assert not may_reach(rules, ENDS[name], Pod("minio"), 9000) and not may_reach(
+            rules, ENDS[name], ENDS["internet"], 9000
+        )
 
 
 def test_mlflow_elsewhere_is_reached_at_its_port():
@@ -116,25 +143,35 @@ def test_mlflow_elsewhere_is_reached_at_its_port():
 
 
 def test_prometheus_reads_metrics_from_where_it_is_said_to_run():
-    where = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}, "podSelector": {"matchLabels": {"app": "prometheus"}}}]
+    where = [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}},
+            "podSelector": {"matchLabels": {"app": "prometheus"}},
+        }
+    ]
     rules = policies({"serving.metrics.from": where, "airflow.networkPolicy.metricsFrom": where})
     prometheus = Pod("observability", {"app": "prometheus"})
     assert may_reach(rules, prometheus, ENDS["serving"], 8000) and may_reach(rules, prometheus, ENDS["statsd"], 9102)
-    assert not may_reach(rules, Pod("observability"), ENDS["serving"], 8000) and not may_reach(rules, ENDS["prometheus"], ENDS["serving"], 8000)
+    assert not may_reach(rules, Pod("observability"), ENDS["serving"], 8000) and not may_reach(
+        rules, ENDS["prometheus"], ENDS["serving"], 8000
+    )
     assert not may_reach(policies({"serving.metrics.enabled": False}), ENDS["prometheus"], ENDS["serving"], 8000)
 
 
 def test_the_service_monitor_has_a_key_of_its_own():
-    assert not [found for found in render() if found["kind"] == "ServiceMonitor"]
-    found = one(render({"serving.metrics.serviceMonitor.enabled": True}), "ServiceMonitor")["spec"]
-    (endpoint,) = found["endpoints"]
+    assert not [monitor for monitor in render() if monitor["kind"] == "ServiceMonitor"]
+    monitor = one(render({"serving.metrics.serviceMonitor.enabled": True}), "ServiceMonitor")["spec"]
+    (endpoint,) = monitor["endpoints"]
     assert (endpoint["path"], endpoint["port"]) == ("/metrics", "http")
     assert endpoint["authorization"]["credentials"] == {"name": "airloop-serving-metrics", "key": "key"}
-    assert found["selector"]["matchLabels"].items() <= one(render(), "Service", "loop-serving")["metadata"]["labels"].items()
+    assert (
+        monitor["selector"]["matchLabels"].items()
+        <= one(render(), "Service", "loop-serving")["metadata"]["labels"].items()
+    )
 
 
 @pytest.mark.parametrize(
-    "values, said",
+    "values, message",
     [
         ({"network.dns.to": []}, "/network/dns/to"),
         ({"network.storage.to": [{"ipBlock": {}}]}, "/network/storage/to/0/ipBlock"),
@@ -145,6 +182,6 @@ def test_the_service_monitor_has_a_key_of_its_own():
         ({"network.database.port": "5432"}, "/network/database/port"),
     ],
 )
-def test_a_bad_value_is_refused_by_its_name(values, said):
-    with pytest.raises(HelmError, match=said):
+def test_a_bad_value_is_refused_by_its_name(values, message):
+    with pytest.raises(HelmError, match=message):
         render(values)

@@ -1,4 +1,7 @@
-"""The pods of tasks, as the official chart makes them of our values: what they can read, what they may do, which image they run."""
+"""Pods of tasks as the official chart creates them from our values.
+
+The tests check what they can read, which rights they have, and which image they run.
+"""
 
 import json
 import re
@@ -19,21 +22,26 @@ pytestmark = pytest.mark.skipif(not PROGRAM, reason=MISSING)
 
 
 def task_template(tmp_path: Path, *sites: dict[str, Any]) -> dict[str, Any]:
-    """Return the pod of a task, as Helm makes it of our values: the text in ``podTemplate`` is a template of the official chart."""
+    """Return the pod of a task as Helm renders it from our values.
+
+    The text in ``podTemplate`` is a template of the official chart.
+    """
     chart = tmp_path / "airflow"
     (chart / "templates").mkdir(parents=True)
     (chart / "Chart.yaml").write_text("{apiVersion: v2, name: airflow, version: 1.22.0}")
-    # The chart's own helper for the name of the map with airflow.cfg.
-    (chart / "templates" / "pod.yaml").write_text('{{- define "airflow_config" }}{{ .Release.Name }}-config{{ end }}{{ tpl .Values.podTemplate . }}')
-    found = merged(read("values.yaml"), read("site.example.yaml"))
+    # The chart's own helper for the name of the ConfigMap with airflow.cfg.
+    (chart / "templates" / "pod.yaml").write_text(
+        '{{- define "airflow_config" }}{{ .Release.Name }}-config{{ end }}{{ tpl .Values.podTemplate . }}'
+    )
+    values = merged(read("values.yaml"), read("site.example.yaml"))
     for site in sites:
-        found = merged(found, site)
-    (chart / "values.yaml").write_text(yaml.safe_dump(found))
+        values = merged(values, site)
+    (chart / "values.yaml").write_text(yaml.safe_dump(values))
     return yaml.safe_load(helm("template", "airflow", chart))
 
 
 def task_pod(tmp_path: Path) -> dict[str, Any]:
-    """Return the pod that KubernetesExecutor makes of the template, with its own code."""
+    """Return the pod that KubernetesExecutor's own code creates from the template."""
     from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
     from kubernetes.client import ApiClient
 
@@ -48,19 +56,30 @@ def task_pod(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_tasks_pod_has_no_secret_of_airflow(tmp_path):
-    """The official chart's own template gives each task the metadata database and all keys. Ours names one secret, which holds what tasks need."""
+    """A task's pod has no secret of Airflow.
+
+    The official chart's own template gives each task the metadata database and all keys. Ours names
+    one secret with what tasks need.
+    """
     pod = task_pod(tmp_path)
     (container,) = pod["spec"]["containers"]
     assert container["envFrom"] == [{"secretRef": {"name": "airloop-airflow"}}]
     assert not [variable for variable in container["env"] if "valueFrom" in variable]
-    assert "airloop-airflow-keys" not in json.dumps(pod) and not [volume for volume in pod["spec"]["volumes"] if "secret" in volume]
+    assert "airloop-airflow-keys" not in json.dumps(pod) and not [
+        volume for volume in pod["spec"]["volumes"] if "secret" in volume
+    ]
     given = {variable["name"]: variable.get("value") for variable in container["env"]} | content_of("airloop-airflow")
     assert control_secrets(Settings(), given) == []
-    assert {"AIRLOOP_LEDGER_URL", "AIRLOOP_MLFLOW_PASSWORD", "AIRLOOP_PROFILE", "AIRFLOW__CORE__EXECUTOR"} <= given.keys()
+    assert {
+        "AIRLOOP_LEDGER_URL",
+        "AIRLOOP_MLFLOW_PASSWORD",
+        "AIRLOOP_PROFILE",
+        "AIRFLOW__CORE__EXECUTOR",
+    } <= given.keys()
 
 
 def content_of(name: str) -> dict[str, str]:
-    """Return what `airloop kubernetes-secrets` puts into a secret."""
+    """Return the content that `airloop kubernetes-secrets` writes into a secret."""
     return next(one["stringData"] for one in kubernetes.secrets(settings(), STORE) if one["metadata"]["name"] == name)
 
 
@@ -68,9 +87,13 @@ def test_a_tasks_pod_is_as_restricted_as_the_others_and_its_image_is_a_digest(tm
     pod = task_pod(tmp_path)
     values, (container,) = read("values.yaml"), pod["spec"]["containers"]
     assert re.fullmatch(r"registry\.example\.com/airloop-airflow@sha256:[0-9a-f]{64}", container["image"])
-    assert (pod["spec"]["securityContext"], container["securityContext"]) == (values["securityContexts"]["pod"], values["securityContexts"]["containers"])
+    assert (pod["spec"]["securityContext"], container["securityContext"]) == (
+        values["securityContexts"]["pod"],
+        values["securityContexts"]["containers"],
+    )
     labels = pod["metadata"]["labels"]
-    assert (labels["tier"], labels["component"], labels["release"]) == ("airflow", "worker", "airflow")  # by which NetworkPolicies know it
+    # The labels that NetworkPolicies select.
+    assert (labels["tier"], labels["component"], labels["release"]) == ("airflow", "worker", "airflow")
     assert pod["spec"]["serviceAccountName"] == values["workers"]["serviceAccount"]["name"]
 
 

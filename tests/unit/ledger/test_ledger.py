@@ -1,4 +1,7 @@
-"""The ledger decides: requests, claims and episodes hold whatever Airflow's events do; on SQLite as on Postgres."""
+"""The ledger's requests, claims and episodes are consistent for any order of Airflow's events.
+
+The tests run on SQLite and Postgres.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("own_ledger")
 
 
 def ask(**changes):
-    return ledger.request_retraining("flights", **{"cutoff": CUTOFF, "reason": "drift", "asked_by": "monitor", "episode": "e1", **changes})
+    return ledger.request_retraining(
+        "flights", **{"cutoff": CUTOFF, "reason": "drift", "asked_by": "monitor", "episode": "e1", **changes}
+    )
 
 
 def test_asking_twice_in_one_episode_is_one_request():
@@ -56,14 +61,25 @@ def test_a_run_can_claim_one_request_only():
     assert ledger.claim_request("flights", "run", only=wanted.id).id == wanted.id
 
 
-@pytest.mark.parametrize("state", ["claimed", "passed", "refused", "deploying", "deployed", "rolled_back", "superseded", "failed"])
+@pytest.mark.parametrize(
+    "state", ["claimed", "passed", "refused", "deploying", "deployed", "rolled_back", "superseded", "failed"]
+)
 def test_only_an_open_request_is_claimed_also_by_its_id(state):
     request = ask()
     ledger.claim_request("flights", "run")
-    path = {"refused": ["refused"], "failed": ["failed"], "rolled_back": ["rolled_back"], "deployed": ["deployed"], "claimed": []}
+    path = {
+        "refused": ["refused"],
+        "failed": ["failed"],
+        "rolled_back": ["rolled_back"],
+        "deployed": ["deployed"],
+        "claimed": [],
+    }
     for step in path.get(state, ["passed", state]):
         ledger.settle_request(request.id, step)
-    assert ledger.claim_request("flights", "other", only=request.id) is None and ledger.claim_request("flights", "other") is None
+    assert (
+        ledger.claim_request("flights", "other", only=request.id) is None
+        and ledger.claim_request("flights", "other") is None
+    )
     assert (ledger.get_request(request.id).state, ledger.get_request(request.id).dag_run) == (state, "run")
 
 
@@ -119,7 +135,9 @@ def test_settling_adds_to_what_is_known():
 
 def test_there_is_one_open_episode_at_most_whoever_races():
     with ThreadPoolExecutor(8) as pool:
-        opened = set(pool.map(lambda n: ledger.open_episode("flights", at=f"2013-05-0{n + 1}T10:00:00Z", evidence={}), range(8)))
+        opened = set(
+            pool.map(lambda n: ledger.open_episode("flights", at=f"2013-05-0{n + 1}T10:00:00Z", evidence={}), range(8))
+        )
     assert len(opened) == 1 and len(ledger.episodes("flights")) == 1
 
 

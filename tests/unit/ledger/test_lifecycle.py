@@ -1,4 +1,7 @@
-"""The table of states: each that waits has an owner, a next step and a deadline, and can reach an end; the page is what the table says."""
+"""The table of states: each waiting state has an owner, a next step and a deadline.
+
+It can also reach a final state. The documentation page is generated from the table.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import get_args
@@ -47,7 +50,9 @@ def test_the_rollout_document_has_these_states_and_no_others():
 def test_a_change_that_the_table_does_not_have_is_refused_and_to_stay_is_not():
     lifecycle.refuse_jump("request", "open", "claimed")
     lifecycle.refuse_jump("request", "open", "open")
-    with pytest.raises(ValueError, match="a request that is refused does not become passed; next is deployed or rolled_back"):
+    with pytest.raises(
+        ValueError, match="a request that is refused does not become passed; next is deployed or rolled_back"
+    ):
         lifecycle.refuse_jump("request", "refused", "passed")
     with pytest.raises(ValueError, match="a request has no state 'opn'; it has open, claimed"):
         lifecycle.refuse_jump("request", "opn", "claimed")

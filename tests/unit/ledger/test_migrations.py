@@ -1,4 +1,7 @@
-"""The ledger's tables: made once whoever starts together, taken up from before there were versions, refused when they are newer."""
+"""The ledger's tables are created once by concurrent processes, and refused if they are newer.
+
+Tables from before the first version number are migrated.
+"""
 
 import os
 import sqlite3
@@ -13,7 +16,7 @@ from include.ledger import database, schema
 from include.settings import REPOSITORY
 
 REVISIONS = ["0001", "0002", "0003", "0004", "0005"]
-# Each process says what version it found, and then uses the ledger.
+# Each process prints the version that it found, and then uses the ledger.
 STARTS = """
 import sys
 from include import ledger
@@ -26,7 +29,13 @@ ledger.record_stage("p", "s", "2013-01-01T00:00:00Z", dag_run="r", summary={})
 def start(url: str, home) -> subprocess.Popen:
     environment = os.environ | {"AIRLOOP_LEDGER_URL": url, "AIRLOOP_HOME": str(home)}
     return subprocess.Popen(
-        [sys.executable, "-c", STARTS], cwd=REPOSITORY, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", STARTS],
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -62,14 +71,19 @@ def test_the_migrations_end_at_the_tables_of_this_code(ledger_url):
 
 
 def test_a_ledger_from_before_there_were_versions_is_taken_up(tmp_path):
-    """Made as the first release did, with rows in it and a run that works on a request."""
+    """A ledger from before the first version number is migrated.
+
+    It is created as by the first release, with rows in it and a run that works on a request.
+    """
     file = tmp_path / "ledger.db"
     with sqlite3.connect(file) as old:
         old.executescript((REPOSITORY / "tests/unit/ledger/first_release.sql").read_text())
     url = f"sqlite:///{file}"
     assert ledger.migrate(url) == ""
     with create_engine(url).connect() as connection:
-        assert connection.execute(text("SELECT id, state, dag_run, reason FROM retrain_requests")).all() == [("r1", "claimed", "run", "drift")]
+        assert connection.execute(text("SELECT id, state, dag_run, reason FROM retrain_requests")).all() == [
+            ("r1", "claimed", "run", "drift")
+        ]
         assert connection.execute(text("SELECT file FROM ingested_files")).scalar() == "a.csv"
         assert inspect(connection).has_table("freezes")
         assert {i["name"] for i in inspect(connection).get_indexes("drift_episodes")} == {"one_open_episode"}
@@ -80,7 +94,9 @@ def test_a_ledger_of_newer_code_is_refused(ledger_url):
     ledger.migrate(ledger_url)
     with database.connect(ledger_url).begin() as connection:
         connection.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(ledger.LedgerError, match="at version 9999, this code knows 0005: it was made by a newer Airloop"):
+    with pytest.raises(
+        ledger.LedgerError, match="at version 9999, this code knows 0005: it was made by a newer Airloop"
+    ):
         ledger.migrate(ledger_url)
 
 
@@ -102,10 +118,21 @@ def test_a_migration_that_is_broken_off_leaves_nothing(ledger_url, monkeypatch):
 
 def test_a_user_who_may_not_make_tables_is_told_who_should(postgres_url):
     name = postgres_url.rpartition("/")[2]
-    with create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg2:"), isolation_level="AUTOCOMMIT").connect() as connection:
+    with create_engine(
+        postgres_url.replace("postgresql:", "postgresql+psycopg2:"), isolation_level="AUTOCOMMIT"
+    ).connect() as connection:
         connection.execute(text(f"CREATE ROLE reader_{name} LOGIN PASSWORD 'reads'"))
-    with pytest.raises(ledger.LedgerError, match=f"user 'reader_{name}' of database '{name}' may not: let its owner run `airloop migrate`"):
-        ledger.migrate(str(make_url(postgres_url).set(username=f"reader_{name}", password="reads").render_as_string(hide_password=False)))
+    with pytest.raises(
+        ledger.LedgerError,
+        match=f"user 'reader_{name}' of database '{name}' may not: let its owner run `airloop migrate`",
+    ):
+        ledger.migrate(
+            str(
+                make_url(postgres_url)
+                .set(username=f"reader_{name}", password="reads")
+                .render_as_string(hide_password=False)
+            )
+        )
 
 
 def test_a_forked_child_opens_connections_of_its_own(own_ledger):

@@ -1,4 +1,4 @@
-"""Leases and the sweep, on both databases: what is taken from whom, when, how often; and who is told."""
+"""Leases, the sweep and notices on both databases: which lease is revoked, when, how often."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("own_ledger")
 
 
 class Airflow:
-    """Says what the test says: states of runs by run id, and which DAGs are paused."""
+    """A fake Airflow with states by run id and a set of paused DAGs."""
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
@@ -50,7 +50,9 @@ def clock(monkeypatch):
 
 
 def ask(**changes):
-    return ledger.request_retraining("flights", **{"cutoff": CUTOFF, "reason": "drift", "asked_by": "monitor", "episode": "e1", **changes}).id
+    return ledger.request_retraining(
+        "flights", **{"cutoff": CUTOFF, "reason": "drift", "asked_by": "monitor", "episode": "e1", **changes}
+    ).id
 
 
 def passed(request: str, version: str = "2") -> None:
@@ -70,17 +72,20 @@ def test_a_training_that_failed_for_good_is_tried_again_and_fails_with_a_reason_
         airflow.states[f"flights__train {run}"] = "failed"
         assert sweep(airflow) == []  # it pauses first
         if attempt < 3:
-            found = ledger.get_request(request)
-            assert (found.state, found.attempts, found.dag_run, found.last_run) == ("open", attempt, None, run)
+            record = ledger.get_request(request)
+            assert (record.state, record.attempts, record.dag_run, record.last_run) == ("open", attempt, None, run)
             assert ledger.claim_request("flights", "another") is None
             clock.pass_(lifecycle.pause(attempt) - timedelta(seconds=1))
             assert sweep(airflow) == []
             clock.pass_(timedelta(seconds=1))
             assert sweep(airflow) == [(request, "open")]
-    found = ledger.get_request(request)
-    assert (found.state, found.deadline) == ("failed", None)
-    assert found.outcome["reason"] == "3 attempts came to nothing; the last one: run train 3 of flights__train ended (failed) without an end for it"
-    assert [found.outcome["reason"] in n["text"] for n in ledger.notices("flights")] == [True]
+    record = ledger.get_request(request)
+    assert (record.state, record.deadline) == ("failed", None)
+    assert (
+        record.outcome["reason"]
+        == "3 attempts came to nothing; the last one: run train 3 of flights__train ended (failed) without an end for it"
+    )
+    assert [record.outcome["reason"] in n["text"] for n in ledger.notices("flights")] == [True]
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
@@ -115,7 +120,8 @@ def test_a_run_that_lost_its_request_is_fenced_unless_it_is_cleared_in_time(airf
     ledger.claim_request("flights", "train")
     airflow.states["flights__train train"] = "failed"
     sweep(airflow)
-    assert ledger.keep_request(request, "train")  # cleared: it takes its request back, pause or not
+    # Cleared: it takes its request back, during the pause or not.
+    assert ledger.keep_request(request, "train")
     assert (ledger.get_request(request).state, ledger.get_request(request).dag_run) == ("claimed", "train")
     sweep(airflow)
     clock.pass_(DAY)
@@ -128,7 +134,8 @@ def test_a_run_that_lost_its_request_is_fenced_unless_it_is_cleared_in_time(airf
 def test_a_deployment_whose_event_was_lost_is_woken_again_and_no_other(airflow, clock):
     request = ask()
     passed(request)
-    assert sweep(airflow) == []  # its own event is on the way
+    # Its own event is on the way.
+    assert sweep(airflow) == []
     clock.pass_(lifecycle.FIRST_PAUSE)
     assert sweep(airflow) == [(request, "passed")]
     ledger.keep_deployment(request, "deploy")
@@ -137,8 +144,8 @@ def test_a_deployment_whose_event_was_lost_is_woken_again_and_no_other(airflow, 
     assert sweep(airflow) == [] and ledger.get_request(request).state == "deploying"
     airflow.states["flights__deploy deploy"] = "failed"
     assert sweep(airflow) == []
-    found = ledger.get_request(request)
-    assert (found.state, found.attempts, found.deploy_run) == ("passed", 1, None)
+    record = ledger.get_request(request)
+    assert (record.state, record.attempts, record.deploy_run) == ("passed", 1, None)
     clock.pass_(lifecycle.pause(1))
     assert sweep(airflow) == [(request, "passed")]
 
@@ -154,9 +161,9 @@ def test_while_its_dag_is_paused_a_request_waits_says_so_and_is_told_of_once(air
     for _ in range(30):
         clock.pass_(DAY)
         assert sweep(airflow) == []
-    found = ledger.get_request(request)
-    assert (found.state, found.attempts, found.outcome["waits"]) == (state, 0, f"{dag} is paused")
-    assert ledger.moment(found.deadline) > clock.now
+    record = ledger.get_request(request)
+    assert (record.state, record.attempts, record.outcome["waits"]) == (state, 0, f"{dag} is paused")
+    assert ledger.moment(record.deadline) > clock.now
     assert [f"waits: {dag} is paused" in n["text"] for n in ledger.notices("flights")] == [True]
     airflow.paused = set()
     assert sweep(airflow) == [(request, state)]
@@ -182,7 +189,11 @@ def test_what_waits_for_its_turn_is_not_counted(airflow, clock):
     for _ in range(10):
         clock.pass_(DAY)
         sweep(airflow)
-    assert (ledger.get_request(first).state, ledger.get_request(second).state, ledger.get_request(second).attempts) == ("claimed", "open", 0)
+    assert (ledger.get_request(first).state, ledger.get_request(second).state, ledger.get_request(second).attempts) == (
+        "claimed",
+        "open",
+        0,
+    )
 
 
 def test_in_a_frozen_project_everything_waits_and_goes_on_after_the_thaw(airflow, clock):
@@ -207,6 +218,34 @@ def test_of_several_versions_that_passed_only_the_newest_is_woken(airflow, clock
     assert sweep(airflow) == [(requests[1], "passed")]
     assert [ledger.get_request(one).state for one in requests] == ["superseded", "passed", "superseded"]
     assert ledger.get_request(requests[0]).outcome["deploy_reason"] == "version 10 passed after it"
+    assert ledger.get_request(requests[0]).outcome["deploy"] == "superseded"
+
+
+def test_a_run_that_lost_its_request_and_is_cleared_claims_it_again_before_its_pause_is_over(airflow, clock):
+    earlier, request = ask(episode="e0"), ask()
+    ledger.claim_request("flights", "train", only=request)
+    airflow.states["flights__train train"] = "failed"
+    sweep(airflow)
+    assert ledger.get_request(request).not_before > times.stamp()
+    assert ledger.claim_request("flights", "train").id == request  # not the earlier one, which waits for any run
+    assert ledger.claim_request("flights", "another").id == earlier
+
+
+def test_a_run_of_deploy_holds_a_request_that_passed_and_takes_over_from_a_run_that_is_gone(airflow, clock):
+    request = ask()
+    passed(request)
+    ledger.keep_deployment(request, "first")
+    record = ledger.get_request(request)
+    assert (record.state, record.deploy_run, record.held_since) == ("deploying", "first", times.stamp())
+    clock.pass_(HOUR)
+    ledger.keep_deployment(request, "first")
+    again = ledger.get_request(request)
+    assert (again.held_since, again.deadline > record.deadline) == (record.held_since, True)
+    ledger.keep_deployment(request, "second")
+    assert (ledger.get_request(request).deploy_run, ledger.get_request(request).held_since) == ("second", times.stamp())
+    ledger.settle_request(request, "deployed")
+    ledger.keep_deployment(request, "third")
+    assert (ledger.get_request(request).state, ledger.get_request(request).deploy_run) == ("deployed", "second")
 
 
 def test_a_run_that_asks_is_the_identity_of_its_request(clock):
@@ -215,13 +254,14 @@ def test_a_run_that_asks_is_the_identity_of_its_request(clock):
 
     first = train("run 1")
     clock.pass_(HOUR)
-    assert train("run 1", cutoff="2013-09-01T00:00:00Z") == first  # its retry, by a later clock
-    assert train("run 2") == first  # the same thing, which is still waiting
+    assert train("run 1", cutoff="2013-09-01T00:00:00Z") == first  # its retry at a later time
+    # The same request, which is still waiting.
+    assert train("run 2") == first
     assert train("run 3", parameters={"last_days": 9}) != first
     ledger.claim_request("flights", "run 1", only=first.id)
     ledger.settle_request(first.id, "failed", reason="no luck")
     again = train("run 4")
-    assert again.id != first.id and again.state == "open"  # asked again after it has ended
+    assert again.id != first.id and again.state == "open"  # requested again after it has ended
     assert len(ledger.requests("flights")) == 3
 
 
@@ -231,7 +271,7 @@ def test_a_run_keeps_its_cutoff():
     assert ledger.run_cutoff("flights", "d", "r2", "2014-01-01T00:00:00Z") == "2014-01-01T00:00:00Z"
 
 
-# --- notices ----------------------------------------------------------------------------------------------------------------------------
+# --- notices --------------------------------------------------------------------------------------
 
 
 def hook(monkeypatch, name: str) -> None:
@@ -240,15 +280,15 @@ def hook(monkeypatch, name: str) -> None:
 
 
 def test_a_notice_is_told_once_to_a_function(monkeypatch):
-    told = []
+    notices = []
     module = ModuleType("site_hook")
-    module.tell = told.append
+    module.tell = notices.append
     monkeypatch.setitem(sys.modules, "site_hook", module)
     hook(monkeypatch, "site_hook:tell")
     for _ in range(2):
         ledger.note("flights", "a", "it failed")
     assert (ledger.tell("flights"), ledger.tell("flights")) == (1, 0)
-    assert [(n["project"], n["subject"], n["text"]) for n in told] == [("flights", "a", "it failed")]
+    assert [(n["project"], n["subject"], n["text"]) for n in notices] == [("flights", "a", "it failed")]
 
 
 def test_an_address_takes_it_as_json(monkeypatch):
@@ -274,7 +314,9 @@ def test_an_address_takes_it_as_json(monkeypatch):
         server.server_close()
 
 
-@pytest.mark.parametrize("name", ["no_such_module:tell", "json:no_such_function", "http://127.0.0.1:9/key-that-nobody-must-see"])
+@pytest.mark.parametrize(
+    "name", ["no_such_module:tell", "json:no_such_function", "http://127.0.0.1:9/key-that-nobody-must-see"]
+)
 def test_a_hook_that_fails_is_logged_tried_again_and_given_up_and_stops_nothing(monkeypatch, caplog, name):
     hook(monkeypatch, name)
     ledger.note("flights", "a", "it failed")
@@ -285,5 +327,5 @@ def test_a_hook_that_fails_is_logged_tried_again_and_given_up_and_stops_nothing(
 
 def test_a_hook_that_is_neither_is_refused_by_name(monkeypatch):
     hook(monkeypatch, "tell everybody")
-    with pytest.raises(SettingsError, match="AIRLOOP_NOTIFY is neither an address"):
+    with pytest.raises(SettingsError, match="AIRLOOP_NOTIFY must be a URL"):
         get_settings()

@@ -1,7 +1,8 @@
-"""A model of Airflow around the real functions that the tasks of train, deploy and monitor call: runs, retries, events, pauses, a clock.
+"""A model of Airflow around the real functions that the tasks of train, deploy and monitor call.
 
-What Airflow and machines do to the loop, a test does here: a task dies before its n-th write, an event is lost, doubled, merged or late, a DAG is paused (its
-events are dropped), an ended run is cleared from any task on.
+It has runs, retries, events, pauses and a clock. A test provokes the faults of Airflow and of
+machines. A task dies before its n-th write. An event is lost, duplicated, merged or late. A DAG is
+paused, which drops its events. An ended run is cleared from any task on.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from include import ledger
 from include.dag_kit.requests import refuse_frozen_step, take_up
-from include.dag_kit.rollouts import ends_on_record
+from include.dag_kit.rollouts import record_rollout_outcome
 from include.ledger import iso
 from include.monitoring import episodes
 from include.projects.base import Project
@@ -23,21 +24,25 @@ from include.rollout import overdue, promotion, records, steps
 from tests.unit.loop.model_registry import ModelRegistry
 
 START = datetime(2026, 1, 1, 6, tzinfo=UTC)
-TRIES = 2  # of a task
+TRIES = 2  # per task
 DAGS = ("train", "deploy", "monitor")
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing catches it."""
+    """Stands for SIGKILL: no handler catches it."""
 
 
-class Broken(Exception):
-    """A task fails by itself."""
+class BrokenError(Exception):
+    """Raised by a task that fails because of its own error."""
 
 
 @dataclass
 class Run:
-    """One DAG run. ``given`` is what its tasks returned; ``at`` the place of its next task; ``state`` as Airflow's."""
+    """One DAG run.
+
+    ``given`` holds the results of its tasks, ``at`` is the index of its next task, and ``state`` is
+    Airflow's state.
+    """
 
     dag: str
     run_id: str
@@ -57,7 +62,11 @@ class Run:
 
 @dataclass
 class World:
-    """All of it. ``kill_in``: writes until the task that works dies (None: it does not). ``breaks``: the next training step or deployment fails."""
+    """The whole model.
+
+    ``kill_in`` is the number of writes until the running task dies (None: it does not die). If
+    ``breaks`` is set, the next training step or deployment fails.
+    """
 
     project: Project
     now: datetime = START
@@ -68,9 +77,12 @@ class World:
     breaks: bool = False
     passes: bool = True
     drifts: bool = True
-    verdicts: dict[str, str] = field(default_factory=dict)  # request -> what its gate said: a manifest
-    bases: dict[str, str] = field(default_factory=dict)  # request -> the champion that it is judged against: a manifest
-    promoted: list[str] = field(default_factory=list)  # versions, each time that a run without a person made one champion
+    # Request -> verdict of its gate (a manifest).
+    verdicts: dict[str, str] = field(default_factory=dict)
+    # Request -> the champion that it is judged against (a manifest).
+    bases: dict[str, str] = field(default_factory=dict)
+    # Versions, each time that a run without a person promoted one.
+    promoted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.registry = ModelRegistry(self.dies)
@@ -83,41 +95,62 @@ class World:
     def is_paused(self, dag_id: str) -> bool:
         return dag_id.partition("__")[2] in self.paused
 
-    # --- what happens ---
+    # --- events ---
 
     def dies(self) -> None:
-        """Called at each write, to the ledger and to the registry."""
+        """Die if it is time. Called at each write to the ledger and to the registry."""
         if self.kill_in is not None:
             self.kill_in -= 1
             if self.kill_in < 0:
                 self.kill_in = None
                 raise Killed
 
-    def start(self, dag: str, conf: dict[str, Any] | None = None, events: list[dict[str, Any]] | None = None, run_type: str = "manual") -> Run:
-        run = Run(dag, f"{run_type}__{len(self.runs)}", self.now, "asset_triggered" if events else run_type, conf or {}, events or [])
+    def start(
+        self,
+        dag: str,
+        conf: dict[str, Any] | None = None,
+        events: list[dict[str, Any]] | None = None,
+        run_type: str = "manual",
+    ) -> Run:
+        run = Run(
+            dag,
+            f"{run_type}__{len(self.runs)}",
+            self.now,
+            "asset_triggered" if events else run_type,
+            conf or {},
+            events or [],
+        )
         self.runs.append(run)
         return run
 
     def deliver(self, places: list[int]) -> None:
-        """Airflow makes one run of each DAG for these events; those of a paused DAG are gone."""
+        """Create one run of each DAG for these events, as Airflow does.
+
+        Events of paused DAGs are lost.
+        """
         chosen = [self.events[place] for place in places]
         self.events = [event for place, event in enumerate(self.events) if place not in places]
         for dag in {dag for dag, _ in chosen} - self.paused:
             self.start(dag, events=[extra for to, extra in chosen if to == dag], run_type="asset_triggered")
 
     def active(self, dag: str) -> Run | None:
-        """The run that Airflow works on: ``max_active_runs`` is 1. None while the DAG is paused."""
+        """Return the run that Airflow works on, or None if there is none or the DAG is paused.
+
+        ``max_active_runs`` is 1.
+        """
         if dag in self.paused:
             return None
-        return next((run for state in ("running", "queued") for run in self.runs if run.dag == dag and run.state == state), None)
+        return next(
+            (run for state in ("running", "queued") for run in self.runs if run.dag == dag and run.state == state), None
+        )
 
     def work(self, dag: str, *, kill_in: int | None = None, breaks: bool = False, puts_back: bool = True) -> bool:
-        """One try of the active run's next task. False: there is none.
+        """Run one try of the active run's next task. Return False if there is none.
 
         Args:
-            kill_in: it dies before its write of that number (0: the first).
-            breaks: it fails by itself, where it may.
-            puts_back: if deploy fails now, its task ``put_old_one_back`` does its work; else that fails, too.
+            kill_in: number of the write before which it dies (0: the first).
+            breaks: whether it fails because of its own error, if it can.
+            puts_back: whether ``rollback`` succeeds if deploy fails now.
         """
         run = self.active(dag)
         if run is None:
@@ -149,18 +182,18 @@ class World:
 
     def _failed(self, run: Run, puts_back: bool) -> None:
         if puts_back and run.dag == "deploy" and run.at >= [name for name, _ in TASKS["deploy"]].index("roll_out"):
-            put_old_one_back(self, run)
+            rollback(self, run)
         self._end(run, "failed")
 
     def _end(self, run: Run, state: str) -> None:
         run.state, run.tries = state, 0
 
     def clear(self, run: Run, at: int) -> None:
-        """From its ``at``-th task on, as far as it came."""
+        """Clear the run from its ``at``-th task on, as far as it got."""
         run.state, run.at, run.tries = "queued", min(at, run.at, len(TASKS[run.dag]) - 1), 0
 
 
-# --- train ------------------------------------------------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 def claim_request(world: World, run: Run) -> Any:
@@ -172,23 +205,28 @@ def fit(world: World, run: Run) -> None:
     request = run.given["claim_request"]
     refuse_frozen_step(world.project.name, request["id"], run.run_id, _ti(run, "fit"))
     if world.breaks:
-        raise Broken("out of memory")
+        raise BrokenError("out of memory")
     world.bases.setdefault(request["id"], versions.aliases(world.project).get(versions.CHAMPION, ""))
     world.verdicts.setdefault(request["id"], "passed" if world.passes else "refused")
 
 
 def register(world: World, run: Run) -> dict[str, Any]:
-    """As ``versions.register_judged``, which reads manifests."""
+    """Register as ``versions.register_judged`` does, which reads manifests."""
     request = run.given["claim_request"]
     verdict = world.verdicts[request["id"]]
-    found = versions.version_of_request(world.project, request["id"])
-    if found is None:
-        tags = {"request": request["id"], "cutoff": request["cutoff"], "gate": verdict, "judged_against": world.bases[request["id"]]}
-        found = world.registry.create_model_version(world.project.name, "/nowhere", tags=tags)
+    version = versions.version_of_request(world.project, request["id"])
+    if version is None:
+        tags = {
+            "request": request["id"],
+            "cutoff": request["cutoff"],
+            "gate": verdict,
+            "judged_against": world.bases[request["id"]],
+        }
+        version = world.registry.create_model_version(world.project.name, "/nowhere", tags=tags)
     current = versions.aliases(world.project).get(versions.CHALLENGER)
-    if verdict == "passed" and (current is None or int(current) < int(found.version)):
-        versions.move_alias(world.project, versions.CHALLENGER, found.version)
-    return {"version": found.version, "gate": verdict, "request": request["id"], "cutoff": request["cutoff"]}
+    if verdict == "passed" and (current is None or int(current) < int(version.version)):
+        versions.move_alias(world.project, versions.CHALLENGER, version.version)
+    return {"version": version.version, "gate": verdict, "request": request["id"], "cutoff": request["cutoff"]}
 
 
 def settle(world: World, run: Run) -> None:
@@ -201,7 +239,7 @@ def announce(world: World, run: Run) -> None:
         world.events.append(("deploy", run.given["register"]))
 
 
-# --- deploy -----------------------------------------------------------------------------------------------------------------------------
+# --- deploy ---------------------------------------------------------------------------------------
 
 
 def choose_version(world: World, run: Run) -> dict[str, Any]:
@@ -214,7 +252,7 @@ def smoke_test(world: World, run: Run) -> None:
         promotion.refuse_frozen(world.project, chosen["version"], dag_run=run.run_id)
         records.hold_request(chosen, dag_run=run.run_id)
         if world.breaks:
-            raise Broken("the registry's files are away")
+            raise BrokenError("the registry's files are away")
 
 
 def roll_out(world: World, run: Run) -> None:
@@ -222,7 +260,9 @@ def roll_out(world: World, run: Run) -> None:
     records.hold_request(chosen, dag_run=run.run_id)
     with _ends(world, run):
         by_person = chosen["by_person"]
-        progress = steps.advance(world.project, chosen["version"], dag_run=run.run_id, cutoff=_cutoff(run), by_person=by_person)
+        progress = steps.advance(
+            world.project, chosen["version"], dag_run=run.run_id, cutoff=_cutoff(run), by_person=by_person
+        )
     assert progress.done
 
 
@@ -232,7 +272,9 @@ def promote(world: World, run: Run) -> None:
     try:
         with _ends(world, run):
             by_person = chosen["by_person"]
-            promotion.promote(world.project, chosen["version"], dag_run=run.run_id, cutoff=_cutoff(run), by_person=by_person)
+            promotion.promote(
+                world.project, chosen["version"], dag_run=run.run_id, cutoff=_cutoff(run), by_person=by_person
+            )
     finally:
         now = world.registry.aliases.get(versions.CHAMPION)
         if now == chosen["version"] != before and not chosen["by_person"]:
@@ -241,9 +283,9 @@ def promote(world: World, run: Run) -> None:
 
 def wait_for_serving(world: World, run: Run) -> None:
     with _ends(world, run):
-        promotion.still_ours(world.project, run.given["choose_version"]["version"])
+        promotion.require_alias_unmoved(world.project, run.given["choose_version"]["version"])
         if world.breaks:
-            raise Broken("serving did not serve it")
+            raise BrokenError("serving did not serve it")
 
 
 def announce_champion(world: World, run: Run) -> None:
@@ -252,19 +294,23 @@ def announce_champion(world: World, run: Run) -> None:
     records.record_end(world.project, chosen, "deployed", "serving serves it", cutoff=_cutoff(run), dag_run=run.run_id)
 
 
-def put_old_one_back(world: World, run: Run) -> None:
-    """The task of that name, as often as Airflow tries it; it may die, too."""
+def rollback(world: World, run: Run) -> None:
+    """Run the task ``rollback`` as often as Airflow tries it. It may die, too."""
     chosen = run.given["choose_version"]
     try:
         with _ends(world, run):
-            rollout = promotion.put_back(world.project, chosen["version"], dag_run=run.run_id, reason="serving did not come to serve it")
+            rollout = promotion.restore_previous(
+                world.project, chosen["version"], dag_run=run.run_id, reason="serving did not come to serve it"
+            )
         if rollout is not None:
-            records.record_end(world.project, chosen, "rolled_back", rollout.reason, cutoff=_cutoff(run), dag_run=run.run_id)
+            records.record_end(
+                world.project, chosen, "rolled_back", rollout.reason, cutoff=_cutoff(run), dag_run=run.run_id
+            )
     except (Killed, AirflowSkipException, AirflowFailException):
         pass
 
 
-# --- monitor ----------------------------------------------------------------------------------------------------------------------------
+# --- monitor --------------------------------------------------------------------------------------
 
 
 def sweep_overdue(world: World, run: Run) -> Any:
@@ -272,8 +318,8 @@ def sweep_overdue(world: World, run: Run) -> Any:
 
 
 def wake(world: World, run: Run) -> None:
-    told = run.given["sweep_overdue"]
-    world.events += [(dag, told[dag]) for dag in ("train", "deploy") if told[dag]]
+    payloads = run.given["sweep_overdue"]
+    world.events += [(dag, payloads[dag]) for dag in ("train", "deploy") if payloads[dag]]
 
 
 def decide_retraining(world: World, run: Run) -> None:
@@ -306,12 +352,12 @@ TASKS: dict[str, list[tuple[str, Task]]] = {
 
 
 def _ends(world: World, run: Run) -> Any:
-    return ends_on_record(world.project, run.given["choose_version"], cutoff=_cutoff(run), dag_run=run.run_id)
+    return record_rollout_outcome(world.project, run.given["choose_version"], cutoff=_cutoff(run), dag_run=run.run_id)
 
 
 def _cutoff(run: Run) -> str:
-    told = [event["cutoff"] for event in run.events]
-    return max(told) if told else iso(run.run_after)
+    cutoffs = [event["cutoff"] for event in run.events]
+    return max(cutoffs) if cutoffs else iso(run.run_after)
 
 
 def _ti(run: Run, task: str) -> Any:

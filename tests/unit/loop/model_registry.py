@@ -1,4 +1,7 @@
-"""A model of MLflow's registry in memory: as much of its client as ``include.registry.versions`` calls. A test compares it with the real one."""
+"""A model of MLflow's registry in memory with the calls of ``include.registry.versions``.
+
+A test compares it with the real registry.
+"""
 
 import re
 from types import SimpleNamespace
@@ -9,7 +12,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 
 class ModelRegistry:
-    """One registered model. ``wrote`` is called after each write that has reached it."""
+    """One registered model. ``wrote`` is called after each completed write."""
 
     def __init__(self, wrote: Any = lambda: None) -> None:
         self.wrote = wrote
@@ -36,7 +39,11 @@ class ModelRegistry:
 
     def search_model_versions(self, query: str) -> list[Any]:
         (wanted,) = re.findall(r"tags\.request = '(.*)'", query)
-        return [self.get_model_version("", version) for version, tags in self.versions.items() if tags.get("request") == wanted]
+        return [
+            self.get_model_version("", version)
+            for version, tags in self.versions.items()
+            if tags.get("request") == wanted
+        ]
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         self.get_model_version(name, version)

@@ -1,4 +1,7 @@
-"""The search for leaks finds what is planted, wherever it is: a search that finds nothing is not known to look."""
+"""The search for leaks finds planted secrets in every place.
+
+Otherwise an empty result would prove nothing.
+"""
 
 import os
 import sqlite3
@@ -24,7 +27,9 @@ def in_a_log(settings):
 def in_a_database(settings):
     with sqlite3.connect(settings.home / "airflow.db") as connection:
         connection.execute("CREATE TABLE rendered_task_instance_fields (fields TEXT)")
-        connection.execute("INSERT INTO rendered_task_instance_fields VALUES (?)", [f'{{"bash_command": "login {SECRET}"}}'])
+        connection.execute(
+            "INSERT INTO rendered_task_instance_fields VALUES (?)", [f'{{"bash_command": "login {SECRET}"}}']
+        )
 
 
 def in_the_prediction_log(settings):
@@ -44,7 +49,9 @@ def test_a_secret_is_found_in_what_was_written(tmp_path, plant):
 
 def test_a_secret_is_found_in_an_answer(tmp_path):
     with pytest.raises(AssertionError, match="the answer to GET /models"):
-        nothing_leaked(Settings(home=tmp_path), {"planted": SECRET}, [tmp_path], {"GET /models": f"500 no login with {SECRET}"})
+        nothing_leaked(
+            Settings(home=tmp_path), {"planted": SECRET}, [tmp_path], {"GET /models": f"500 no login with {SECRET}"}
+        )
 
 
 def test_a_secret_is_found_on_a_command_line(tmp_path):
@@ -70,7 +77,7 @@ def test_where_secrets_belong_they_are_only_for_their_owner(tmp_path):
 def test_every_secret_of_the_settings_is_looked_for(tmp_path):
     url = SecretStr("postgresql://ledger:p%40ssword-of-the-ledger@db:5432/ledger")
     settings = Settings(home=tmp_path).model_copy(update={**accounts(), "ledger_url": url})
-    found = secrets_of(settings, connection=SECRET)
-    assert {"mlflow_reader_password", "serving_api_key", "airflow_fernet_key", "connection"} <= found.keys()
-    assert {"p@ssword-of-the-ledger", "p%40ssword-of-the-ledger"} <= set(found.values())
+    secrets = secrets_of(settings, connection=SECRET)
+    assert {"mlflow_reader_password", "serving_api_key", "airflow_fernet_key", "connection"} <= secrets.keys()
+    assert {"p@ssword-of-the-ledger", "p%40ssword-of-the-ledger"} <= set(secrets.values())
     assert os.environ.get("AIRLOOP_LEDGER_URL") is None

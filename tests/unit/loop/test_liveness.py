@@ -1,6 +1,7 @@
-"""Whatever Airflow, machines and people do to the loop, it goes on: a stateful property over the real ledger and the real functions of the tasks.
+"""The loop always makes progress, despite all actions of Airflow, machines and people.
 
-``make test-liveness EXAMPLES=10000`` runs as many examples as one likes; here it is few.
+This is a stateful property over the real ledger and the real functions of the tasks. ``make
+test-liveness EXAMPLES=10000`` sets the number of examples. By default there are few.
 """
 
 import os
@@ -21,10 +22,12 @@ from include.ledger.schema import METADATA
 from include.projects import get_project
 from include.projects.base import RetrainPolicy
 from include.registry import versions
-from include.rollout.by_hand import CannotRollBack, roll_back
 from include.rollout.document import IN_PROGRESS, rollout_document
+from include.rollout.manual_rollback import RollbackError, roll_back
 from include.settings import get_settings
 from tests.unit.loop.model_airflow import DAGS, DAY, TASKS, TRIES, World
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("AIRLOOP_TEST_LIVENESS_EXAMPLES", "60"))
 COOLDOWN = timedelta(days=20)
@@ -40,7 +43,7 @@ class Loop(RuleBasedStateMachine):
         super().__init__()
         self.world = fresh()
 
-    # --- the loop at work ---
+    # --- work of the loop ---
 
     @rule(dag=st.sampled_from(DAGS), breaks=st.booleans(), back=st.booleans())
     def a_task_works(self, dag, breaks, back):
@@ -66,7 +69,7 @@ class Loop(RuleBasedStateMachine):
         passes=st.booleans(), sent=st.sampled_from([0, 1, 1, 2]),
     )  # fmt: skip
     def a_training_gets_so_far(self, tasks, how, kill_in, back, passes, sent):
-        """Its event is lost, or late, or doubled."""
+        """Run a training up to some task. Its event is lost, late or duplicated."""
         self.world.passes = passes or self.world.passes
         self.world.start("train", {"reason": f"person {len(self.world.runs)}"})
         before = len(self.world.events)
@@ -78,7 +81,11 @@ class Loop(RuleBasedStateMachine):
         by_person=st.booleans(),
     )  # fmt: skip
     def a_deployment_gets_so_far(self, tasks, how, kill_in, back, by_person):
-        """Of the oldest event, or of the newest version by a person. A doubled event starts another run later."""
+        """Run a deployment up to some task.
+
+        It is that of the oldest event, or of the newest version by a person. A duplicated event
+        starts another run later.
+        """
         self.world.finish("deploy")
         if by_person and self.world.registry.versions:
             self.world.start("deploy", {"version": str(len(self.world.registry.versions))})
@@ -96,7 +103,10 @@ class Loop(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.registry.versions) > 1)
     @rule(data=st.data(), tasks=st.integers(2, 4))
     def a_person_s_deployment_is_lost(self, data, tasks):
-        """Of a version whose request has perhaps ended: no request answers for it."""
+        """Lose a deployment by a person.
+
+        The version's request may have ended, so no request tracks the deployment.
+        """
         self.world.finish("deploy")
         self.world.start("deploy", {"version": data.draw(st.sampled_from(sorted(self.world.registry.versions)))})
         self._gets_so_far("deploy", tasks, "breaks", 0, False)
@@ -104,14 +114,16 @@ class Loop(RuleBasedStateMachine):
     def _gets_so_far(self, dag, tasks, how, kill_in, back):
         for _ in range(tasks):
             self.world.work(dag)
-        for _ in range(0 if how == "goes on" else TRIES):  # for good
+        for _ in range(0 if how == "goes on" else TRIES):  # until the last try
             self.world.work(dag, breaks=how == "breaks", kill_in=kill_in if how == "killed" else None, puts_back=back)
 
-    # --- people ---
+    # --- actions of people ---
 
     @rule(reason=st.sampled_from(["person", "new_data"]))
     def a_person_asks(self, reason):
-        self.world.start("train", {"reason": reason, **({"cutoff": "2025-12-01T00:00:00Z"} if reason == "new_data" else {})})
+        self.world.start(
+            "train", {"reason": reason, **({"cutoff": "2025-12-01T00:00:00Z"} if reason == "new_data" else {})}
+        )
 
     @precondition(lambda self: self.world.registry.versions)
     @rule(data=st.data())
@@ -120,7 +132,7 @@ class Loop(RuleBasedStateMachine):
 
     @rule()
     def a_person_rolls_back(self):
-        with suppress(CannotRollBack):
+        with suppress(RollbackError):
             roll_back(PROJECT, to=None, reason="a bad day", by="jo")
 
     @rule(dag=st.sampled_from(DAGS))
@@ -141,14 +153,14 @@ class Loop(RuleBasedStateMachine):
     @precondition(lambda self: any(run.state == "running" for run in self.world.runs))
     @rule(data=st.data(), deleted=st.booleans())
     def a_run_is_given_up(self, data, deleted):
-        """A person marks it failed, or deletes it: Airflow knows it no more."""
+        """Mark a run as failed or delete it, as a person does. Airflow then no longer knows it."""
         run = data.draw(st.sampled_from([run for run in self.world.runs if run.state == "running"]))
         run.state = "failed"
         if deleted:
             run.run_id, run.dag = "deleted", "deleted"
             self.world.runs.remove(run)
 
-    # --- what machines and Airflow do ---
+    # --- actions of machines and Airflow ---
 
     @rule(dag=st.sampled_from(DAGS), kill_in=SOON)
     def a_task_is_killed(self, dag, kill_in):
@@ -157,7 +169,10 @@ class Loop(RuleBasedStateMachine):
     @precondition(lambda self: self.world.events)
     @rule(data=st.data(), what=st.sampled_from(["deliver", "lose", "double"]))
     def an_event(self, data, what):
-        """Those that are not delivered now are late; any may come first."""
+        """Deliver, lose or duplicate an event.
+
+        Events that are not delivered now are late, in any order.
+        """
         places = data.draw(st.lists(st.integers(0, len(self.world.events) - 1), min_size=1, max_size=3, unique=True))
         if what == "double":
             self.world.events.append(self.world.events[places[0]])
@@ -166,7 +181,7 @@ class Loop(RuleBasedStateMachine):
         else:
             self.world.deliver(places)
 
-    # --- what must hold ---
+    # --- invariants ---
 
     @invariant()
     def nothing_waits_without_a_deadline(self):
@@ -183,7 +198,7 @@ class Loop(RuleBasedStateMachine):
         assert not twice
 
     def teardown(self):
-        """Everything works again: the loop must, too."""
+        """After all faults end, the loop must make progress."""
         world = self.world
         world.paused, world.passes = set(), True
         ledger.thaw("flights", by="jo")
@@ -197,7 +212,7 @@ class Loop(RuleBasedStateMachine):
         left = waiting()
         assert not before or len(before - left) > 0, f"no progress: {before}"
         assert rollout is None or rollout.state not in IN_PROGRESS, rollout
-        world.drifts = False  # nothing new is asked for
+        world.drifts = False  # no new request
         for _ in range(2 * len(left)):
             a_good_day(world)
         assert not waiting(), waiting()
@@ -219,7 +234,7 @@ def waiting() -> set[str]:
 
 
 def a_good_day(world: World) -> None:
-    """A day passes, monitor runs, events arrive, everything is worked off."""
+    """Simulate one day: monitor runs, events arrive, and all work is completed."""
     world.now += DAY
     world.start("monitor", run_type="scheduled")
     while any(world.active(dag) for dag in DAGS) or world.events:
@@ -229,11 +244,12 @@ def a_good_day(world: World) -> None:
 
 
 WORLD: list[World] = []
-SEEN: Counter = Counter()  # states in which an example left a request when everything began to work again
+# States of requests when the faults ended.
+SEEN: Counter = Counter()
 
 
 def fresh() -> World:
-    """An empty ledger and registry, and a world around them."""
+    """Create an empty ledger and registry, and a model of Airflow around them."""
     WORLD[:] = []
     with database.transaction() as connection:
         for table in METADATA.sorted_tables:
@@ -244,7 +260,10 @@ def fresh() -> World:
 
 @pytest.fixture
 def ledger_in_memory(tmp_path_factory, monkeypatch):
-    """A real ledger in a file, in memory where the machine has such a folder: ten thousand examples write some million times."""
+    """Create a real ledger in a file, in memory if the machine has a folder for this.
+
+    Ten thousand examples write some million times.
+    """
     shm = "/dev/shm"
     folder = tmp_path_factory.mktemp("liveness")
     place = f"{shm}/airloop-liveness-{os.getpid()}" if os.access(shm, os.W_OK) else str(folder / "ledger")
@@ -266,7 +285,15 @@ def ledger_in_memory(tmp_path_factory, monkeypatch):
 
 @pytest.mark.timeout(0)
 def test_the_loop_goes_on_whatever_happens(ledger_in_memory):
-    seldom = settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    seldom = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
     SEEN.clear()
     run_state_machine_as_test(Loop, settings=seldom)
-    assert EXAMPLES < 1000 or set(SEEN) == set(lifecycle.live("request")), f"so many examples do not leave a request in each state: {SEEN}"
+    assert EXAMPLES < 1000 or set(SEEN) == set(lifecycle.live("request")), (
+        f"so many examples do not leave a request in each state: {SEEN}"
+    )

@@ -11,7 +11,11 @@ from mlflow.exceptions import MlflowException
 
 from tests.unit.loop.model_registry import ModelRegistry
 
-NAMES, VALUES, VERSIONS = st.sampled_from(["gate", "request", "rollout"]), st.sampled_from(["", "passed", "r-1"]), st.sampled_from(["1", "2", "3"])
+NAMES, VALUES, VERSIONS = (
+    st.sampled_from(["gate", "request", "rollout"]),
+    st.sampled_from(["", "passed", "r-1"]),
+    st.sampled_from(["1", "2", "3"]),
+)
 ALIASES = st.sampled_from(["champion", "previous"])
 CALLS = st.lists(
     st.one_of(
@@ -41,23 +45,30 @@ def answer(registry: Any, name: str, call: tuple[str, ...]) -> Any:
                 made = registry.create_model_version(name, "/nowhere", tags={"request": arguments[0]})
                 return str(made.version), made.tags
             case "get_model_version":
-                found = registry.get_model_version(name, *arguments)
-                return str(found.version), found.tags
+                version = registry.get_model_version(name, *arguments)
+                return str(version.version), version.tags
             case "search_model_versions":
                 query = f"name = '{name}' and tags.request = '{arguments[0]}'"
-                return sorted((str(one.version), sorted(one.tags.items())) for one in registry.search_model_versions(query))
+                return sorted(
+                    (str(one.version), sorted(one.tags.items())) for one in registry.search_model_versions(query)
+                )
         return getattr(registry, method)(name, *arguments)
     except MlflowException as error:
         return error.error_code
 
 
 @given(CALLS)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_the_model_and_the_real_one_say_the_same(real, calls):
     model, name = ModelRegistry(), f"project_{uuid4().hex}"
     real.create_registered_model(name)
     model.create_registered_model(name)
     for call in calls:
         assert answer(model, name, call) == answer(real, name, call), call
-    found, modelled = real.get_registered_model(name), model.get_registered_model(name)
-    assert ({alias: str(version) for alias, version in found.aliases.items()}, dict(found.tags)) == (modelled.aliases, modelled.tags)
+    actual, modelled = real.get_registered_model(name), model.get_registered_model(name)
+    assert ({alias: str(version) for alias, version in actual.aliases.items()}, dict(actual.tags)) == (
+        modelled.aliases,
+        modelled.tags,
+    )

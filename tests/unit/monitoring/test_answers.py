@@ -1,4 +1,7 @@
-"""Reading what serving logged: the columns are the schema's, old files are read too, and what lies outside of the time is left out."""
+"""Reading serving's log: the columns follow the schema, and old files can be read.
+
+Rows outside of the requested time are left out.
+"""
 
 import json
 from datetime import timedelta
@@ -9,15 +12,20 @@ from include.data import layout
 from include.monitoring.answers import COLUMNS, answers, entity_of, shadowed
 from include.projects import get_project
 from include.settings import REPOSITORY
-from tests.unit.rollout.stand import SCHEMA, START, answered
+from tests.unit.rollout.harness import SCHEMA, START, answered
 
 FLIGHTS = get_project("flights")
 
 
 def test_what_is_read_stands_in_the_schema_by_which_serving_writes():
-    known = {column["name"]: column["type"] for column in json.loads((REPOSITORY / "serving" / "prediction_log.schema.json").read_text())["columns"]}
+    known = {
+        column["name"]: column["type"]
+        for column in json.loads((REPOSITORY / "serving" / "prediction_log" / "schema.json").read_text())["columns"]
+    }
     assert set(COLUMNS) <= known.keys()
-    assert {name: known[name] for name in SCHEMA.names} == {field.name: str(field.type).replace("tz=", "") for field in SCHEMA}
+    assert {name: known[name] for name in SCHEMA.names} == {
+        field.name: str(field.type).replace("tz=", "") for field in SCHEMA
+    }
 
 
 def test_only_what_was_answered_in_the_time_is_read_and_shadows_lie_apart(own_store):

@@ -1,4 +1,4 @@
-"""When a retraining is asked for: every rule of the controller, each from both sides."""
+"""When the controller requests a retraining: every rule, tested from both sides."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from include.ledger import lifecycle
-from include.ledger.lifecycle import ASKS
+from include.ledger.lifecycle import MAX_REQUESTS
 from include.monitoring.controller import NAN, Episode, Evidence, decide
 from include.projects.base import Metric, RetrainPolicy
 
@@ -49,10 +49,10 @@ def verdict(evidence=GOOD, *, policy=POLICY, metric=AUC, at=AT, **history):
     ],
 )  # fmt: skip
 def test_state(changes, state, because):
-    found = verdict(replace(GOOD, **changes))
-    assert found.state == state
-    assert because in "; ".join(found.reasons)
-    assert found.ask == (state == "drifting")
+    decision = verdict(replace(GOOD, **changes))
+    assert decision.state == state
+    assert because in "; ".join(decision.reasons)
+    assert decision.ask == (state == "drifting")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,11 @@ def test_drifted_share_counts_when_the_policy_says_so(share, state):
 
 
 @pytest.mark.parametrize(
-    ("low", "state"), [pytest.param(5.1, "drifting", id="a surely larger error is drift"), pytest.param(4.9, "healthy", id="a smaller error is not")]
+    ("low", "state"),
+    [
+        pytest.param(5.1, "drifting", id="a surely larger error is drift"),
+        pytest.param(4.9, "healthy", id="a smaller error is not"),
+    ],
 )
 def test_a_metric_of_which_less_is_better(low, state):
     policy = RetrainPolicy(min_labels=1000, max_metric_loss=1.0)
@@ -78,9 +82,9 @@ def test_a_metric_of_which_less_is_better(low, state):
 
 
 def test_a_policy_without_limits_watches_nothing_and_says_so():
-    found = verdict(policy=RetrainPolicy(min_labels=1000))
-    assert (found.state, found.ask) == ("unknown", False)
-    assert "nothing is watched" in found.reasons[0]
+    decision = verdict(policy=RetrainPolicy(min_labels=1000))
+    assert (decision.state, decision.ask) == ("unknown", False)
+    assert decision.reasons == ("the policy sets no limit: nothing is watched",)
 
 
 def test_too_few_labels_ask_nothing_however_bad_they_look():
@@ -88,67 +92,88 @@ def test_too_few_labels_ask_nothing_however_bad_they_look():
 
 
 def test_the_first_drifting_verdict_opens_an_episode_and_asks():
-    found = verdict(BAD)
-    assert (found.opens, found.ask, found.closes) == (True, True, None)
+    decision = verdict(BAD)
+    assert (decision.opens, decision.ask, decision.closes) == (True, True, None)
 
 
-@pytest.mark.parametrize(("days", "ask"), [pytest.param(19, False, id="within the cooldown"), pytest.param(20, True, id="when the cooldown is over")])
+@pytest.mark.parametrize(
+    ("days", "ask"),
+    [pytest.param(19, False, id="within the cooldown"), pytest.param(20, True, id="when the cooldown is over")],
+)
 def test_cooldown_after_whoever_asked_last(days, ask):
-    found = verdict(BAD, last_request=AT - timedelta(days=days))
-    assert (found.ask, found.opens) == (ask, True)
-    assert ask or "cooldown" in found.reasons[-1]
+    decision = verdict(BAD, last_request=AT - timedelta(days=days))
+    assert (decision.ask, decision.opens) == (ask, True)
+    assert ask or "cooldown" in decision.reasons[-1]
 
 
 def test_an_episode_that_opened_in_a_cooldown_asks_when_it_is_over():
-    found = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=9)))
-    assert (found.ask, found.opens, found.closes) == (True, False, None)
+    decision = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=9)))
+    assert (decision.ask, decision.opens, decision.closes) == (True, False, None)
 
 
 @pytest.mark.parametrize("request_state", ["open", "claimed", "passed", "deploying"])
 def test_an_episode_asks_once(request_state):
-    found = verdict(BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), request_state))
-    assert (found.ask, found.opens, found.closes) == (False, False, None)
-    assert f"the request is {request_state}" in found.reasons[-1]
+    decision = verdict(
+        BAD, last_request=AT - timedelta(days=60), episode=Episode(AT - timedelta(days=60), request_state)
+    )
+    assert (decision.ask, decision.opens, decision.closes) == (False, False, None)
+    assert f"the request is {request_state}" in decision.reasons[-1]
 
 
-@pytest.mark.parametrize("request_state", sorted({s.name for s in lifecycle.STATES if s.kind == "request"} - {*lifecycle.live("request")}))
+@pytest.mark.parametrize(
+    "request_state", sorted({s.name for s in lifecycle.STATES if s.kind == "request"} - {*lifecycle.live("request")})
+)
 def test_a_drift_whose_request_came_to_nothing_asks_again_after_the_cooldown(request_state):
-    found = verdict(BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=20), request_state))
-    assert (found.ask, found.opens, found.continues) == (True, True, True)
-    assert request_state in found.closes
+    decision = verdict(
+        BAD, last_request=AT - timedelta(days=20), episode=Episode(AT - timedelta(days=20), request_state)
+    )
+    assert (decision.ask, decision.opens, decision.continues) == (True, True, True)
+    assert request_state in decision.closes
 
 
 def test_a_drift_whose_request_was_refused_does_not_ask_again_within_the_cooldown():
-    found = verdict(BAD, last_request=AT - timedelta(days=19), episode=Episode(AT - timedelta(days=19), "refused"))
-    assert (found.ask, found.opens, found.closes) == (False, False, None)
+    decision = verdict(BAD, last_request=AT - timedelta(days=19), episode=Episode(AT - timedelta(days=19), "refused"))
+    assert (decision.ask, decision.opens, decision.closes) == (False, False, None)
 
 
 @pytest.mark.parametrize(("ask", "days"), [(1, 20), (2, 40), (3, 80), (4, 160), (5, 160), (50, 160)])
 def test_a_drift_that_asks_in_vain_asks_ever_more_seldom_and_never_stops(ask, days):
-    """It used to stop after the third request, for ever."""
+    """A drift whose requests fail asks at growing intervals and never stops.
+
+    It used to stop permanently after the third request.
+    """
 
     def after(days):
         old = replace(BAD, champion_cutoff=AT - timedelta(days=400))
-        return verdict(old, last_request=AT - timedelta(days=days), episode=Episode(AT - timedelta(days=days), "failed", ask=ask))
+        return verdict(
+            old, last_request=AT - timedelta(days=days), episode=Episode(AT - timedelta(days=days), "failed", ask=ask)
+        )
 
     assert (after(days - 1).ask, after(days).ask) == (False, True)
-    assert after(days).tell == (ask >= ASKS)  # a person
+    assert after(days).tell == (ask >= MAX_REQUESTS)  # notify a person
 
 
 def test_an_episode_that_nobody_can_judge_ends_after_its_window_and_cooldown():
     def after(days, request):
-        return verdict(replace(BAD, labels=0), last_request=AT - timedelta(days=days), episode=Episode(AT - timedelta(days=days), request)).closes
+        return verdict(
+            replace(BAD, labels=0),
+            last_request=AT - timedelta(days=days),
+            episode=Episode(AT - timedelta(days=days), request),
+        ).closes
 
     assert after(47, "refused") is None and "neither healthy nor drifting for 48 days" in after(48, "refused")
-    assert after(48, None) and after(48, "claimed") is None  # a request that is worked on has deadlines of its own
+    # A request in progress has its own deadlines.
+    assert after(48, None) and after(48, "claimed") is None
 
 
 def test_a_healthy_verdict_closes_the_episode():
-    found = verdict(GOOD, episode=Episode(AT - timedelta(days=30), "claimed"))
-    assert (found.closes, found.ask, found.opens) == ("healthy again", False, False)
+    decision = verdict(GOOD, episode=Episode(AT - timedelta(days=30), "claimed"))
+    assert (decision.closes, decision.ask, decision.opens) == ("healthy again", False, False)
 
 
-@pytest.mark.parametrize("evidence", [replace(GOOD, labels=0), replace(GOOD, metric=NAN)], ids=["too few labels", "a NaN"])
+@pytest.mark.parametrize(
+    "evidence", [replace(GOOD, labels=0), replace(GOOD, metric=NAN)], ids=["too few labels", "a NaN"]
+)
 def test_not_knowing_does_not_close_the_episode(evidence):
     assert verdict(evidence, episode=Episode(AT - timedelta(days=30), "claimed")).closes is None
 
@@ -163,14 +188,18 @@ def test_not_knowing_does_not_close_the_episode(evidence):
 )
 def test_a_new_champion_closes_the_episode(since_opening, closes):
     opened = AT - timedelta(days=30)
-    found = verdict(replace(GOOD, labels=0, champion_cutoff=opened + since_opening), episode=Episode(opened, "deployed"))
-    assert (found.closes is not None) == closes
+    decision = verdict(
+        replace(GOOD, labels=0, champion_cutoff=opened + since_opening), episode=Episode(opened, "deployed")
+    )
+    assert (decision.closes is not None) == closes
 
 
 def test_a_new_champion_that_drifts_too_begins_an_episode_of_its_own():
     opened = AT - timedelta(days=30)
-    found = verdict(replace(BAD, champion_cutoff=opened), last_request=opened, episode=Episode(opened, "deployed", ask=ASKS))
-    assert found.closes and found.opens and found.ask and not found.continues
+    decision = verdict(
+        replace(BAD, champion_cutoff=opened), last_request=opened, episode=Episode(opened, "deployed", ask=MAX_REQUESTS)
+    )
+    assert decision.closes and decision.opens and decision.ask and not decision.continues
 
 
 def test_all_reasons_are_told():
@@ -185,23 +214,33 @@ AGEING = POLICY.model_copy(update={"max_age": timedelta(days=60)})
     [
         pytest.param(GOOD, AGEING, None, True, id="a healthy champion of 90 days is challenged after 60"),
         pytest.param(GOOD, POLICY, None, False, id="without a policy on age it is not"),
-        pytest.param(replace(GOOD, champion_cutoff=AT - timedelta(days=59)), AGEING, None, False, id="one of 59 days is not"),
-        pytest.param(GOOD, AGEING, AT - timedelta(days=59), False, id="not when somebody asked within that time, whatever came of it"),
+        pytest.param(
+            replace(GOOD, champion_cutoff=AT - timedelta(days=59)), AGEING, None, False, id="one of 59 days is not"
+        ),
+        pytest.param(
+            GOOD,
+            AGEING,
+            AT - timedelta(days=59),
+            False,
+            id="not when somebody asked within that time, whatever came of it",
+        ),
         pytest.param(GOOD, AGEING, AT - timedelta(days=60), True, id="again when the last request is as old"),
         pytest.param(GOOD, AGEING, AT - timedelta(days=61), True, id="again when it is older"),
-        pytest.param(replace(GOOD, labels=10), AGEING, None, False, id="not on too few labels: the gate would refuse it"),
+        pytest.param(
+            replace(GOOD, labels=10), AGEING, None, False, id="not on too few labels: the gate would refuse it"
+        ),
     ],
 )
 def test_age(evidence, policy, last_request, asks):
-    found = verdict(evidence, policy=policy, last_request=last_request, last_answer=last_request)
-    assert found.ask == asks and not found.opens
+    decision = verdict(evidence, policy=policy, last_request=last_request, last_answer=last_request)
+    assert decision.ask == asks and not decision.opens
 
 
 @pytest.mark.parametrize(("days", "asks"), [(19, False), (20, True)])
 def test_a_request_about_age_that_failed_is_asked_again_after_the_cooldown(days, asks):
-    found = verdict(GOOD, policy=AGEING, last_request=AT - timedelta(days=days), last_answer=AT - timedelta(days=80))
-    assert found.ask == asks
-    assert (found.cause == "age" and "90 days old" in found.reasons[-1]) == asks
+    decision = verdict(GOOD, policy=AGEING, last_request=AT - timedelta(days=days), last_answer=AT - timedelta(days=80))
+    assert decision.ask == asks
+    assert (decision.cause == "age" and "90 days old" in decision.reasons[-1]) == asks
 
 
 def test_drift_comes_before_age():

@@ -1,4 +1,4 @@
-"""Evidently's report, and what it cannot say by itself."""
+"""Evidently's report, and conditions that it does not detect."""
 
 import json
 
@@ -8,6 +8,8 @@ import pytest
 
 from include.monitoring import drift
 from include.monitoring.drift import compare
+
+pytestmark = pytest.mark.slow
 
 NUMERIC, CATEGORICAL = ("a", "b", "c", "dead", "never"), ("place",)
 
@@ -24,7 +26,10 @@ def rows(seed: int, count: int = 3000, **changes) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def drifted():
     return compare(
-        rows(0), rows(1, a=lambda x: x + 1, dead=lambda x: x * np.nan, place=lambda x: np.full(len(x), "EWR")), numeric=NUMERIC, categorical=CATEGORICAL
+        rows(0),
+        rows(1, a=lambda x: x + 1, dead=lambda x: x * np.nan, place=lambda x: np.full(len(x), "EWR")),
+        numeric=NUMERIC,
+        categorical=CATEGORICAL,
     )
 
 
@@ -34,7 +39,9 @@ def test_the_columns_that_changed_drifted_and_no_others(drifted):
 
 
 def test_what_evidently_counted_is_what_its_tests_name(drifted):
-    counted = next(m for m in json.loads(drifted.json)["metrics"] if m["metric_name"].startswith("DriftedColumnsCount"))["value"]["count"]
+    counted = next(
+        m for m in json.loads(drifted.json)["metrics"] if m["metric_name"].startswith("DriftedColumnsCount")
+    )["value"]["count"]
     assert counted == len(set(drifted.drifted) - {"dead"})
 
 
@@ -49,19 +56,19 @@ def test_the_same_rows_did_not_drift():
 
 
 def test_few_rows_are_judged_by_p_values_the_right_way_round():
-    found = compare(rows(0, 300), rows(5, 300, a=lambda x: x + 1), numeric=NUMERIC, categorical=CATEGORICAL)
-    assert found.drifted == ("a",)
+    comparison = compare(rows(0, 300), rows(5, 300, a=lambda x: x + 1), numeric=NUMERIC, categorical=CATEGORICAL)
+    assert comparison.drifted == ("a",)
 
 
 def test_a_seldom_or_newly_missing_column_is_not_silent():
-    found = compare(rows(0, never=lambda x: np.arange(len(x))), rows(1), numeric=NUMERIC, categorical=CATEGORICAL)
-    assert found.drifted == ("never",)
+    comparison = compare(rows(0, never=lambda x: np.arange(len(x))), rows(1), numeric=NUMERIC, categorical=CATEGORICAL)
+    assert comparison.drifted == ("never",)
 
 
 @pytest.mark.parametrize(("reference", "current"), [(0, 10), (10, 0)], ids=["no reference", "no predictions"])
 def test_nothing_to_compare_is_not_known_rather_than_no_drift(reference, current):
-    found = compare(rows(0, reference), rows(1, current), numeric=NUMERIC, categorical=CATEGORICAL)
-    assert np.isnan(found.share)
+    comparison = compare(rows(0, reference), rows(1, current), numeric=NUMERIC, categorical=CATEGORICAL)
+    assert np.isnan(comparison.share)
 
 
 def test_a_report_holds_a_sample_of_the_rows_only():
@@ -107,8 +114,8 @@ def test_no_data_breaks_the_report(column, made, count, sides):
     for side, name in ((reference, "reference"), (current, "current")):
         if sides in (name, "both"):
             side[column] = pd.Series(made(len(side)))
-    found = compare(reference, current, numeric=("a", "b"), categorical=CATEGORICAL)
-    assert 0 <= found.share <= 1 and found.html
+    comparison = compare(reference, current, numeric=("a", "b"), categorical=CATEGORICAL)
+    assert 0 <= comparison.share <= 1 and comparison.html
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1.0, 1e300], ids=str)

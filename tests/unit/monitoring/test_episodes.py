@@ -1,6 +1,7 @@
-"""The controller on the ledger: asked once, whatever is run again, killed or out of order."""
+"""The controller on the ledger makes each request once, despite reruns, kills and any order."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ MAY, JUNE, JULY, AUGUST, SEPTEMBER = (f"2013-{month:02d}-01T10:00:00Z" for month
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-def found(metric=0.70, labels=5000, version="1", champion_cutoff="2013-04-01T10:00:00Z"):
+def measurement(metric=0.70, labels=5000, version="1", champion_cutoff="2013-04-01T10:00:00Z"):
     return {
         "version": version, "champion_cutoff": champion_cutoff, "since": "", "predictions": labels, "labels": labels, "days": 28,
         "metric": metric, "ci": [metric and metric - 0.01, metric and metric + 0.01], "reference": 0.74,
@@ -24,7 +25,7 @@ def found(metric=0.70, labels=5000, version="1", champion_cutoff="2013-04-01T10:
     }  # fmt: skip
 
 
-DRIFTING, HEALTHY, UNKNOWN = found(0.70), found(0.745), found(None)
+DRIFTING, HEALTHY, UNKNOWN = measurement(0.70), measurement(0.745), measurement(None)
 
 
 def run(cutoff, performance=DRIFTING, dag_run="run"):
@@ -64,22 +65,23 @@ def test_the_same_cutoff_again_changes_nothing():
 
 def test_an_old_cutoff_run_again_under_a_new_champion_rewrites_nothing():
     run(MAY)
-    run(JUNE, found(0.75, version="2", champion_cutoff=MAY))
+    run(JUNE, measurement(0.75, version="2", champion_cutoff=MAY))
     before = everything()
-    run(MAY, found(None, labels=0, version="2", champion_cutoff=MAY))
+    run(MAY, measurement(None, labels=0, version="2", champion_cutoff=MAY))
     assert everything() == before
 
 
 def test_a_decision_is_made_again_when_there_are_more_labels_at_the_same_cutoff():
-    assert run(MAY, found(0.70, labels=10))["state"] == "unknown"
+    assert run(MAY, measurement(0.70, labels=10))["state"] == "unknown"
     assert run(MAY, DRIFTING)["asked"]
 
 
 def test_what_was_asked_stays_asked_when_more_labels_at_the_same_cutoff_look_better():
-    run(MAY, found(0.70, labels=2000))
+    run(MAY, measurement(0.70, labels=2000))
     summary = run(MAY, HEALTHY)
     assert (summary["state"], summary["asked"]) == ("healthy", False)
-    assert ledger.current_episode("flights")  # its request may be worked on: the next healthy verdict closes it
+    # Its request may be in progress. The next healthy verdict closes the episode.
+    assert ledger.current_episode("flights")
     run(JUNE, HEALTHY)
     assert ledger.current_episode("flights") is None
 
@@ -88,8 +90,32 @@ def test_a_run_for_a_time_before_the_last_decision_asks_nothing():
     run(JUNE, HEALTHY)
     summary = run(MAY)
     assert (summary["state"], summary["asked"]) == ("drifting", False)
-    assert "later cutoff" in summary["reasons"][-1]
+    assert summary["reasons"][-1] == "a later cutoff was judged already: nothing is asked for"
     assert ledger.current_episode("flights") is None
+
+
+def test_a_run_that_is_the_latest_says_nothing_of_later_ones():
+    run(MAY)
+    assert not [reason for reason in run(JUNE)["reasons"] if "later cutoff" in reason]
+
+
+def test_the_share_of_drifted_inputs_reaches_the_rules():
+    """0.4 of the inputs drifted (``run``)."""
+    policy = POLICY.model_copy(update={"max_drifted_share": 0.3})
+    project = PROJECT.model_copy(update={"retrain": policy})
+    summary = episodes.decide_retraining(project, MAY, HEALTHY, {"share": 0.4}, dag_run="run")
+    assert (summary["state"], summary["reasons"]) == ("drifting", ["40% of the inputs drifted, more than 30%"])
+    unknown = episodes.decide_retraining(project, JUNE, HEALTHY, None, dag_run="run")
+    assert (unknown["state"], unknown["reasons"]) == ("unknown", ["the share of drifted inputs is not known"])
+
+
+def test_a_lost_champion_is_told_once_a_day(monkeypatch):
+    gone = SimpleNamespace(version="3", __str__=lambda _: "")
+    monkeypatch.setattr(episodes, "lost_champion", lambda _: gone)
+    for cutoff in ("2013-05-01T10:00:00Z", "2013-05-01T11:00:00Z", "2013-05-02T10:00:00Z"):
+        summary = episodes.decide_retraining(PROJECT, cutoff, None, None, dag_run="run")
+        assert (summary["state"], summary["reasons"]) == ("champion lost", [str(gone)])
+    assert len(ledger.notices("flights")) == 2 and not ledger.requests("flights")
 
 
 @pytest.mark.parametrize("killed_in", ["open_episode", "request_retraining", "decide", "record_stage"])
@@ -115,7 +141,7 @@ def test_a_healthy_verdict_closes_the_episode_and_the_next_drift_asks_again():
 
 def test_a_new_champion_closes_the_episode():
     run(MAY)
-    summary = run(JUNE, found(None, labels=0, version="2", champion_cutoff=MAY))
+    summary = run(JUNE, measurement(None, labels=0, version="2", champion_cutoff=MAY))
     assert ledger.current_episode("flights") is None
     assert "closed" in summary["reasons"][-1]
 
@@ -139,12 +165,14 @@ def test_a_refused_drift_asks_again_ever_more_seldom_and_tells_people():
         if summary["asked"]:
             asked.append(cutoff[:7])
             refuse(summary["request"])
-    # 20 days, 40, 80, 160, and no longer than that
+    # 20 days, 40, 80, 160, and no longer than that.
     assert asked == ["2013-05", "2013-06", "2013-08", "2013-11", "2014-05", "2014-11"]
-    found = ledger.episodes("flights")
-    assert [e["evidence"]["ask"] for e in found] == [1, 2, 3, 4, 5, 6]
-    assert [e["evidence"].get("continues") for e in found[1:]] == [e["id"] for e in found[:-1]]
-    assert [n["text"].startswith("drift lasts") and "times in vain" in n["text"] for n in ledger.notices("flights")] == [True] * 3
+    rows = ledger.episodes("flights")
+    assert [e["evidence"]["ask"] for e in rows] == [1, 2, 3, 4, 5, 6]
+    assert [e["evidence"].get("continues") for e in rows[1:]] == [e["id"] for e in rows[:-1]]
+    assert [
+        n["text"].startswith("drift lasts") and "times in vain" in n["text"] for n in ledger.notices("flights")
+    ] == [True] * 3
 
 
 @pytest.mark.parametrize("killed_in", ["close_episode", "open_episode", "request_retraining"])
@@ -173,7 +201,11 @@ def test_a_person_who_asked_at_this_cutoff_is_enough():
 def test_no_champion_is_on_record_too(monkeypatch):
     monkeypatch.setattr(episodes, "lost_champion", lambda _: None)  # a registry without the model
     summary = episodes.decide_retraining(PROJECT, MAY, None, None, dag_run="run")
-    assert (summary["state"], summary["asked"]) == ("no champion", False)
+    assert (summary["state"], summary["asked"], summary["reasons"]) == (
+        "no champion",
+        False,
+        ["no champion is deployed yet"],
+    )
     assert ledger.stage_record("flights", "monitor", MAY)
 
 
@@ -194,11 +226,15 @@ def test_a_request_waits_for_the_thaw_and_is_found_then_whoever_asked():
 
 def test_an_old_champion_is_challenged_once_in_its_age_and_no_episode_opens():
     def months(project=AGEING):
-        return [episodes.decide_retraining(project, cutoff, HEALTHY, {"share": 0.4}, dag_run="run")["asked"] for cutoff in (MAY, JUNE, JULY, AUGUST)]
+        return [
+            episodes.decide_retraining(project, cutoff, HEALTHY, {"share": 0.4}, dag_run="run")["asked"]
+            for cutoff in (MAY, JUNE, JULY, AUGUST)
+        ]
 
-    assert months() == [False, True, False, True]  # trained on 1 April: 61 days old in June, and again 61 days after that request
+    # Trained on 1 April: 61 days old in June, and again 61 days after that request.
+    assert months() == [False, True, False, True]
     kept = everything()
-    assert months() == [False, True, False, True]  # decided before: the same again
+    assert months() == [False, True, False, True]  # already decided: the same again
     assert everything() == kept
     assert [r.reason for r in ledger.requests("flights")] == ["age", "age"] and not ledger.episodes("flights")
     assert episodes.unclaimed_request(AGEING).reason == "age"

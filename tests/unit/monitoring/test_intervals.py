@@ -1,4 +1,7 @@
-"""The bootstrap says what a naive one says, is as sure as it claims, and is fast enough for every month of a replay."""
+"""The bootstrap agrees with a naive one and has the stated coverage.
+
+It is fast enough for every month of a replay.
+"""
 
 import time
 
@@ -33,15 +36,17 @@ def test_a_resample_is_the_figure_of_the_rows_of_the_drawn_days(name):
     chosen = np.array([0, 0, 0, 3, 4, 4, 7, 8, 8, 9])
     rows = np.concatenate([np.flatnonzero(day == d) for d in chosen])
     naive = metric_function(name)(label[rows], prediction[rows])
-    assert metric_statistic(name, label, prediction, day)(np.bincount(chosen, minlength=10)[None].astype("float64"))[0] == pytest.approx(naive, abs=1e-12)
+    assert metric_statistic(name, label, prediction, day)(np.bincount(chosen, minlength=10)[None].astype("float64"))[
+        0
+    ] == pytest.approx(naive, abs=1e-12)
 
 
 def test_bias_of_a_resample_is_the_mean_over_the_rows_of_the_drawn_days():
     label, prediction, day = scored(500, days=10)
     chosen = np.array([0, 0, 0, 3, 4, 4, 7, 8, 8, 9])
     rows = np.concatenate([np.flatnonzero(day == d) for d in chosen])
-    found = bias_statistic(label, prediction, day)(np.bincount(chosen, minlength=10)[None].astype("float64"))[0]
-    assert found == pytest.approx((prediction[rows] - label[rows]).mean(), abs=1e-12)
+    bias = bias_statistic(label, prediction, day)(np.bincount(chosen, minlength=10)[None].astype("float64"))[0]
+    assert bias == pytest.approx((prediction[rows] - label[rows]).mean(), abs=1e-12)
 
 
 def test_the_interval_is_that_of_a_naive_bootstrap():
@@ -51,24 +56,32 @@ def test_the_interval_is_that_of_a_naive_bootstrap():
     for _ in range(2000):
         rows = np.concatenate([by_day[d] for d in generator.integers(0, DAYS, DAYS)])
         drawn.append(auc(label[rows], prediction[rows]))
-    low, high = np.quantile(drawn, [0.0179, 0.9821])  # Hesterberg's expansion for 28 blocks: Phi(-sqrt(28/27) * t(.975, 27))
-    found = bootstrap(metric_statistic("auc", label, prediction, day), DAYS, resamples=2000)
-    assert found.value == pytest.approx(roc_auc_score(label, prediction))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    # Hesterberg's expansion for 28 blocks: Phi(-sqrt(28/27) * t(.975, 27)).
+    low, high = np.quantile(drawn, [0.0179, 0.9821])
+    interval = bootstrap(metric_statistic("auc", label, prediction, day), DAYS, resamples=2000)
+    assert interval.value == pytest.approx(roc_auc_score(label, prediction))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """Days share their luck: 20 days of 50 rows whose day effect is larger than what rows vary within a day."""
+    """The interval covers the true value about as often as stated.
+
+    Rows of one day are correlated: there are 20 days of 50 rows, and the day effect is larger than
+    the variation within a day.
+    """
     generator, covered, covered_by_rows = np.random.default_rng(3), 0, 0
     day = np.repeat(np.arange(20), 50)
     for _ in range(400):
         error = generator.normal(0, 0.05, 20)[day] + generator.normal(0, 0.05, len(day))
-        found = bootstrap(bias_statistic(np.zeros(len(day)), error, day), 20, resamples=400, seed=int(generator.integers(1 << 30)))
-        covered += found.low <= 0 <= found.high
+        interval = bootstrap(
+            bias_statistic(np.zeros(len(day)), error, day), 20, resamples=400, seed=int(generator.integers(1 << 30))
+        )
+        covered += interval.low <= 0 <= interval.high
         sure = 1.96 * error.std() / np.sqrt(len(error))
         covered_by_rows += abs(error.mean()) <= sure
     assert 0.92 <= covered / 400 <= 0.98
-    assert covered_by_rows / 400 < 0.6  # what drawing rows instead of days would claim
+    # Coverage if rows were resampled instead of days.
+    assert covered_by_rows / 400 < 0.6
 
 
 def test_it_is_the_same_interval_every_time():
@@ -81,15 +94,24 @@ def test_it_is_the_same_interval_every_time():
     ("label", "prediction", "days"),
     [
         pytest.param(np.zeros(100), np.linspace(0, 1, 100), 10, id="one class only has no AUC"),
-        pytest.param(np.tile([0.0, 1.0], 50), np.full(100, np.nan), 10, id="predictions that are no numbers have no AUC"),
-        pytest.param(np.tile([0.0, 1.0], 50), np.linspace(0, 1, 100), MIN_BLOCKS - 1, id="too few days to be sure of anything"),
-        pytest.param(np.repeat([1.0, 0.0], [10, 90]), np.linspace(0, 1, 100), 10, id="all positives on one day, so that resamples lack them"),
+        pytest.param(
+            np.tile([0.0, 1.0], 50), np.full(100, np.nan), 10, id="predictions that are no numbers have no AUC"
+        ),
+        pytest.param(
+            np.tile([0.0, 1.0], 50), np.linspace(0, 1, 100), MIN_BLOCKS - 1, id="too few days to be sure of anything"
+        ),
+        pytest.param(
+            np.repeat([1.0, 0.0], [10, 90]),
+            np.linspace(0, 1, 100),
+            10,
+            id="all positives on one day, so that resamples lack them",
+        ),
     ],
 )
 def test_no_interval_where_none_can_be_had(label, prediction, days):
     day = np.arange(100) * days // 100
-    found = bootstrap(metric_statistic("auc", label, prediction, day), days)
-    assert np.isnan(found.low) and np.isnan(found.high)
+    interval = bootstrap(metric_statistic("auc", label, prediction, day), days)
+    assert np.isnan(interval.low) and np.isnan(interval.high)
 
 
 def test_nothing_at_all_has_no_value():
@@ -103,3 +125,14 @@ def test_a_month_of_flights_takes_less_than_three_seconds(name):
     started = time.process_time()
     bootstrap(metric_statistic(name, label, prediction, day), DAYS)
     assert time.process_time() - started < 3
+
+
+def test_labels_may_be_integers_and_one_block_has_a_value_without_an_interval():
+    label, prediction = np.array([0, 1, 1]), np.array([0.25, 0.5, 1.0])
+    one_block = np.zeros(3, dtype=int)
+    for name in ("auc", "brier"):
+        interval = bootstrap(metric_statistic(name, label, prediction, one_block), 1)
+        assert interval.value == pytest.approx(metric_function(name)(label.astype("float64"), prediction))
+        assert np.isnan([interval.low, interval.high]).all()
+    assert bootstrap(bias_statistic(label, prediction, one_block), 1).value == pytest.approx(-0.25 / 3)
+    assert np.isnan(bootstrap(bias_statistic(label, prediction, one_block), 0).value)

@@ -1,4 +1,4 @@
-"""Which predictions count, with which outcomes, and what is said when there are none."""
+"""Which predictions and outcomes count, and the report if there are none."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -18,7 +18,14 @@ SINCE = CUTOFF - timedelta(days=28)
 AUC = Metric(name="auc", higher_is_better=True)
 
 
-def store_predictions(*, hours_before: list[float], version: str = "1", cutoff: datetime = CUTOFF, first_flight: int = 1, prediction: float = 0.5):
+def store_predictions(
+    *,
+    hours_before: list[float],
+    version: str = "1",
+    cutoff: datetime = CUTOFF,
+    first_flight: int = 1,
+    prediction: float = 0.5,
+):
     predicted_at = [pd.Timestamp(CUTOFF - timedelta(hours=h)) for h in hours_before]
     flights = range(first_flight, first_flight + len(predicted_at))
     rows = pd.DataFrame(
@@ -34,9 +41,15 @@ def store_predictions(*, hours_before: list[float], version: str = "1", cutoff: 
     return rows
 
 
-def store_outcomes(flights: pd.DataFrame, *, known_at: datetime, status: str = "landed", delay: float | None = 30.0, sequence: int = 1):
-    rows = flights[["carrier", "flight", "scheduled_departure"]].assign(status=status, arr_delay=delay, known_at=pd.Timestamp(known_at))
-    table = pa.Table.from_pandas(rows, schema=tables.arrow_schema(FLIGHTS.source("actuals").columns), preserve_index=False)
+def store_outcomes(
+    flights: pd.DataFrame, *, known_at: datetime, status: str = "landed", delay: float | None = 30.0, sequence: int = 1
+):
+    rows = flights[["carrier", "flight", "scheduled_departure"]].assign(
+        status=status, arr_delay=delay, known_at=pd.Timestamp(known_at)
+    )
+    table = pa.Table.from_pandas(
+        rows, schema=tables.arrow_schema(FLIGHTS.source("actuals").columns), preserve_index=False
+    )
     tables.append(layout.table(FLIGHTS, "actuals"), table, writer=f"test{sequence}", sequence=sequence)
 
 
@@ -75,7 +88,9 @@ class TestJoin:
 
     def test_a_project_that_gives_labels_known_later_is_not_believed(self, monkeypatch):
         flights = store_predictions(hours_before=[10])
-        late = flights[["carrier", "flight", "scheduled_departure"]].assign(label=1.0, label_known_at=pd.Timestamp(CUTOFF) + pd.Timedelta("1s"))
+        late = flights[["carrier", "flight", "scheduled_departure"]].assign(
+            label=1.0, label_known_at=pd.Timestamp(CUTOFF) + pd.Timedelta("1s")
+        )
         monkeypatch.setattr(FLIGHTS.module("features"), "labels", lambda *_, **__: late)
         assert joined().empty
 
@@ -105,37 +120,55 @@ def made_up(days: int = 28, a_day: int = 40, *, kind: TaskKind = TaskKind.BINARY
     time = pd.Timestamp(SINCE) + pd.to_timedelta(np.linspace(1, days * 24 - 1, rows), unit="h")
     if kind is TaskKind.REGRESSION:
         prediction = generator.normal(100, 20, rows)
-        return pd.DataFrame({"predicted_at": time, "prediction": prediction, "label": prediction + generator.normal(-5, 3, rows)})
+        return pd.DataFrame(
+            {"predicted_at": time, "prediction": prediction, "label": prediction + generator.normal(-5, 3, rows)}
+        )
     prediction = generator.beta(2, 5, rows)
-    return pd.DataFrame({"predicted_at": time, "prediction": prediction, "label": (generator.random(rows) < prediction).astype("float64")})
+    return pd.DataFrame(
+        {
+            "predicted_at": time,
+            "prediction": prediction,
+            "label": (generator.random(rows) < prediction).astype("float64"),
+        }
+    )
 
 
 def test_a_binary_task_is_measured():
-    found = performance.measure(AUC, TaskKind.BINARY, made_up(), predictions=2000)
-    assert (found.predictions, found.labels) == (2000, 28 * 40)
-    assert found.metric.low < found.metric.value < found.metric.high
-    assert found.bias.low < 0 < found.bias.high  # outcomes were drawn with the predicted probability
-    assert set(found.figures) == {"auc", "brier", "log_loss"}
-    assert found.figures["auc"] == pytest.approx(found.metric.value)
+    measurement = performance.measure(AUC, TaskKind.BINARY, made_up(), predictions=2000)
+    assert (measurement.predictions, measurement.labels) == (2000, 28 * 40)
+    assert measurement.metric.low < measurement.metric.value < measurement.metric.high
+    # The outcomes were drawn with the predicted probability.
+    assert measurement.bias.low < 0 < measurement.bias.high
+    assert set(measurement.figures) == {"auc", "brier", "log_loss"}
+    assert measurement.figures["auc"] == pytest.approx(measurement.metric.value)
 
 
 def test_a_regression_is_measured():
-    found = performance.measure(Metric(name="rmse", higher_is_better=False), TaskKind.REGRESSION, made_up(kind=TaskKind.REGRESSION), predictions=2000)
-    assert found.bias.low == pytest.approx(5, abs=0.5)
-    assert set(found.figures) == {"mae", "rmse", "r2"}
+    measurement = performance.measure(
+        Metric(name="rmse", higher_is_better=False),
+        TaskKind.REGRESSION,
+        made_up(kind=TaskKind.REGRESSION),
+        predictions=2000,
+    )
+    assert measurement.bias.low == pytest.approx(5, abs=0.5)
+    assert set(measurement.figures) == {"mae", "rmse", "r2"}
 
 
 def test_no_outcomes_give_no_figures_rather_than_good_ones():
-    found = performance.measure(AUC, TaskKind.BINARY, made_up().head(0), predictions=7)
-    assert (found.predictions, found.labels, found.days) == (7, 0, 0)
-    assert np.isnan([found.metric.value, found.metric.low, found.bias.value, found.bias.high]).all()
+    measurement = performance.measure(AUC, TaskKind.BINARY, made_up().head(0), predictions=7)
+    assert (measurement.predictions, measurement.labels, measurement.days) == (7, 0, 0)
+    assert np.isnan(
+        [measurement.metric.value, measurement.metric.low, measurement.bias.value, measurement.bias.high]
+    ).all()
 
 
 def test_a_prediction_that_is_no_number_spoils_the_figures():
     rows = made_up()
     rows.loc[5, "prediction"] = np.nan
-    found = performance.measure(AUC, TaskKind.BINARY, rows, predictions=len(rows))
-    assert np.isnan([found.metric.value, found.metric.high, found.bias.value, found.bias.low]).all()
+    measurement = performance.measure(AUC, TaskKind.BINARY, rows, predictions=len(rows))
+    assert np.isnan(
+        [measurement.metric.value, measurement.metric.high, measurement.bias.value, measurement.bias.low]
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +190,9 @@ def test_the_metric_at_training(tags, expected, monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", list(TaskKind))
 def test_the_page_shows_the_figures_and_needs_no_network(kind):
     rows = made_up(kind=kind)
-    project = FLIGHTS.model_copy(update={"kind": kind, "metric": AUC if kind is TaskKind.BINARY else Metric(name="rmse", higher_is_better=False)})
+    project = FLIGHTS.model_copy(
+        update={"kind": kind, "metric": AUC if kind is TaskKind.BINARY else Metric(name="rmse", higher_is_better=False)}
+    )
     html = page.performance_page(project, "2013-05-01T10:00:00Z", evidence(len(rows)), rows)
     assert "version 3" in html and "0.7000 [0.6900, 0.7100]" in html and "<svg" in html
     assert not [link for link in ("<script", "<link", 'src="http', 'href="http') if link in html]

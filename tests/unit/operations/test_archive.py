@@ -1,4 +1,4 @@
-"""The archive: whole or not there, and any damage is found before it is used."""
+"""An archive is complete or does not exist, and damage is detected before it is used."""
 
 import json
 import stat
@@ -34,20 +34,24 @@ def test_it_reads_what_was_written_and_is_its_owners_alone(made):
 
 
 def test_a_backup_overwrites_nothing(made):
-    with pytest.raises(archive.ArchiveError, match="is there already"), archive.writing(made):
+    with pytest.raises(archive.ArchiveError, match="exists already"), archive.writing(made):
         pass
     check(made)
 
 
 def test_broken_off_there_is_none(tmp_path):
-    with pytest.raises(KeyboardInterrupt), archive.writing(tmp_path / "b.zip") as writer, writer.member("ledger.jsonl") as into:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        archive.writing(tmp_path / "b.zip") as writer,
+        writer.member("ledger.jsonl") as into,
+    ):
         into.write(CONTENT)
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_archive_is_named(tmp_path):
-    with pytest.raises(archive.ArchiveError, match="there is no archive .*none.zip"):
+    with pytest.raises(archive.ArchiveError, match="this archive does not exist: .*none.zip"):
         check(tmp_path / "none.zip")
 
 
@@ -62,7 +66,9 @@ def test_a_truncated_archive_is_refused(made, share):
 def test_a_flipped_byte_anywhere_in_the_content_is_refused(made):
     content = bytearray(made.read_bytes())
     with zipfile.ZipFile(made) as file:
-        starts = {info.filename: info.header_offset + 30 + len(info.filename) + len(info.extra) for info in file.infolist()}
+        starts = {
+            info.filename: info.header_offset + 30 + len(info.filename) + len(info.extra) for info in file.infolist()
+        }
     for start in starts.values():
         for offset in (20, 30):
             damaged = bytearray(content)
@@ -83,7 +89,7 @@ def test_an_archive_that_was_packed_again_with_other_content_is_refused(made, fo
     with zipfile.ZipFile(made, "w") as file:
         for name, content in members.items():
             file.writestr(name, content)
-    with pytest.raises(archive.ArchiveError, match="is not what was written"):
+    with pytest.raises(archive.ArchiveError, match="was changed after the backup"):
         check(made)
 
 

@@ -1,4 +1,4 @@
-"""A cutoff in the future, as an older version let it in: it is seen, taken back, and the next runs work."""
+"""A cutoff in the future from an older version is detected and reverted, and the next runs work."""
 
 import pandas as pd
 import pyarrow as pa
@@ -25,13 +25,16 @@ PREDICTED = pa.schema([("prediction_id", pa.string()), ("cutoff", tables.ARROW["
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """A registry without models, for all tests of this file: to make its tables takes seconds."""
+    """Create a registry without models. All tests share it, because its tables take seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, registry):
-    """A home whose wall clock says February 2013, with made-up features: one row of each view a day."""
+    """Create a home whose wall clock is in February 2013, with made-up features.
+
+    Each view has one row a day.
+    """
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
     for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL"):
@@ -39,21 +42,36 @@ def home(tmp_path, monkeypatch, registry):
     monkeypatch.setattr(times, "utc_now", lambda: moment(NOW))
     monkeypatch.setattr(flight_features, "compute", compute)
     forget_home()
-    planes = pd.DataFrame({name: [None] for name in FLIGHTS.source("planes").columns}).assign(tailnum="N1", published_at=pd.Timestamp(GOOD))
+    planes = pd.DataFrame({name: [None] for name in FLIGHTS.source("planes").columns}).assign(
+        tailnum="N1", published_at=pd.Timestamp(GOOD)
+    )
     schema = tables.arrow_schema(FLIGHTS.source("planes").columns)
-    tables.append(layout.table(FLIGHTS, "planes"), pa.Table.from_pandas(planes, schema=schema, preserve_index=False), writer="test", sequence=1)
+    tables.append(
+        layout.table(FLIGHTS, "planes"),
+        pa.Table.from_pandas(planes, schema=schema, preserve_index=False),
+        writer="test",
+        sequence=1,
+    )
     yield tmp_path
     monkeypatch.undo()
     forget_home()
 
 
 def compute(known, *, since, cutoff):
-    """As a project's function does: a row for each day after ``since``; no data, no value."""
-    days = pd.date_range("2013-01-01", min(pd.Timestamp(cutoff), pd.Timestamp("2013-03-01T00:00Z")).tz_localize(None), freq="D", tz="UTC")
+    """Return a row for each day after ``since``, as a project's function does.
+
+    A day without data has no value.
+    """
+    days = pd.date_range(
+        "2013-01-01", min(pd.Timestamp(cutoff), pd.Timestamp("2013-03-01T00:00Z")).tz_localize(None), freq="D", tz="UTC"
+    )
     days = days[days > pd.Timestamp(since)] if since else days
     made = {}
     for view in store.feature_views(FLIGHTS):
-        values = {feature.name: 1.0 if pd.Timestamp(cutoff) < pd.Timestamp(WRONG) else float("nan") for feature in view.features}
+        values = {
+            feature.name: 1.0 if pd.Timestamp(cutoff) < pd.Timestamp(WRONG) else float("nan")
+            for feature in view.features
+        }
         made[view.name] = pd.DataFrame({**dict.fromkeys(view.join_keys, "X"), "event_timestamp": days, **values})
     return made
 
@@ -82,7 +100,7 @@ def published() -> pd.DataFrame:
 
 @pytest.fixture
 def poisoned(home):
-    """What a run with a cutoff in the future leaves, and a green run after it that did nothing."""
+    """Create the state after a run with a future cutoff and a successful run that did nothing."""
     run(GOOD)
     predict(GOOD, "good")
     ledger.decide("flights", "monitor", GOOD, verdict="healthy", reasons=[], cutoff=GOOD)
@@ -97,17 +115,25 @@ def poisoned(home):
 
 
 def test_what_a_wrong_cutoff_leaves_is_named_and_taken_back_and_the_next_runs_work(poisoned, monkeypatch):
-    """In one test, since to make it takes seconds."""
-    said = "; ".join(cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking)
+    """The effects of a wrong cutoff are reported and reverted, and the next runs work.
+
+    This is one test, because the setup takes seconds.
+    """
+    traces = "; ".join(cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking)
     for words in (
         "stage build_features is recorded up to 2031",
         "table plane goes up to 2031",
         "online store plane goes up to 2031",
         "predictions were made up",
     ):
-        assert words in said
-    for words in ("1 decisions of monitor", "1 drift episodes", "1 DAG runs", "(drift, cutoff 2031-01-01T00:00:00Z) is open"):
-        assert words in said
+        assert words in traces
+    for words in (
+        "1 decisions of monitor",
+        "1 drift episodes",
+        "1 DAG runs",
+        "(drift, cutoff 2031-01-01T00:00:00Z) is open",
+    ):
+        assert words in traces
     (fault,) = [f for f in future_cutoffs(get_settings()) if f.state == "fault"]
     assert "flights: a cutoff in the future stops later runs" in fault.what and "airloop rewind flights" in fault.fix
 
@@ -115,14 +141,18 @@ def test_what_a_wrong_cutoff_leaves_is_named_and_taken_back_and_the_next_runs_wo
         killed.setattr(store, "set_filled_until", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             cutoffs.rewind(FLIGHTS, cutoffs.present(FLIGHTS), by="jo", why="x")
-    assert any("online store" in one for one in cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking), "it is seen, and can be done again"
+    assert any("online store" in one for one in cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking), (
+        "it is seen, and can be done again"
+    )
 
     done = cutoffs.rewind(FLIGHTS, cutoffs.present(FLIGHTS), by="jo", why="a wrong year")
     assert any("feature view plane: back to 2013-01-20T10:00:00Z" in one for one in done.blocking), done
     assert not cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking
     assert published()["event_timestamp"].max() <= pd.Timestamp(GOOD) and len(published()) == 20
     assert online() == [1.0], "the poisoned value is not looked up any more"
-    assert ledger.last_cutoffs("flights")["build_features"]["cutoff"] == GOOD, "the green run for a later day had published nothing"
+    assert ledger.last_cutoffs("flights")["build_features"]["cutoff"] == GOOD, (
+        "the green run for a later day had published nothing"
+    )
     assert [d["subject"] for d in ledger.decisions("flights", "monitor")] == [GOOD]
     assert ledger.current_episode("flights") is None
     (request,) = ledger.requests("flights")
@@ -151,7 +181,10 @@ def test_a_history_that_was_loaded_at_todays_cutoff_is_rebuilt_from_its_beginnin
 
 def test_a_clock_of_a_replay_that_was_moved_too_far_is_seen_and_set_back(home):
     ledger.set_clock("flights", WRONG)
-    assert "the clock of the replay stands at 2031-01-01T00:00:00Z" in cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking
+    assert (
+        "the clock of the replay stands at 2031-01-01T00:00:00Z"
+        in cutoffs.traces(FLIGHTS, cutoffs.present(FLIGHTS)).blocking
+    )
     cutoffs.rewind(FLIGHTS, moment(GOOD), by="jo", why="a typing error")
     assert ledger.iso(ledger.now("flights")) == GOOD
 

@@ -1,6 +1,4 @@
-"""Freezing and thawing: whom it concerns, what stays, and what is said when Airflow is away."""
-
-import socket
+"""Freezing and thawing: affected projects, what stays, and the report if Airflow is unavailable."""
 
 import pytest
 
@@ -8,16 +6,15 @@ from include import ledger
 from include.ledger import EVERYTHING
 from include.operations import freezing
 from include.settings import get_settings
+from tests.ports import free_port
 
 CUTOFF = "2013-05-01T10:00:00Z"
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """With an Airflow that is away."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Create a home with an unavailable Airflow."""
+    port = free_port()
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path))
     monkeypatch.setenv("AIRLOOP_AIRFLOW_PORT", str(port))
     get_settings.cache_clear()
@@ -33,8 +30,11 @@ def test_the_first_freeze_stands_with_its_reason():
     made, new = freezing.freeze("flights", by="jo", why="audit")
     again, second = freezing.freeze("flights", by="kim", why="another")
     assert (new, second) == (True, False) and again == made
-    assert str(ledger.freeze_of("flights")) == f"flights is frozen since {made.since} by jo: audit (`airloop thaw flights` ends it)"
-    with pytest.raises(ledger.Frozen, match="version 3 is not promoted: flights is frozen since .* by jo: audit"):
+    assert (
+        str(ledger.freeze_of("flights"))
+        == f"flights is frozen since {made.since} by jo: audit (`airloop thaw flights` ends it)"
+    )
+    with pytest.raises(ledger.FrozenError, match="version 3 is not promoted: flights is frozen since .* by jo: audit"):
         ledger.refuse_frozen("flights", "version 3 is not promoted")
 
 
@@ -43,14 +43,20 @@ def test_a_freeze_concerns_its_project_and_that_of_all_everybody():
     assert ledger.freeze_of("another") is None
     freezing.freeze(None, by="jo", why="power cut")
     assert ledger.freeze_of("another").why == "power cut" and ledger.freeze_of("flights").why == "audit"
-    assert "everything is frozen" in str(ledger.freeze_of("another")) and "`airloop thaw --all`" in str(ledger.freeze_of("another"))
+    assert "everything is frozen" in str(ledger.freeze_of("another")) and "`airloop thaw --all`" in str(
+        ledger.freeze_of("another")
+    )
 
 
 def test_each_freeze_is_ended_for_itself():
     freezing.freeze("flights", by="jo", why="audit")
     freezing.freeze(None, by="jo", why="power cut")
     ended = thaw(None)
-    assert ended.ended.project == EVERYTHING and [one.why for one in ended.still] == ["audit"] and ledger.freeze_of("flights")
+    assert (
+        ended.ended.project == EVERYTHING
+        and [one.why for one in ended.still] == ["audit"]
+        and ledger.freeze_of("flights")
+    )
     ended = thaw()
     assert ended.ended.why == "audit" and not ended.still and ledger.freeze_of("flights") is None
     assert thaw().ended is None
@@ -75,13 +81,17 @@ def test_what_waits_in_a_project_that_stays_frozen_is_not_started():
 def test_without_airflow_the_thaw_holds_and_says_what_to_do():
     ledger.request_retraining("flights", cutoff=CUTOFF, reason="person", asked_by="somebody")
     freezing.freeze("flights", by="jo", why="audit")
-    for _ in range(2):  # the second time as well: nothing was started yet
+    # The second time as well, because nothing was started yet.
+    for _ in range(2):
         thawed = thaw()
-        assert "Airflow could not be asked to start flights__train" in thawed.trouble and "do `airloop thaw flights` again" in thawed.trouble
+        assert (
+            "Airflow could not be asked to start flights__train" in thawed.trouble
+            and "do `airloop thaw flights` again" in thawed.trouble
+        )
     assert ledger.freeze_of("flights") is None
 
 
-@pytest.mark.parametrize("project, why, said", [("no_such", "audit", "no_such"), ("flights", " ", "say why")])
-def test_what_cannot_be_frozen_is_said(project, why, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize("project, why, message", [("no_such", "audit", "no_such"), ("flights", " ", "say why")])
+def test_what_cannot_be_frozen_is_said(project, why, message):
+    with pytest.raises(ValueError, match=message):
         freezing.freeze(project, by="jo", why=why)

@@ -1,4 +1,7 @@
-"""Rows of a database, as text and back: from SQLite into Postgres and the other way, at one moment, all or none."""
+"""Rows of a database are copied as text between SQLite and Postgres, in both directions.
+
+The copy is of one moment, and contains all rows or none.
+"""
 
 import io
 from datetime import datetime
@@ -27,7 +30,9 @@ from sqlalchemy import (
 from include.operations import rows
 
 METADATA = MetaData()
-PARENTS = Table("z_parents", METADATA, Column("id", Integer, primary_key=True, autoincrement=True), Column("name", String(20)))
+PARENTS = Table(
+    "z_parents", METADATA, Column("id", Integer, primary_key=True, autoincrement=True), Column("name", String(20))
+)
 CHILDREN = Table(
     "a_children",
     METADATA,
@@ -51,7 +56,7 @@ ALL = METADATA.tables.__contains__
 
 @pytest.fixture
 def databases(tmp_path, postgres_url):
-    """URL of a database of each kind with the tables, empty."""
+    """Return the URL of a database of each kind with empty tables."""
     made = {"sqlite": f"sqlite:///{tmp_path / 'a.db'}", "postgres": postgres_url}
     for url in made.values():
         engine = create_engine(url.replace("postgresql:", "postgresql+psycopg2:"))
@@ -85,8 +90,8 @@ def test_rows_come_over_as_they_are(databases, source, target):
     assert {name: one.rows for name, one in held.items()} == {"a_children": 3, "z_parents": 2}
     loaded(databases[target], content, held)
     with rows.one_moment(databases[target]) as connection:
-        found = [dict(row) for row in connection.execute(select(CHILDREN)).mappings()]
-        assert sorted(found, key=lambda row: row["key"]) == sorted(ODD, key=lambda row: row["key"])
+        copies = [dict(row) for row in connection.execute(select(CHILDREN)).mappings()]
+        assert sorted(copies, key=lambda row: row["key"]) == sorted(ODD, key=lambda row: row["key"])
         assert rows.contents(connection, rows.tables(connection, ALL)) == held
     assert saved(databases[target])[1] == held
 
@@ -101,7 +106,7 @@ def test_postgres_goes_on_counting_where_the_rows_end(databases):
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_what_is_written_meanwhile_is_not_seen(databases, kind):
     fill(databases[kind])
-    if kind == "sqlite":  # as the house's databases are
+    if kind == "sqlite":  # as in Airloop's databases
         with rows.closing_engine(databases[kind]) as engine, engine.connect() as connection:
             connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")
     with rows.one_moment(databases[kind]) as reading:
@@ -115,23 +120,32 @@ def test_what_is_written_meanwhile_is_not_seen(databases, kind):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
-        (lambda content: content.replace(b'"seven"', b'"eleven"'), "after loading, z_parents did not hold what the archive says: nothing was kept"),
+        (
+            lambda content: content.replace(b'"seven"', b'"eleven"'),
+            "after loading, z_parents did not hold what the archive says: nothing was kept",
+        ),
         (lambda content: content.replace(b'"name"', b'"title"'), "table z_parents of the archive does not fit"),
-        (lambda content: content.replace(b'"z_parents"', b'"others"'), "table others of the archive does not fit: here it is not known"),
+        (
+            lambda content: content.replace(b'"z_parents"', b'"others"'),
+            "table others of the archive does not fit: here it is not known",
+        ),
     ],
 )
-def test_rows_that_are_not_those_of_the_archive_are_not_kept(databases, change, said):
+def test_rows_that_are_not_those_of_the_archive_are_not_kept(databases, change, message):
     fill(databases["sqlite"])
     content, held = saved(databases["sqlite"])
-    with pytest.raises(rows.RowsError, match=said):
+    with pytest.raises(rows.RowsError, match=message):
         loaded(databases["postgres"], change(content), held)
     with rows.one_moment(databases["postgres"]) as connection:
         assert rows.contents(connection, rows.tables(connection, ALL)) == {}
 
 
 def test_a_database_that_is_not_there_is_not_an_empty_one(tmp_path):
-    with pytest.raises(rows.RowsError, match="there is no database"), rows.one_moment(f"sqlite:///{tmp_path / 'none.db'}"):
+    with (
+        pytest.raises(rows.RowsError, match="there is no database"),
+        rows.one_moment(f"sqlite:///{tmp_path / 'none.db'}"),
+    ):
         pass
     assert not (tmp_path / "none.db").exists()

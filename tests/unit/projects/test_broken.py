@@ -1,29 +1,33 @@
-"""A project that cannot be loaded is told by file and line, and stops no other one."""
+"""A project that cannot be loaded is reported with file and line, and does not affect others."""
 
 import sys
 
 import pytest
 
-from include import projects
 from include.operations.doctor.projects import projects as examined
-from include.projects import BrokenProject, all_projects, broken_projects, get_project, project_names
+from include.projects import BrokenProjectError, all_projects, broken_projects, get_project, project_names
+from include.settings import get_settings
 
-# Content of __init__.py -> the place and words that are told of it.
+# Content of __init__.py -> the reported place and words.
 BROKEN = {
-    "syntax": ("x = 1\ny = (\n", "include/projects/syntax/__init__.py, line 2", "SyntaxError"),
-    "raises": ("x = 1\n\nraise ZeroDivisionError('at import')\n", "include/projects/raises/__init__.py, line 3", "at import"),
-    "lacking": ("import no_such_library\n", "include/projects/lacking/__init__.py, line 1", "no_such_library"),
-    "deeper": ("from include.projects.deeper import part\n", "include/projects/deeper/part.py, line 2", "NameError"),
-    "leaves": ("import sys\nsys.exit(3)\n", "include/projects/leaves/__init__.py, line 2", "SystemExit"),
-    "empty": ("", "include/projects/empty/__init__.py", "it must define project"),
-    "other": ("project = 7\n", "include/projects/other/__init__.py", "it must define project"),
+    "syntax": ("x = 1\ny = (\n", "syntax/__init__.py, line 2", "SyntaxError"),
+    "raises": (
+        "x = 1\n\nraise ZeroDivisionError('at import')\n",
+        "raises/__init__.py, line 3",
+        "at import",
+    ),
+    "lacking": ("import no_such_library\n", "lacking/__init__.py, line 1", "no_such_library"),
+    "deeper": ("from include.projects.deeper import part\n", "deeper/part.py, line 2", "NameError"),
+    "leaves": ("import sys\nsys.exit(3)\n", "leaves/__init__.py, line 2", "SystemExit"),
+    "empty": ("", "empty/__init__.py", "it must define project"),
+    "other": ("project = 7\n", "other/__init__.py", "it must define project"),
     "invalid": (
         "from include.projects.base import Project\nproject = Project(name='invalid')\n",
-        "include/projects/invalid/__init__.py, line 2",
+        "invalid/__init__.py, line 2",
         "ValidationError",
     ),
-    "recursive": ("def f():\n    f()\nf()\n", "include/projects/recursive/__init__.py, line 2", "RecursionError"),
-    "bytes": ("\ud800", "include/projects/bytes/__init__.py, line 1", "SyntaxError"),
+    "recursive": ("def f():\n    f()\nf()\n", "recursive/__init__.py, line 2", "RecursionError"),
+    "bytes": ("\ud800", "bytes/__init__.py, line 1", "SyntaxError"),
 }
 
 
@@ -33,11 +37,18 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_bytes(content.encode("utf-8", "surrogatepass"))
     (tmp_path / "deeper" / "part.py").write_text("x = 1\nnobody\n")
-    monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path)])
+    monkeypatch.setenv("AIRLOOP_PROJECTS", ",".join([str(tmp_path), "flights", *BROKEN]))
+    get_settings.cache_clear()
     get_project.cache_clear()
     yield tmp_path
+    monkeypatch.undo()
+    get_settings.cache_clear()
     get_project.cache_clear()
-    for name in [one for one in sys.modules if one.split(".")[:2] == ["include", "projects"] and one.split(".")[2:3] in [[name] for name in BROKEN]]:
+    for name in [
+        one
+        for one in sys.modules
+        if one.split(".")[:2] == ["include", "projects"] and one.split(".")[2:3] in [[name] for name in BROKEN]
+    ]:
         del sys.modules[name]
 
 
@@ -50,9 +61,9 @@ def test_the_others_are_loaded_and_each_broken_one_is_told(folder):
 @pytest.mark.parametrize("name", BROKEN)
 def test_its_file_and_line_are_named(folder, name):
     _, place, words = BROKEN[name]
-    with pytest.raises(BrokenProject) as told:
+    with pytest.raises(BrokenProjectError) as error:
         get_project(name)
-    assert f"project '{name}' cannot be loaded: {place}: " in str(told.value) and words in str(told.value)
+    assert f"project '{name}' cannot be loaded: {folder}/{place}: " in str(error.value) and words in str(error.value)
 
 
 def test_a_mended_project_is_loaded(folder):

@@ -1,4 +1,4 @@
-"""Compute classes: the memory that tries go through, and what is refused."""
+"""Compute classes: the memory of successive tries, and refused values."""
 
 import pytest
 from pydantic import ValidationError
@@ -36,11 +36,17 @@ def test_memory_of_the_next_try(used_up, wanted):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        pytest.param({"memory": "8Gi", "memory_max": "4Gi"}, "memory_max 4Gi is below memory 8Gi", id="the most below the first"),
+        pytest.param(
+            {"memory": "8Gi", "memory_max": "4Gi"}, "memory_max 4Gi is below memory 8Gi", id="the most below the first"
+        ),
         pytest.param({"memory": "2 GB"}, "memory", id="not as Kubernetes writes it"),
         pytest.param({"gpus": -1}, "gpus", id="negative GPUs"),
         pytest.param({"gpu": 1}, "gpu", id="a misspelt field"),
-        pytest.param({"tolerations": [{"key": "gpu", "value": "a"}]}, "operator Exists.*say operator='Equal'", id="a value that nothing is compared with"),
+        pytest.param(
+            {"tolerations": [{"key": "gpu", "value": "a"}]},
+            "operator Exists.*use operator='Equal'",
+            id="a value that nothing is compared with",
+        ),
     ],
 )
 def test_a_wrong_class_is_refused(wrong, message):
@@ -50,5 +56,5 @@ def test_a_wrong_class_is_refused(wrong, message):
 
 def test_bytes():
     assert in_bytes("2Gi") == 2 * 2**30 and in_bytes("3M") == 3_000_000
-    with pytest.raises(ValueError, match="'2 apples' is no quantity of bytes"):
+    with pytest.raises(ValueError, match="'2 apples' is not a quantity of bytes"):
         in_bytes("2 apples")

@@ -1,4 +1,7 @@
-"""A real registry (MLflow on SQLite) and a project of its own for each test, with three versions that differ in nothing but their tags."""
+"""A real registry (MLflow on SQLite) and a new project for each test.
+
+The project has three versions that differ only in their tags.
+"""
 
 import itertools
 
@@ -8,7 +11,7 @@ from include.projects.flights import project as flights
 from include.registry import versions
 from include.registry.client import registry_client
 from include.settings import get_settings
-from tests.unit.rollout.stand import Follower
+from tests.unit.rollout.harness import Follower
 
 COUNT = itertools.count()
 
@@ -27,18 +30,25 @@ def registry(tmp_path_factory):
 
 @pytest.fixture
 def project(registry):
-    """Versions 1 (judged when there was no champion), 2 (against 1) and 3 (against 2); all passed the gate; none is deployed."""
+    """Return a project with versions 1 to 3, which passed the gate. None is deployed.
+
+    Version 1 was judged when there was no champion, 2 against 1, and 3 against 2.
+    """
     made = flights.model_copy(update={"name": f"project_{next(COUNT)}"})
     registry.create_registered_model(made.name)
     for version in ("1", "2", "3"):
-        tags = {"gate": "passed", "judged_against": str(int(version) - 1) if version != "1" else "", "cutoff": f"2013-0{version}-01T00:00:00Z"}
+        tags = {
+            "gate": "passed",
+            "judged_against": str(int(version) - 1) if version != "1" else "",
+            "cutoff": f"2013-0{version}-01T00:00:00Z",
+        }
         registry.create_model_version(made.name, f"/nowhere/{version}", tags=tags)
     return made
 
 
 @pytest.fixture
 def deployed(project):
-    """The project with version 1 deployed by a run before."""
+    """Return the project with version 1 deployed by an earlier run."""
     from include.rollout import promotion
 
     promotion.promote(project, "1", dag_run="first", cutoff="2013-01-01T00:00:00Z", by_person=False)
@@ -49,7 +59,7 @@ def deployed(project):
 
 @pytest.fixture
 def store(registry, tmp_path, monkeypatch):
-    """Data and ledger of this test alone."""
+    """Create data and a ledger for this test alone."""
     monkeypatch.setenv("AIRLOOP_HOME", str(tmp_path / "home"))
     for name in ("AIRLOOP_DATA_ROOT", "AIRLOOP_LEDGER_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -61,7 +71,7 @@ def store(registry, tmp_path, monkeypatch):
 
 @pytest.fixture
 def serving(store, deployed, monkeypatch):
-    """What says that it serves what the registry says; deploy finds it by the settings."""
+    """Run a service that reports the registry's state. deploy finds it through the settings."""
     follower = Follower(deployed)
     monkeypatch.setenv("AIRLOOP_SERVING_PORT", str(follower.port))
     get_settings.cache_clear()

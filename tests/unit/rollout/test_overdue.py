@@ -1,11 +1,14 @@
-"""The sweep of rollouts, against a real registry: a rollout whose run is gone goes on or comes to an end, and people are told."""
+"""The sweep of rollouts against a real registry: a rollout without a run continues or ends.
+
+People are notified.
+"""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from include import ledger, times
-from include.ledger import Frozen, lifecycle
+from include.ledger import FrozenError, lifecycle
 from include.registry import versions
 from include.rollout import promotion, records
 from include.rollout.document import rollout_document
@@ -42,7 +45,7 @@ def promote(project, run="run"):
 
 
 def with_request(project):
-    """The request of version 2, in deployment by ``run``."""
+    """Create the request of version 2, in deployment by ``run``."""
     request = ledger.request_retraining(project.name, cutoff=CUTOFF, reason="drift", asked_by="monitor", episode="e").id
     versions.tag_version(project, "2", "request", request)
     ledger.claim_request(project.name, "train")
@@ -53,7 +56,7 @@ def with_request(project):
 
 def test_nothing_is_promoted_in_a_frozen_project(deployed):
     ledger.freeze(deployed.name, by="jo", why="audit")
-    with pytest.raises(Frozen, match="version 2 is not promoted: .* is frozen since .* by jo: audit"):
+    with pytest.raises(FrozenError, match="version 2 is not promoted: .* is frozen since .* by jo: audit"):
         promote(deployed)
     assert versions.aliases(deployed) == {"champion": "1"} and rollout_document(deployed).version == "1"
 
@@ -62,15 +65,18 @@ def test_what_is_begun_in_a_frozen_project_is_brought_to_its_end_by_its_run_and_
     promote(deployed)
     ledger.freeze(deployed.name, by="jo", why="audit")
     assert promote(deployed).state == "promoted"
-    with pytest.raises(Frozen):
+    with pytest.raises(FrozenError):
         promote(deployed, run="another")
 
 
 def test_a_new_run_adopts_the_rollout_of_a_run_that_is_gone_and_can_put_it_back(deployed):
-    """It used to take the version for a champion of old, and left it there when serving refused it."""
+    """A new run adopts the rollout of a lost run and can revert it.
+
+    It used to take the version for an old champion, and kept it when serving refused it.
+    """
     promote(deployed, run="gone")
     assert promote(deployed, run="new").state == "promoted"
-    promotion.put_back(deployed, "2", dag_run="new", reason="serving refused it")
+    promotion.restore_previous(deployed, "2", dag_run="new", reason="serving refused it")
     assert versions.aliases(deployed) == {"champion": "1"}
 
 

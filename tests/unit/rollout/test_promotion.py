@@ -1,4 +1,7 @@
-"""Promotion and the way back, against a real registry: killed after any write and run again, they come to the same end; a person wins."""
+"""Promotion and rollback against a real registry have the same result after a kill at any write.
+
+A person's choice takes precedence.
+"""
 
 import json
 
@@ -6,14 +9,14 @@ import pytest
 
 from include.registry import versions
 from include.rollout import promotion
-from include.rollout.promotion import Overtaken, Superseded
+from include.rollout.promotion import OvertakenError, SupersededError
 
 CUTOFF = "2013-02-01T00:00:00Z"
 WRITES = ("move_alias", "tag_model", "tag_version")
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing catches it."""
+    """Stands for SIGKILL: no handler catches it."""
 
 
 def promote(project, version, run="run", by_person=False):
@@ -21,7 +24,10 @@ def promote(project, version, run="run", by_person=False):
 
 
 def kill_after(monkeypatch, writes):
-    """Die after that many writes to the registry; the last one has reached it. Gives a function that stops killing."""
+    """Die after this many writes to the registry, the last of which is completed.
+
+    Return a function that stops killing.
+    """
     left = [writes]
 
     def dying(write):
@@ -39,7 +45,7 @@ def kill_after(monkeypatch, writes):
 
 
 def killed_and_run_again(work, writes):
-    """Run, die after that many writes, run again to the end; False if it ended before dying."""
+    """Run, die after this many writes, and run again to the end. Return False if it ended first."""
     with pytest.MonkeyPatch.context() as patch:
         kill_after(patch, writes)
         try:
@@ -70,7 +76,8 @@ def test_a_promotion_killed_after_any_write_comes_to_the_same_end(deployed, writ
         promotion.confirm(deployed, "2", "run")
 
     died = killed_and_run_again(work, writes)
-    assert died == (writes <= 6)  # document, previous, champion, document, version's tag, document
+    # Document, previous, champion, document, version's tag, document.
+    assert died == (writes <= 6)
     assert versions.aliases(deployed) == {"champion": "2", "previous": "1"}
     assert promotion.rollout_document(deployed).state == "serving"
 
@@ -79,25 +86,28 @@ def test_a_promotion_killed_after_any_write_comes_to_the_same_end(deployed, writ
 def test_putting_back_killed_after_any_write_comes_to_the_same_end(deployed, writes):
     promote(deployed, "2")
 
-    died = killed_and_run_again(lambda: promotion.put_back(deployed, "2", dag_run="run", reason="it did not load"), writes)
+    died = killed_and_run_again(
+        lambda: promotion.restore_previous(deployed, "2", dag_run="run", reason="it did not load"), writes
+    )
     assert died == (writes <= 5)  # document, champion, previous, version's tag, document
     assert versions.aliases(deployed) == {"champion": "1"}
     assert promotion.rollout_document(deployed).state == "rolled_back"
-    with pytest.raises(Superseded, match="put back by this run before"):
+    with pytest.raises(SupersededError, match="put back by this run before"):
         promote(deployed, "2")
 
 
 def test_a_promotion_killed_half_way_for_good_can_be_put_back(deployed):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 3)  # the champion alias has moved, the document does not say so yet
+        # The champion alias has moved, but the document is not updated yet.
+        kill_after(patch, 3)
         promote(deployed, "2")
-    promotion.put_back(deployed, "2", dag_run="run", reason="killed")
+    promotion.restore_previous(deployed, "2", dag_run="run", reason="killed")
     assert versions.aliases(deployed) == {"champion": "1"}
 
 
 def test_without_an_old_one_putting_back_leaves_no_champion(project):
     promote(project, "1")
-    promotion.put_back(project, "1", dag_run="run", reason="it did not load")
+    promotion.restore_previous(project, "1", dag_run="run", reason="it did not load")
     assert versions.aliases(project) == {}
 
 
@@ -106,14 +116,15 @@ def test_running_a_deployment_again_changes_nothing(deployed):
         promote(deployed, "2")
         promotion.confirm(deployed, "2", "run")
     assert versions.aliases(deployed) == {"champion": "2", "previous": "1"}
-    assert promotion.put_back(deployed, "2", dag_run="run", reason="too late") is None  # it is in service: nothing to undo
+    # It is in service, so there is nothing to undo.
+    assert promotion.restore_previous(deployed, "2", dag_run="run", reason="too late") is None
 
 
 @pytest.mark.parametrize("run", ["first", "an event that Airflow repeated"])
 def test_an_old_deployment_does_not_bring_the_old_one_back(deployed, run):
     promote(deployed, "2")
     promotion.confirm(deployed, "2", "run")
-    with pytest.raises(Superseded, match=r"ended before \(serving\); champion is version 2"):
+    with pytest.raises(SupersededError, match=r"ended before \(serving\); champion is version 2"):
         promote(deployed, "1", run=run)
     assert versions.aliases(deployed) == {"champion": "2", "previous": "1"}
 
@@ -126,20 +137,20 @@ def test_a_person_may_go_back_to_an_old_version_and_repeating_that_run_later_cha
     assert versions.aliases(deployed) == {"champion": "1", "previous": "2"}
     promote(deployed, "2", run="by hand again", by_person=True)
     promotion.confirm(deployed, "2", "by hand again")
-    with pytest.raises(Superseded):
+    with pytest.raises(SupersededError):
         promote(deployed, "1", run="by hand", by_person=True)
     assert versions.aliases(deployed) == {"champion": "2", "previous": "1"}
 
 
 def test_a_challenger_that_was_judged_against_another_champion_is_not_promoted(deployed):
-    with pytest.raises(Superseded, match="judged against 2, but champion is version 1"):
+    with pytest.raises(SupersededError, match="judged against 2, but champion is version 1"):
         promote(deployed, "3")
     assert versions.aliases(deployed) == {"champion": "1"}
 
 
 def test_a_version_that_the_gate_refused_is_promoted_by_a_person_only(deployed):
     versions.tag_version(deployed, "2", "gate", "refused")
-    with pytest.raises(Superseded, match="did not pass the gate"):
+    with pytest.raises(SupersededError, match="did not pass the gate"):
         promote(deployed, "2")
     promote(deployed, "2", by_person=True)
     assert versions.aliases(deployed)["champion"] == "2"
@@ -148,10 +159,13 @@ def test_a_version_that_the_gate_refused_is_promoted_by_a_person_only(deployed):
 def test_an_alias_that_a_person_moves_meanwhile_stays_there(deployed):
     promote(deployed, "2")
     versions.move_alias(deployed, "champion", "3")
-    with pytest.raises(Overtaken, match="moved to version 3 from outside while version 2"):
-        promotion.still_ours(deployed, "2")
-    for again in (lambda: promote(deployed, "2"), lambda: promotion.put_back(deployed, "2", dag_run="run", reason="x")):
-        with pytest.raises(Overtaken):
+    with pytest.raises(OvertakenError, match="moved to version 3 from outside while version 2"):
+        promotion.require_alias_unmoved(deployed, "2")
+    for again in (
+        lambda: promote(deployed, "2"),
+        lambda: promotion.restore_previous(deployed, "2", dag_run="run", reason="x"),
+    ):
+        with pytest.raises(OvertakenError):
             again()
     assert versions.aliases(deployed) == {"champion": "3", "previous": "1"}
     assert json.loads(versions.get_version(deployed, "2").tags["rollout"])["state"] == "overtaken"
@@ -160,14 +174,14 @@ def test_an_alias_that_a_person_moves_meanwhile_stays_there(deployed):
 def test_a_person_who_puts_the_old_one_back_meanwhile_wins_too(deployed):
     promote(deployed, "2")
     versions.move_alias(deployed, "champion", "1")
-    with pytest.raises(Overtaken):
-        promotion.put_back(deployed, "2", dag_run="run", reason="x")
-    with pytest.raises(Overtaken):
+    with pytest.raises(OvertakenError):
+        promotion.restore_previous(deployed, "2", dag_run="run", reason="x")
+    with pytest.raises(OvertakenError):
         promote(deployed, "2")
     assert versions.aliases(deployed)["champion"] == "1"
 
 
 def test_an_alias_that_does_not_stay_is_an_error(deployed, monkeypatch):
     monkeypatch.setattr(versions, "aliases", lambda project: {"champion": "3"})
-    with pytest.raises(versions.AliasNotMoved, match="was set to 2 and points at 3"):
+    with pytest.raises(versions.AliasNotMovedError, match="was set to 2 and points at 3"):
         versions.move_alias(deployed, "champion", "2")

@@ -1,4 +1,7 @@
-"""A champion that somebody deleted in MLflow: it is called lost, nothing takes its place, and one command brings it back."""
+"""A champion that was deleted in MLflow is reported as lost, and one command restores it.
+
+Until then no version replaces it.
+"""
 
 import json
 
@@ -12,7 +15,7 @@ from include.monitoring import episodes
 from include.operations.doctor import loop as doctor
 from include.registry import lost, requests, versions
 from include.rollout import promotion, restoring
-from include.rollout.by_hand import roll_back
+from include.rollout.manual_rollback import roll_back
 from include.training import manifest
 from tests.unit.rollout.test_promotion import CUTOFF
 
@@ -21,7 +24,10 @@ REASON = {"reason": "deleted by mistake", "by": "jo"}
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The versions of these tests have no files. The names of those that are tested before they are champion."""
+    """Replace the smoke test, and return the list of versions that it was called for.
+
+    The versions of these tests do not have files.
+    """
     asked = []
     monkeypatch.setattr(promotion, "smoke_test", lambda project, version: asked.append(version))
     return asked
@@ -29,7 +35,7 @@ def loaded(monkeypatch):
 
 @pytest.fixture
 def champion(deployed, serving, loaded):
-    """The project with version 2 deployed, after version 1; its request is on record."""
+    """Return the project with version 2 deployed after version 1. Its request is recorded."""
     promotion.promote(deployed, "2", dag_run="second", cutoff=CUTOFF, by_person=False)
     promotion.confirm(deployed, "2", "second")
     return deployed
@@ -58,7 +64,7 @@ def test_a_loss_is_told_and_nothing_is_judged_without_the_champion(champion, reg
     lose(champion, registry)
     gone = lost.lost_champion(champion)
     assert (gone.version, gone.deleted) == ("2", lose is not alias_removed)
-    with pytest.raises(lost.ChampionLost, match=f"restore-champion {champion.name}"):
+    with pytest.raises(lost.ChampionLostError, match=f"restore-champion {champion.name}"):
         requests.judging_basis(champion, {"id": "new"}, "/nowhere/set.parquet")
     monkeypatch.setattr(doctor, "all_projects", lambda: [champion])
     (fault,) = doctor.champions(None)
@@ -75,13 +81,20 @@ def test_before_the_first_deployment_nothing_is_lost(project, store):
 
 def test_a_first_version_that_was_rolled_back_is_not_lost(project, store):
     promotion.promote(project, "1", dag_run="first", cutoff=CUTOFF, by_person=False)
-    promotion.put_back(project, "1", dag_run="first", reason="serving refused it")
+    promotion.restore_previous(project, "1", dag_run="first", reason="serving refused it")
     assert versions.aliases(project) == {} and lost.lost_champion(project) is None
 
 
 @pytest.mark.parametrize("state", ["trying", "paused", "promoting", "promoted", "rolling_back", "rolled_back"])
 def test_a_loss_is_seen_in_each_state_of_a_rollout(champion, registry, state):
-    document = {"version": "3", "previous": "2", "before_previous": "1", "state": state, "dag_run": "third", "cutoff": CUTOFF}
+    document = {
+        "version": "3",
+        "previous": "2",
+        "before_previous": "1",
+        "state": state,
+        "dag_run": "third",
+        "cutoff": CUTOFF,
+    }
     versions.tag_model(champion, versions.ROLLOUT, json.dumps(document))
     alias_removed(champion, registry)
     assert lost.lost_champion(champion).version == ("3" if state == "promoted" else "2")
@@ -101,15 +114,15 @@ def test_an_alias_that_was_taken_away_is_set_again(champion, registry, loaded):
     assert restoring.restore_champion(champion, **REASON) == restoring.Restored("2", "2")
     assert versions.aliases(champion) == {"champion": "2", "previous": "1"} and loaded == ["2"]
     assert lost.lost_champion(champion) is None
-    with pytest.raises(restoring.CannotRestore, match="version 2 is champion"):
+    with pytest.raises(restoring.RestoreChampionError, match="version 2 is champion"):
         restoring.restore_champion(champion, **REASON)
     assert ledger.decisions(champion.name, "deploy")[-1]["reasons"] == ["restored by jo: deleted by mistake"]
-    # The way back is open as after each rollout.
+    # A rollback is possible, as after each rollout.
     assert roll_back(champion, to="1", reason="enough", by="jo").champion == "1"
 
 
 def trained(project, registry) -> str:
-    """The manifests of a request whose model was version 2; gives the logged model's address."""
+    """Write the manifests of a request whose model was version 2. Return the logged model's URI."""
     logged = registry.create_logged_model(registry.create_experiment(project.name))
     asked = ledger.request_retraining(project.name, cutoff=CUTOFF, reason="drift", asked_by="run")
     ledger.claim_request(project.name, "run")
@@ -153,9 +166,12 @@ def test_killed_before_the_alias_moves_it_is_done_again_with_the_same_version(ch
 
 def test_without_its_files_it_names_the_versions_there_are(champion, registry):
     version_deleted(champion, registry)
-    with pytest.raises(restoring.CannotRestore, match="no training of .* made it. Versions that passed the gate: 3, 1; name one with --version"):
+    with pytest.raises(
+        restoring.RestoreChampionError,
+        match="no training of .* made it. Versions that passed the gate: 3, 1; name one with --version",
+    ):
         restoring.restore_champion(champion, **REASON)
-    with pytest.raises(restoring.CannotRestore, match="has no version 9"):
+    with pytest.raises(restoring.RestoreChampionError, match="has no version 9"):
         restoring.restore_champion(champion, version="9", **REASON)
     assert versions.aliases(champion) == {"previous": "1"}
     assert restoring.restore_champion(champion, version="1", **REASON) == restoring.Restored("1", "2")
@@ -163,8 +179,15 @@ def test_without_its_files_it_names_the_versions_there_are(champion, registry):
 
 def test_one_that_does_not_answer_its_golden_requests_stays_away(champion, registry, monkeypatch):
     alias_removed(champion, registry)
-    monkeypatch.setattr(promotion, "smoke_test", lambda *_: (_ for _ in ()).throw(promotion.BadModel("golden request 0: 1.0 and not 2.0")))
-    with pytest.raises(restoring.CannotRestore, match="version 2 cannot be champion: BadModel: golden request 0.* 3, 1; name one"):
+    monkeypatch.setattr(
+        promotion,
+        "smoke_test",
+        lambda *_: (_ for _ in ()).throw(promotion.UnfitModelError("golden request 0: 1.0 and not 2.0")),
+    )
+    with pytest.raises(
+        restoring.RestoreChampionError,
+        match="version 2 cannot be champion: UnfitModelError: golden request 0.* 3, 1; name one",
+    ):
         restoring.restore_champion(champion, **REASON)
     assert "champion" not in versions.aliases(champion)
 
@@ -176,18 +199,23 @@ def test_the_command(champion, registry, monkeypatch):
     assert refused.exit_code == 2 and "has lost no champion: version 2 is champion" in refused.output
     alias_removed(champion, registry)
     done = CliRunner().invoke(app, ["restore-champion", champion.name, "--reason", "deleted by mistake"])
-    assert (done.exit_code, done.output) == (0, f"{champion.name}: champion is version 2.\nServing answers with version 2.\n")
+    assert (done.exit_code, done.output) == (
+        0,
+        f"{champion.name}: champion is version 2.\nServing answers with version 2.\n",
+    )
 
 
 def test_a_project_may_go_on_without_it(champion, registry, monkeypatch):
     monkeypatch.setattr("include.projects.get_project", lambda _: champion)
     monkeypatch.setattr(models, "mlflow_or_exit", lambda note="": None)
     version_deleted(champion, registry)
-    done = CliRunner().invoke(app, ["restore-champion", champion.name, "--give-up", "--reason", "we begin anew", "--by", "jo"])
+    done = CliRunner().invoke(
+        app, ["restore-champion", champion.name, "--give-up", "--reason", "we begin anew", "--by", "jo"]
+    )
     assert done.exit_code == 0 and "goes on without version 2" in done.output
     assert lost.lost_champion(champion) is None
     assert requests.judging_basis(champion, {"id": "new"}, "/nowhere/set.parquet")["champion"] is None
-    # A champion that is deployed since, and lost, is missed again.
+    # A champion that was deployed later and then lost is reported again.
     promotion.promote(champion, "3", dag_run="third", cutoff=CUTOFF, by_person=True)
     promotion.confirm(champion, "3", "third")
     alias_removed(champion, registry)

@@ -12,7 +12,10 @@ from include.rollout import served
 
 @pytest.fixture
 def service():
-    """A server whose answers are the given (status, body) pairs, the last one for ever; gives (url, set answers)."""
+    """Run a server that returns the given (status, body) pairs, and repeats the last one.
+
+    Return (url, set answers).
+    """
     answers = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,14 +55,17 @@ def test_waits_until_the_new_version_is_ready(service):
         pytest.param(says("11"), id="serving stays at the old version"),
         pytest.param(says("12", "loading"), id="serving never gets ready"),
         pytest.param((404, {"detail": "no such model"}), id="serving does not know the model"),
-        pytest.param(says("11", "error", "version 12 cannot be fetched"), id="serving cannot fetch it: it is waited for, then given up"),
+        pytest.param(
+            says("11", "error", "version 12 cannot be fetched"),
+            id="serving cannot fetch it: it is waited for, then given up",
+        ),
         pytest.param(says("11", "refused", "version 1: bad"), id="another version is refused"),
     ],
 )
 def test_gives_up_after_the_timeout_and_says_what_serving_said(service, answer_with):
     url, answer = service
     answer([answer_with])
-    with pytest.raises(served.NotServed, match="did not serve version 12 within 0.3 s; it says: {"):
+    with pytest.raises(served.NotServedError, match="did not serve version 12 within 0.3 s; it says: {"):
         wait(url, 0.3)
 
 
@@ -67,13 +73,13 @@ def test_gives_up_at_once_when_serving_refuses_the_version(service):
     url, answer = service
     answer([says("11", "refused", "version 12: golden request 3 is off")])
     began = time.monotonic()
-    with pytest.raises(served.NotServed, match="golden request 3"):
+    with pytest.raises(served.NotServedError, match="golden request 3"):
         wait(url, 30)
     assert time.monotonic() - began < 5
 
 
 def test_a_service_that_is_away_is_said():
-    with pytest.raises(served.NotServed, match="unreachable"):
+    with pytest.raises(served.NotServedError, match="unreachable"):
         wait("http://127.0.0.1:9", 0.2)
 
 

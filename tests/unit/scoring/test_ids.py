@@ -1,4 +1,7 @@
-"""Distinct things, times and projects have distinct prediction ids, and those of plain rows are what they have always been."""
+"""Distinct things, times and projects have distinct prediction ids.
+
+The ids of plain rows never change.
+"""
 
 import hashlib
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Settings of nobody but the test."""
+"""Settings of the test alone."""
 
 import os
 

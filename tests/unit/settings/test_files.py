@@ -1,4 +1,4 @@
-"""The example files and the settings hold each other; `airloop secrets` fills them in, once."""
+"""The example files and the settings match. `airloop secrets` fills in the secrets once."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from docs import settings_files
 from include.settings import PLACEHOLDER, REPOSITORY, Settings, SettingsError, get_settings, secret_fields
-from include.stack.secrets_file import SecretsError, make_secrets, values
+from include.stack.accounts.secrets_file import SecretsError, make_secrets, values
 
 pytestmark = pytest.mark.usefixtures("nothing_else")
 
@@ -20,7 +20,7 @@ def example(profile):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The settings of a file."""
+    """Return the settings of a file."""
 
     def settings_of(file):
         monkeypatch.setenv("AIRLOOP_ENV_FILE", str(file))
@@ -52,7 +52,9 @@ def test_a_file_with_placeholders_is_refused_naming_each(profile, tmp_path, read
     file.write_text(example(profile))
     with pytest.raises(SettingsError) as refused:
         read(file)
-    placed = {name for name, value in values(example(profile)).items() if PLACEHOLDER in value and name.startswith("AIRLOOP_")}
+    placed = {
+        name for name, value in values(example(profile)).items() if PLACEHOLDER in value and name.startswith("AIRLOOP_")
+    }
     assert placed == {f"AIRLOOP_{name.upper()}" for name in secret_fields() if name != "studies_url"}
     assert {name for name in placed if f"{name} is the placeholder" in str(refused.value)} == placed
 
@@ -61,10 +63,12 @@ def test_the_embedded_file_says_nothing_but_the_defaults(tmp_path, read):
     file = tmp_path / "settings"
     file.write_text(example("embedded"))
     assert read(file).model_dump() == Settings().model_dump()
-    # ... and the defaults that it tells are the right ones: all of them taken at their word.
-    told = [line.removeprefix("# ") for line in example("embedded").splitlines() if re.match(r"# AIRLOOP_\w+=\S", line)]
-    file.write_text("\n".join(told))
-    assert len(told) > 15 and read(file).model_copy(update={"home": None}) == Settings().model_copy(
+    # ... and the documented defaults are correct: all of them are applied.
+    defaults = [
+        line.removeprefix("# ") for line in example("embedded").splitlines() if re.match(r"# AIRLOOP_\w+=\S", line)
+    ]
+    file.write_text("\n".join(defaults))
+    assert len(defaults) > 15 and read(file).model_copy(update={"home": None}) == Settings().model_copy(
         update={"home": None, "dags_folder": read(file).dags_folder}
     )
 
@@ -96,13 +100,25 @@ def test_what_has_a_value_is_never_touched_and_what_is_new_is_added(tmp_path, re
     before = file.read_text()
     assert make_secrets("compose", file) == [] and file.read_text() == before
 
-    # An older file: without one variable, one emptied, one put back to the placeholder, and lines of its owner's.
-    older = "# mine\n" + re.sub(r"^AIRLOOP_SERVING_API_KEY=.*\n", "", before, flags=re.MULTILINE) + "AIRLOOP_POOLS=cpu=9\n"
+    # An older file: one variable is missing, one is empty, one is the placeholder, and it has the
+    # owner's own lines.
+    older = (
+        "# mine\n" + re.sub(r"^AIRLOOP_SERVING_API_KEY=.*\n", "", before, flags=re.MULTILINE) + "AIRLOOP_POOLS=cpu=9\n"
+    )
     older = re.sub(r"^(AIRLOOP_AIRFLOW_JWT_SECRET=).*$", r"\1", older, flags=re.MULTILINE)
-    older = re.sub(r"^(AIRLOOP_ONLINE_STORE_URL=).*$", r"\1redis://:CHANGE_ME_REDIS_PASSWORD@elsewhere:6379/3", older, flags=re.MULTILINE)
+    older = re.sub(
+        r"^(AIRLOOP_ONLINE_STORE_URL=).*$",
+        r"\1redis://:CHANGE_ME_REDIS_PASSWORD@elsewhere:6379/3",
+        older,
+        flags=re.MULTILINE,
+    )
     file.write_text(older)
     file.chmod(0o644)
-    assert set(make_secrets("compose", file)) == {"AIRLOOP_SERVING_API_KEY", "AIRLOOP_AIRFLOW_JWT_SECRET", "AIRLOOP_ONLINE_STORE_URL"}
+    assert set(make_secrets("compose", file)) == {
+        "AIRLOOP_SERVING_API_KEY",
+        "AIRLOOP_AIRFLOW_JWT_SECRET",
+        "AIRLOOP_ONLINE_STORE_URL",
+    }
     old, new = values(before), values(file.read_text())
     assert file.stat().st_mode & 0o777 == 0o600 and file.read_text().startswith("# mine\n")
     assert {name for name in new if new[name] != old.get(name)} == {
@@ -121,13 +137,19 @@ def test_a_file_of_another_profile_is_left_alone(tmp_path):
 def test_the_command_makes_them_and_tells_none(tmp_path):
     file = tmp_path / "settings"
     command = [sys.executable, "-m", "include.cli", "secrets", "--profile", "compose", "--file", str(file)]
-    said = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=True)
-    assert "AIRLOOP_AIRFLOW_FERNET_KEY" in said.stdout
-    assert [value for name, value in values(file.read_text()).items() if "CHANGE_ME" in values(example("compose"))[name] and value in said.stdout] == []
+    result = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=True)
+    assert "AIRLOOP_AIRFLOW_FERNET_KEY" in result.stdout
+    assert [
+        value
+        for name, value in values(file.read_text()).items()
+        if "CHANGE_ME" in values(example("compose"))[name] and value in result.stdout
+    ] == []
 
 
 def test_the_compose_file_asks_for_what_the_example_has():
     asked = set(re.findall(r"\$\{([A-Z0-9_]+)", (REPOSITORY / "docker-compose.yaml").read_text()))
-    told = set(re.findall(r"^(?:# )?([A-Z0-9_]+)=", example("compose"), re.MULTILINE))
-    assert asked - told == set()
-    assert {name for name in told - asked if not name.startswith("AIRLOOP_")} == {"COMPOSE_PROFILES"}  # Compose's own
+    documented = set(re.findall(r"^(?:# )?([A-Z0-9_]+)=", example("compose"), re.MULTILINE))
+    assert asked - documented == set()
+    assert {name for name in documented - asked if not name.startswith("AIRLOOP_")} == {
+        "COMPOSE_PROFILES"
+    }  # Compose's own

@@ -1,4 +1,4 @@
-"""What Airflow's processes are told through their environment."""
+"""The environment of Airflow's processes."""
 
 from include.settings import Settings
 from include.stack.environment import BEATS, airflow_environment
@@ -13,5 +13,6 @@ def test_how_often_airflow_looks_is_the_houses_choice_until_somebody_makes_his_o
     assert airflow_environment(settings).items() >= BEATS.items()
     monkeypatch.setenv(PARSING, "300")
     assert airflow_environment(settings).items() >= (BEATS | {PARSING: "300"}).items()
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "SequentialExecutor")  # and nothing else is his here
+    # No other variable of the user has an effect here.
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "SequentialExecutor")
     assert airflow_environment(settings)["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"

@@ -1,4 +1,4 @@
-"""The health check of the containers, against a server that answers as Airflow does."""
+"""The containers' health check, against a server that answers as Airflow does."""
 
 import json
 import threading
@@ -36,7 +36,8 @@ def server():
         (["{}/200", "triggerer"], 1),
         (["{}/200", "dag_processor"], 1),
         (["{}/200", "no_such_part"], 1),
-        (["{}/403"], 0),  # it asks who we are: it is well
+        # It requires authentication, so it is healthy.
+        (["{}/403"], 0),
         (["{}/503"], 1),
         (["{}/200", "{}/500"], 1),
         (["http://127.0.0.1:9/"], 1),

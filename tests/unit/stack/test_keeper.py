@@ -1,4 +1,7 @@
-"""A service that dies is restarted, later and later if it dies again; log files are rotated. Small stand-ins for the services."""
+"""A service that dies is restarted with growing delays, and log files are rotated.
+
+Small stand-ins replace the services.
+"""
 
 import os
 import signal
@@ -13,13 +16,17 @@ from include.stack import lifecycle
 from include.stack.keeper import FIRST_PAUSE_S, LONGEST_PAUSE_S, SETTLED_S, Keeper, rotate
 from include.stack.processes import Command, ProcessBook
 from include.stack.services import KEEPER, Service
-from tests.unit.stack.test_processes import wait_for
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 SLEEP = "import time; print('begun', flush=True); time.sleep(600)"
 
 
 def service(name: str, code: str = SLEEP) -> Service:
-    return Service(name, Command(name, [sys.executable, "-c", code], dict(os.environ)), lambda record: record.process() is not None)
+    return Service(
+        name, Command(name, [sys.executable, "-c", code], dict(os.environ)), lambda record: record.process() is not None
+    )
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def settings(tmp_path, monkeypatch):
 
 
 class Clock:
-    """The real time, and what a test adds to it."""
+    """The real time plus an offset of the test."""
 
     ahead = 0.0
 
@@ -45,7 +52,7 @@ class Clock:
 def kill(settings: Settings, name: str) -> int:
     record = ProcessBook(settings.home, REPOSITORY).records()[name]
     os.kill(record.pid, signal.SIGKILL)
-    wait_for(lambda: record.process() is None)
+    wait_for(lambda: record.process() is None, 30, interval=0.05)
     return record.pid
 
 
@@ -54,11 +61,17 @@ def test_what_dies_is_restarted_and_status_says_so(settings):
     keeper = Keeper(settings, clock)
     assert keeper.look() == []
     pid, other = kill(settings, "one"), lifecycle.status(settings)[1].pid
-    assert keeper.look() == []  # not at once
+    assert keeper.look() == []  # not immediately
     clock.ahead = 2 * FIRST_PAUSE_S
     assert keeper.look() == ["one"]
     one, two = lifecycle.status(settings)
-    assert (one.state, one.restarts, two.state, two.restarts, two.pid) == ("answering", 1, "answering", 0, other) and one.pid != pid
+    assert (one.state, one.restarts, two.state, two.restarts, two.pid) == (
+        "answering",
+        1,
+        "answering",
+        0,
+        other,
+    ) and one.pid != pid
     assert keeper.look() == []
 
 
@@ -107,13 +120,21 @@ def test_a_restart_that_fails_is_tried_again(settings, monkeypatch):
 
 
 def test_down_ends_the_keeper_first(settings, monkeypatch):
-    """Else it could restart what `down` has just ended, while `down` waits for the rest."""
+    """`down` stops the keeper first.
+
+    Otherwise it could restart a service that `down` has just stopped, while `down` waits for the
+    rest.
+    """
     chosen = [*lifecycle.services(settings), service(KEEPER)]
     monkeypatch.setattr(lifecycle, "services", lambda settings: chosen)
     lifecycle.up(settings)
     stopped = []
     stop = ProcessBook.stop
-    monkeypatch.setattr(ProcessBook, "stop", lambda book, records, **more: (stopped.append([r.name for r in records]), stop(book, records, **more))[1])
+    monkeypatch.setattr(
+        ProcessBook,
+        "stop",
+        lambda book, records, **more: (stopped.append([r.name for r in records]), stop(book, records, **more))[1],
+    )
     assert set(lifecycle.down(settings)) == {"one", "two", KEEPER}
     assert stopped == [[KEEPER], ["one", "two"]]
 

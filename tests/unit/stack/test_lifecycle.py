@@ -1,4 +1,7 @@
-"""Up, down and status with small stand-ins for the services: every order of events in a second. The real ones: tests/integration/test_stack.py."""
+"""Up, down and status with small stand-ins for the services: every order of events in a second.
+
+tests/integration/stack/test_stack.py tests the real services.
+"""
 
 import os
 import signal
@@ -10,17 +13,12 @@ import pytest
 
 from include.settings import Settings
 from include.stack import lifecycle
-from include.stack.access import open_to_the_network
+from include.stack.accounts.access import is_exposed_without_auth
 from include.stack.processes import Command
 from include.stack.services import Service
+from tests.ports import free_port
 
 SERVER = "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def listens(port: int) -> bool:
@@ -30,7 +28,9 @@ def listens(port: int) -> bool:
 
 def server(name: str, port: int, code: str = SERVER) -> Service:
     command = Command(name, [sys.executable, "-c", code, str(port)], dict(os.environ))
-    return Service(name, command, lambda record: listens(port), f"http://127.0.0.1:{port}", port, f"AIRLOOP_{name.upper()}_PORT")
+    return Service(
+        name, command, lambda record: listens(port), f"http://127.0.0.1:{port}", port, f"AIRLOOP_{name.upper()}_PORT"
+    )
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def ports():
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch, ports):
-    """Two small servers for the six services, and no Airflow to make pools in."""
+    """Replace the six services by two small servers, without an Airflow that has pools."""
     chosen = [server("one", ports[0]), server("two", ports[1])]
     monkeypatch.setattr(lifecycle, "services", lambda settings: chosen)
     monkeypatch.setattr(lifecycle, "set_pools", lambda *_: None)
@@ -89,7 +89,7 @@ def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started(settings, 
     with socket.socket() as other:
         other.bind(("127.0.0.1", ports[1]))
         other.listen()
-        with pytest.raises(lifecycle.PortTaken) as error:
+        with pytest.raises(lifecycle.PortTakenError) as error:
             lifecycle.up(settings)
     for part in (f"two wants port {ports[1]}", f"process {os.getpid()}", f"AIRLOOP_TWO_PORT={ports[1] + 1}"):
         assert part in str(error.value)
@@ -126,12 +126,25 @@ def test_what_ran_before_a_failed_up_goes_on_running(settings, stand_ins, ports)
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "machine.example.org"])
 def test_a_mlflow_that_asks_nobody_is_not_shown_to_the_network(tmp_path, host):
-    with pytest.raises(lifecycle.StackError, match="AIRLOOP_HOST is .* it asks nobody .* Set AIRLOOP_MLFLOW_ADMIN_PASSWORD"):
+    with pytest.raises(
+        lifecycle.StackError, match="AIRLOOP_HOST is .* it asks nobody .* Set AIRLOOP_MLFLOW_ADMIN_PASSWORD"
+    ):
         lifecycle.up(Settings(home=tmp_path, host=host))
     assert not list(tmp_path.rglob("*.log"))  # nothing was started
 
 
 def test_it_may_be_elsewhere_or_ask_or_be_this_machines_alone(tmp_path):
-    asks = {"mlflow_admin_password": "Zx-one", "mlflow_username": "airloop", "mlflow_password": "Zx-two", "mlflow_flask_secret_key": "Zx-three"}
-    for settings in ({"mlflow_uri": "http://mlflow:5000", "host": "0.0.0.0"}, asks | {"host": "0.0.0.0"}, {"host": "::1"}, {"host": "localhost"}, {}):
-        assert open_to_the_network(Settings(home=tmp_path, **settings)) is None
+    asks = {
+        "mlflow_admin_password": "Zx-one",
+        "mlflow_username": "airloop",
+        "mlflow_password": "Zx-two",
+        "mlflow_flask_secret_key": "Zx-three",
+    }
+    for settings in (
+        {"mlflow_uri": "http://mlflow:5000", "host": "0.0.0.0"},
+        asks | {"host": "0.0.0.0"},
+        {"host": "::1"},
+        {"host": "localhost"},
+        {},
+    ):
+        assert is_exposed_without_auth(Settings(home=tmp_path, **settings)) is None

@@ -1,18 +1,18 @@
-"""Processes are found again and ended whole, and nobody else's are touched."""
+"""Processes are found again and ended with their children, and no other processes are affected."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from include.stack.processes import Command, ProcessBook, Record, last_lines
+from tests.waiting import wait_for
 
 SLEEP = "import time; time.sleep(60)"
-# A parent with a plain child, one in a process group of its own, and one in a session of its own.
+# A parent with a plain child, one in its own process group, and one in its own session.
 FAMILY = f"""
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
@@ -20,23 +20,17 @@ subprocess.Popen([sys.executable, "-c", {SLEEP!r}], process_group=0)
 subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
 time.sleep(60)
 """
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+)
 
 
 def python(name: str, code: str) -> Command:
     return Command(name, [sys.executable, "-c", code], dict(os.environ))
 
 
-def wait_for(condition, seconds: float = 30.0):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return value
-
-
 def alive(process: psutil.Process) -> bool:
-    """A zombie has ended; when it is buried is its parent's affair."""
+    """Return whether the process is alive. A zombie has ended: only its parent can remove it."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
@@ -50,7 +44,7 @@ def book(tmp_path):
 @pytest.fixture
 def family(book):
     record = book.start(python("family", FAMILY))
-    return record, wait_for(lambda: len(found := book.members(record)) == 4 and found)
+    return record, wait_for(lambda: len(members := book.members(record)) == 4 and members, 30, interval=0.05)
 
 
 def test_stop_ends_children_in_groups_and_sessions_of_their_own(book, family):
@@ -63,19 +57,22 @@ def test_stop_ends_children_in_groups_and_sessions_of_their_own(book, family):
 def test_stop_finds_the_orphans_of_a_killed_parent(book, family):
     record, members = family
     os.kill(record.pid, signal.SIGKILL)
-    wait_for(lambda: record.process() is None)
+    wait_for(lambda: record.process() is None, 30, interval=0.05)
     assert len(book.members(record)) == 3
     book.stop([record])
     assert not any(alive(process) for process in members)
 
 
 def test_an_orphan_that_hides_its_environment_is_told_by_its_session(book):
-    """As Airflow's workers do: setproctitle writes over it."""
+    """An orphan that hides its environment is found by its session.
+
+    Airflow's workers hide theirs: setproctitle overwrites it.
+    """
     child = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={{}}, process_group=0)"
     record = book.start(python("parent", f"import subprocess, sys, time; {child}; time.sleep(60)"))
-    wait_for(lambda: len(book.members(record)) == 2)
+    wait_for(lambda: len(book.members(record)) == 2, 30, interval=0.05)
     os.kill(record.pid, signal.SIGKILL)
-    wait_for(lambda: record.process() is None)
+    wait_for(lambda: record.process() is None, 30, interval=0.05)
     assert len(book.members(record)) == 1
     book.stop([record])
     assert book.members(record) == []
@@ -83,7 +80,7 @@ def test_an_orphan_that_hides_its_environment_is_told_by_its_session(book):
 
 def test_a_process_that_ignores_sigterm_is_killed(book):
     record = book.start(python("stubborn", STUBBORN))
-    wait_for(lambda: "ready" in last_lines(record.log))
+    wait_for(lambda: "ready" in last_lines(record.log), 30, interval=0.05)
     assert [process.pid for process in book.stop([record], patience=0.5)] == [record.pid]
 
 

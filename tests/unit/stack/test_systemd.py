@@ -1,4 +1,7 @@
-"""The unit files of `airloop up --systemd`: each service once, restarted, after the migration; nothing that systemd would interpret."""
+"""The unit files of `airloop up --systemd` contain nothing that systemd would expand.
+
+Each service has one unit, which is restarted and starts after the migration.
+"""
 
 import configparser
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Made-up training sets: the flights project's columns, an outcome that depends on some of them, and from one day on on others."""
+"""Made-up training sets with the flights project's columns.
+
+The outcome depends on some columns, and from a given day on others.
+"""
 
 import hashlib
 import json
@@ -15,9 +18,10 @@ START = pd.Timestamp("2013-01-01", tz="UTC")
 
 
 def examples(project: Project, *, days: int, a_day: int, turns_on: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """``days`` x ``a_day`` rows with outcomes known three hours after the prediction time.
+    """Return ``days`` x ``a_day`` rows with outcomes known three hours after the prediction time.
 
-    Until day ``turns_on`` the outcome follows the baseline's column and ``temp``, from then on the opposite of ``temp``: a model of before is wrong after.
+    Until day ``turns_on`` the outcome follows the baseline's column and ``temp``, from then on the
+    opposite of ``temp``. An earlier model is then wrong.
     """
     generator = np.random.default_rng(seed)
     n = days * a_day
@@ -27,7 +31,9 @@ def examples(project: Project, *, days: int, a_day: int, turns_on: int | None = 
     rows["event_timestamp"] = START + pd.to_timedelta(np.arange(n) * (24 * 60 / a_day), unit="min").round("s")
     rows["event_timestamp"] = rows["event_timestamp"].astype("datetime64[us, UTC]")
     rows["label_known_at"] = rows["event_timestamp"] + pd.Timedelta(hours=3)
-    direction = 1.0 if turns_on is None else np.where(rows["event_timestamp"] < START + pd.Timedelta(days=turns_on), 1.0, -1.0)
+    direction = (
+        1.0 if turns_on is None else np.where(rows["event_timestamp"] < START + pd.Timedelta(days=turns_on), 1.0, -1.0)
+    )
     signal = rows[project.baseline_rule] + 1.5 * direction * rows["temp"] + generator.normal(0, 1, n)
     rows["label"] = (signal > 0.5).astype("float64") if project.kind == "binary" else 10 + 5 * signal
     rows.loc[generator.uniform(size=n) < 0.2, [project.baseline_rule, "dewp"]] = np.nan
@@ -35,7 +41,10 @@ def examples(project: Project, *, days: int, a_day: int, turns_on: int | None = 
 
 
 def write(project: Project, request: dict, rows: pd.DataFrame) -> str:
-    """As ``include.features.training_set.build`` does: the rows known by the request's cutoff; gives the URI."""
+    """Write the rows known by the request's cutoff and return the URI.
+
+    This is what ``include.features.training_set.build`` does.
+    """
     cutoff, wanted = moment(request["cutoff"]), request.get("parameters") or {}
     known = rows[rows["label_known_at"] <= pd.Timestamp(cutoff)]
     if wanted.get("last_days"):
@@ -43,6 +52,13 @@ def write(project: Project, request: dict, rows: pd.DataFrame) -> str:
     target: UPath = layout.training(project, request["id"]) / "training_set-made-up.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     known.to_parquet(str(target))
-    description = {"cutoff": request["cutoff"], "table_versions": {"actuals": 3, "schedule": 2}, "feature_service": project.feature_service, "rows": len(known)}
-    target.with_suffix(".json").write_text(json.dumps({**description, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}))
+    description = {
+        "cutoff": request["cutoff"],
+        "table_versions": {"actuals": 3, "schedule": 2},
+        "feature_service": project.feature_service,
+        "rows": len(known),
+    }
+    target.with_suffix(".json").write_text(
+        json.dumps({**description, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()})
+    )
     return str(target)

@@ -1,4 +1,7 @@
-"""A value has one text and one number for the model, whatever dtype a column has, and it is the one that serving makes of the value in JSON."""
+"""A value has one text and one number for the model, independent of the column's dtype.
+
+Serving derives the same text and number from the value in JSON.
+"""
 
 import json
 from decimal import Decimal
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from include.training.inputs import as_categories, as_numbers, matrices
-from serving.inputs import Inputs
+from serving.models.inputs import Inputs
 
 INTEGERS = [3, None, -7, 0]
 INTEGER_COLUMNS = {
@@ -20,8 +23,13 @@ INTEGER_COLUMNS = {
     "decimals": pd.Series([Decimal("3"), None, Decimal("-7.0"), Decimal("0.00")], dtype=object),
     "categories of integers": pd.Series(pd.Categorical(INTEGERS)),
     **{dtype: pd.Series(INTEGERS, dtype=dtype) for dtype in ("Int8", "Int16", "Int32", "Int64", "Float32", "Float64")},
-    **{f"Arrow {kind}": pd.Series(INTEGERS, dtype=pd.ArrowDtype(kind)) for kind in (pa.int8(), pa.int64(), pa.float32(), pa.float64())},
-    "Arrow decimal": pd.Series([Decimal("3"), None, Decimal("-7"), Decimal("0")], dtype=pd.ArrowDtype(pa.decimal128(10, 2))),
+    **{
+        f"Arrow {kind}": pd.Series(INTEGERS, dtype=pd.ArrowDtype(kind))
+        for kind in (pa.int8(), pa.int64(), pa.float32(), pa.float64())
+    },
+    "Arrow decimal": pd.Series(
+        [Decimal("3"), None, Decimal("-7"), Decimal("0")], dtype=pd.ArrowDtype(pa.decimal128(10, 2))
+    ),
 }
 TEXTS = ["JFK", None, "", "3.0", "ä€😀"]
 TEXT_COLUMNS = {
@@ -31,7 +39,9 @@ TEXT_COLUMNS = {
     "category": pd.Series(pd.Categorical(TEXTS)),
     "Arrow string": pd.Series(TEXTS, dtype=pd.ArrowDtype(pa.string())),
     "Arrow large string": pd.Series(TEXTS, dtype=pd.ArrowDtype(pa.large_string())),
-    "Arrow dictionary": pd.Series(pd.array(pa.array(TEXTS).dictionary_encode(), dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())))),
+    "Arrow dictionary": pd.Series(
+        pd.array(pa.array(TEXTS).dictionary_encode(), dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())))
+    ),
 }
 TRUTHS = [True, None, False]
 TRUTH_COLUMNS = {
@@ -42,7 +52,7 @@ TRUTH_COLUMNS = {
 
 
 def served(values):
-    """What serving makes of the values, sent as JSON."""
+    """Return what serving derives from the values when they are sent as JSON."""
     inputs = Inputs(SimpleNamespace(
         numeric=(), categorical=("c",), inputs=("c",), request_features=("c",), join_keys=(), view_features={}, lookup=None,
     ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Who is judged on which rows."""
+"""Which rows are used to judge which model."""
 
 from datetime import timedelta
 
@@ -15,8 +15,17 @@ def at(day, hour=0):
 
 @pytest.fixture
 def examples():
-    """One example a day for 60 days, at noon; its outcome is known six hours later, the one of day 40 three days later."""
-    rows = pd.DataFrame({"day": range(1, 61), "event_timestamp": [at(d, 12) for d in range(1, 61)], "label_known_at": [at(d, 18) for d in range(1, 61)]})
+    """Return one example a day for 60 days, at noon.
+
+    Its outcome is known six hours later, except for day 40: three days later.
+    """
+    rows = pd.DataFrame(
+        {
+            "day": range(1, 61),
+            "event_timestamp": [at(d, 12) for d in range(1, 61)],
+            "label_known_at": [at(d, 18) for d in range(1, 61)],
+        }
+    )
     rows.loc[rows["day"] == 40, "label_known_at"] = at(43, 12)
     return rows
 
@@ -39,7 +48,8 @@ def test_a_row_is_fitted_on_or_judged_or_neither(examples):
     split = at(40, 12) + pd.Timedelta(hours=1)
     fitted, judged = judging.fit_rows(examples, split), judging.judged_rows(examples, [split])
     assert fitted["day"].tolist() == list(range(1, 40))
-    assert judged["day"].tolist() == list(range(41, 61))  # day 40 was predicted before the split and known after it: neither
+    # Day 40 was predicted before the split and known after it, so it belongs to neither part.
+    assert judged["day"].tolist() == list(range(41, 61))
 
 
 def test_an_outcome_known_just_at_the_split_is_fitted_on(examples):
@@ -57,9 +67,9 @@ def test_the_interval_of_the_difference_holds_the_difference_and_widens_with_few
     good, bad = label * 0.3 + generator.uniform(0, 1, 4000), label * 0.1 + generator.uniform(0, 1, 4000)
     widths = []
     for days in (100, 10):
-        found = judging.difference_by_day("auc", np.arange(4000) % days, label, good, bad)
-        assert found["days"] == days and 0 < found["low"] < found["difference"] < found["high"]
-        widths.append(found["high"] - found["low"])
-    assert judging.difference_by_day("auc", np.arange(4000) % 10, label, good, bad) == found  # the same again
+        interval = judging.difference_by_day("auc", np.arange(4000) % days, label, good, bad)
+        assert interval["days"] == days and 0 < interval["low"] < interval["difference"] < interval["high"]
+        widths.append(interval["high"] - interval["low"])
+    assert judging.difference_by_day("auc", np.arange(4000) % 10, label, good, bad) == interval  # the same again
     one_day = judging.difference_by_day("auc", np.zeros(4000), label, good, bad)
     assert np.isnan(one_day["low"]) and one_day["difference"] > 0

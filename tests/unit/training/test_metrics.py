@@ -1,4 +1,4 @@
-"""Our metrics are scikit-learn's, with weights and ties, and a NaN stays a NaN."""
+"""Our metrics equal scikit-learn's, with weights and ties, and a NaN stays a NaN."""
 
 import math
 
@@ -25,9 +25,13 @@ def test_equals_scikit_learn(name, weighted):
     generator = np.random.default_rng(1)
     binary = name in metrics.metrics_of("binary")
     label = generator.integers(0, 2, 500).astype(float) if binary else generator.normal(10, 3, 500)
-    prediction = np.round(generator.uniform(0.01, 0.99, 500), 2) if binary else label + generator.normal(0, 1, 500)  # rounded: ties
+    prediction = (
+        np.round(generator.uniform(0.01, 0.99, 500), 2) if binary else label + generator.normal(0, 1, 500)
+    )  # rounded: ties
     weight = generator.integers(0, 4, 500).astype(float) if weighted else None
-    assert metrics.metric_function(name)(label, prediction, weight) == pytest.approx(ORACLES[name](label, prediction, weight))
+    assert metrics.metric_function(name)(label, prediction, weight) == pytest.approx(
+        ORACLES[name](label, prediction, weight)
+    )
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -49,10 +53,10 @@ def test_every_metric_of_a_kind_is_known():
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(metrics.UnknownMetric, match="no metric 'accuracy'; there is auc"):
+    with pytest.raises(metrics.UnknownMetricError, match="no metric 'accuracy'; there is auc"):
         metrics.metric_function("accuracy")
 
 
 def test_a_wrong_direction_is_refused():
-    with pytest.raises(metrics.UnknownMetric, match="higher_is_better is True, the project says False"):
+    with pytest.raises(metrics.UnknownMetricError, match="higher_is_better is True, the project says False"):
         metrics.check_direction(Metric(name="auc", higher_is_better=False))

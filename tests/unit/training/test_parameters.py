@@ -19,7 +19,7 @@ def estimator(trainer, kind):
 
 
 def values(accepted):
-    """Values at, below and above each limit."""
+    """Return values at, below and above each limit."""
     if isinstance(accepted, OneOf):
         return [*accepted.values, "another"]
     if not isinstance(accepted, Number):
@@ -53,26 +53,41 @@ def test_scikit_learn_accepts_what_the_table_accepts_and_nothing_else(trainer, k
 
 @pytest.mark.parametrize("kind", TaskKind)
 def test_what_the_table_of_gradient_boosting_lacks_is_no_value_of_json(kind):
-    there = set(inspect.signature(estimator("hist_gradient_boosting", kind)).parameters) - PARAMETERS["hist_gradient_boosting"][kind].keys()
+    there = (
+        set(inspect.signature(estimator("hist_gradient_boosting", kind)).parameters)
+        - PARAMETERS["hist_gradient_boosting"][kind].keys()
+    )
     assert there <= {"categorical_features", "monotonic_cst", "loss"}
 
 
 @pytest.mark.parametrize("kind", TaskKind)
 def test_the_network_takes_what_the_table_says(kind):
-    from include.training.mlp import fit_mlp
+    from include.training.trainers.torch_mlp import fit_mlp
 
-    taken = {name for name, one in inspect.signature(fit_mlp).parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY} - {"run"}
+    taken = {
+        name
+        for name, one in inspect.signature(fit_mlp).parameters.items()
+        if one.kind is inspect.Parameter.KEYWORD_ONLY
+    } - {"run"}
     assert PARAMETERS["torch_mlp"][kind].keys() == taken
 
 
 def test_values_of_a_search_are_looked_at_too():
-    space = {"max_iter": Range(low=0, high=100, whole=True), "nobody": Choices(options=(1, 2)), "max_depth": Choices(options=(None, "deep"))}
-    found = faults_of(TaskKind.BINARY, "hist_gradient_boosting", {"max_iter": True, "tol": float("nan")}, Search(space=space))
-    assert [(name, value if value == value else "nan") for name, value, _ in found] == [
+    space = {
+        "max_iter": Range(low=0, high=100, whole=True),
+        "nobody": Choices(options=(1, 2)),
+        "max_depth": Choices(options=(None, "deep")),
+    }
+    faults = faults_of(
+        TaskKind.BINARY, "hist_gradient_boosting", {"max_iter": True, "tol": float("nan")}, Search(space=space)
+    )
+    assert [(name, value if value == value else "nan") for name, value, _ in faults] == [
         ("max_iter", True),
         ("tol", "nan"),
         ("nobody", 1),
         ("max_depth", "deep"),
     ]
-    good = Search(space={"learning_rate": Range(low=0.01, high=1, log=True), "max_leaf_nodes": Range(low=2, high=9, whole=True)})
+    good = Search(
+        space={"learning_rate": Range(low=0.01, high=1, log=True), "max_leaf_nodes": Range(low=2, high=9, whole=True)}
+    )
     assert faults_of(TaskKind.BINARY, "hist_gradient_boosting", {"max_iter": 3}, good) == []

@@ -1,4 +1,7 @@
-"""Every trainer, for both kinds of task: the exported graph predicts what the model predicts, also where values are missing or new."""
+"""Every trainer, for both kinds of task: the exported graph predicts what the model predicts.
+
+This also holds for missing and new values.
+"""
 
 import numpy as np
 import pandas as pd
@@ -6,22 +9,25 @@ import pytest
 
 from include.projects.base import Candidate, Inputs, TaskKind
 from include.training import candidates, trainers
-from include.training.bundle import Bundle, GoldenMismatch, make_bundle
+from include.training.bundle import Bundle, GoldenMismatchError, make_bundle
 from include.training.inference import predict, session
 from include.training.inputs import matrices
 from include.training.onnx import ExportError, Graph, check_equal
 from include.training.scale import scale_of
+from include.training.trainers import hist_gradient_boosting
 
 INPUTS = Inputs(numeric=("plain", "gaps", "empty", "big"), categorical=("place", "carrier"))
 CANDIDATES = {
     "baseline_rule": Candidate(name="baseline_rule", trainer="baseline_rule"),
     "hist_gradient_boosting": Candidate(name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 30}),
-    "torch_mlp": Candidate(name="network", trainer="torch_mlp", parameters={"epochs": 4, "hidden": 16, "batch_size": 256}),
+    "torch_mlp": Candidate(
+        name="network", trainer="torch_mlp", parameters={"epochs": 4, "hidden": 16, "batch_size": 256}
+    ),
 }
 
 
 def project(kind, inputs=INPUTS):
-    """The flights project with other inputs: everything else does not matter here."""
+    """Return the flights project with other inputs. The rest does not matter here."""
     from include.projects.flights import project as flights
 
     return flights.model_copy(update={"kind": kind, "inputs": inputs, "baseline_rule": "gaps"})
@@ -47,7 +53,7 @@ def fitted(trainer, kind, inputs=INPUTS):
 
 
 def strange_rows(kind, inputs=INPUTS):
-    """New rows: everything missing, a category that no fit has seen, values far out."""
+    """Return new rows: all values missing, a category that no fit has seen, and extreme values."""
     frame = rows(kind, 300, seed=1)
     frame.loc[:20, ["plain", "gaps", "big"]] = np.nan
     frame.loc[10:30, "place"] = "SFO"
@@ -75,7 +81,11 @@ def test_the_graph_predicts_what_the_model_predicts(trainer, kind):
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 2000.0, 1e7])
 @pytest.mark.parametrize("trainer", CANDIDATES)
 def test_a_graph_is_compared_at_the_scale_of_the_labels(trainer, scale):
-    """Labels from 0 to the scale: where a prediction is near 0, numbers of 32 bits differ by what the others' size gives."""
+    """A graph is compared at the scale of the labels.
+
+    Labels range from 0 to the scale. The 32-bit rounding error of a prediction near 0 depends on
+    the size of the other values.
+    """
     chosen, frame = project(TaskKind.REGRESSION), rows(TaskKind.REGRESSION)
     label = frame["label"].to_numpy()
     label = scale * ((label - label.min()) / (label.max() - label.min())) ** 3
@@ -84,13 +94,16 @@ def test_a_graph_is_compared_at_the_scale_of_the_labels(trainer, scale):
     native, graph = np.asarray(model.predict(numeric, categorical)), model.to_onnx().SerializeToString()
     scale_of_all = scale_of(TaskKind.REGRESSION, native)
     assert check_equal(graph, native, numeric, categorical, scale=scale_of_all) < 1e-5
-    for wrong in (native + 0.01 * scale_of_all, native * np.where(np.arange(len(native)) == 7, 0, 1) + 0.001 * scale_of_all):
+    for wrong in (
+        native + 0.01 * scale_of_all,
+        native * np.where(np.arange(len(native)) == 7, 0, 1) + 0.001 * scale_of_all,
+    ):
         with pytest.raises(ExportError, match="at most 0.0001 is allowed"):
             check_equal(graph, wrong, numeric, categorical, scale=scale_of_all)
     bundle = make_bundle(chosen, graph, frame.assign(label=label))
     assert bundle.check_golden() == 0
     bundle.golden["predictions"][0] += 1e-4 * bundle.golden["scale"] + 1e-4 * abs(bundle.golden["predictions"][0])
-    with pytest.raises(GoldenMismatch):
+    with pytest.raises(GoldenMismatchError):
         bundle.check_golden()
 
 
@@ -111,10 +124,25 @@ def test_the_scale_of_predictions(kind, predictions, scale):
 
 
 def test_rows_next_to_a_threshold_go_the_same_way_in_the_graph():
-    """Rolling means differ in their last bit: then there is no float32 between two values, and a threshold rounded up lets the upper one through."""
+    """Rows next to a threshold take the same branch in the graph.
+
+    Rolling means differ in their last bit. There is no float32 between two such values, and a
+    threshold that is rounded up lets the upper one pass.
+    """
     place = np.random.default_rng(0).integers(0, 40, 2000)
-    numeric, nothing = (1 + place[:, None] * np.finfo("float32").eps).astype("float32"), np.empty((2000, 0), dtype=object)
-    model = trainers.hist_gradient_boosting(TaskKind.REGRESSION, Inputs(numeric=("a",)), "a", numeric, nothing, (place % 7).astype("float64"), {"max_iter": 20})
+    numeric, nothing = (
+        (1 + place[:, None] * np.finfo("float32").eps).astype("float32"),
+        np.empty((2000, 0), dtype=object),
+    )
+    model = hist_gradient_boosting.fit(
+        TaskKind.REGRESSION,
+        Inputs(numeric=("a",)),
+        "a",
+        numeric,
+        nothing,
+        (place % 7).astype("float64"),
+        {"max_iter": 20},
+    )
     assert check_equal(model.to_onnx().SerializeToString(), model.predict(numeric, nothing), numeric, nothing) < 1e-5
 
 
@@ -130,14 +158,18 @@ def test_a_project_without_categories_has_one_input_less(trainer):
 
 @pytest.mark.parametrize("trainer", CANDIDATES)
 def test_the_same_rows_give_the_same_model(trainer):
-    first, second = (fitted(trainer, TaskKind.BINARY)[2].to_onnx().SerializeToString(deterministic=True) for _ in range(2))
+    first, second = (
+        fitted(trainer, TaskKind.BINARY)[2].to_onnx().SerializeToString(deterministic=True) for _ in range(2)
+    )
     assert first == second
 
 
 def test_a_difference_between_graph_and_model_is_an_error():
     numeric, categorical = np.ones((5, 2), dtype="float32"), np.empty((5, 0), dtype=object)
     graph = Graph(2, 0)
-    halves = graph.model(graph.add("Mul", graph.add("ReduceSum", "numeric", graph.constant([1], "int64")), graph.constant(0.5))).SerializeToString()
+    halves = graph.model(
+        graph.add("Mul", graph.add("ReduceSum", "numeric", graph.constant([1], "int64")), graph.constant(0.5))
+    ).SerializeToString()
     assert check_equal(halves, np.ones(5), numeric, categorical) == 0
     for wrong in (np.full(5, 1.001), np.full(5, np.nan)):
         with pytest.raises(ExportError, match="where the model predicts"):
@@ -153,7 +185,7 @@ def test_a_difference_between_graph_and_model_is_an_error():
 )
 def test_rows_that_teach_nothing_are_refused_with_the_reason(label, message):
     numeric, categorical = np.zeros((len(label), 4), dtype="float32"), np.full((len(label), 2), "", dtype=object)
-    with pytest.raises(trainers.UnfitData, match=message):
+    with pytest.raises(trainers.UnfitDataError, match=message):
         trainers.train(project(TaskKind.BINARY), CANDIDATES["hist_gradient_boosting"], numeric, categorical, label)
 
 
@@ -170,14 +202,20 @@ def test_missing_columns_are_all_named():
 def test_a_bundle_comes_back_from_disk_and_keeps_its_word(tmp_path):
     chosen, frame, model = fitted("hist_gradient_boosting", TaskKind.BINARY)
     make_bundle(chosen, model.to_onnx().SerializeToString(), frame).save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["contract.json", "golden.json", "model.onnx", "reference.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "contract.json",
+        "golden.json",
+        "model.onnx",
+        "reference.parquet",
+    ]
     bundle = Bundle.load(tmp_path)
     assert bundle.check_golden() == 0
-    assert any(value is None for instance in bundle.golden["instances"] for value in instance.values())  # missing values are among the golden requests
+    # Missing values are among the golden requests.
+    assert any(value is None for instance in bundle.golden["instances"] for value in instance.values())
     assert list(bundle.reference().columns) == [*chosen.input_columns, "label", "event_timestamp", "prediction"]
     assert np.allclose(bundle.reference()["prediction"], bundle.predict(bundle.reference()))
     assert bundle.contract["numeric"] == list(INPUTS.numeric) and bundle.contract["kind"] == "binary"
 
     bundle.golden["predictions"][3] += 0.01
-    with pytest.raises(GoldenMismatch, match="golden request 3"):
+    with pytest.raises(GoldenMismatchError, match="golden request 3"):
         bundle.check_golden()

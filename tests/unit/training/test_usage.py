@@ -1,4 +1,4 @@
-"""What pods cost: waiting and running told apart, GPU-seconds, tries added up."""
+"""The cost of pods: waiting and running times are separate, and GPU-seconds of tries are summed."""
 
 from datetime import UTC, datetime
 
@@ -19,7 +19,15 @@ RAN = {"terminated": {"startedAt": "2026-01-01T00:00:30Z", "finishedAt": "2026-0
 
 def test_waiting_and_running_are_told_apart():
     cost = usage.cost_of(pod("a", RAN), "succeeded", gpus=2, now=NOW)
-    assert cost == {"pod": "p-1", "uid": "a", "made": "2026-01-01T00:00:00Z", "ended": "succeeded", "waiting_s": 30, "running_s": 60, "gpu_s": 120}
+    assert cost == {
+        "pod": "p-1",
+        "uid": "a",
+        "made": "2026-01-01T00:00:00Z",
+        "ended": "succeeded",
+        "waiting_s": 30,
+        "running_s": 60,
+        "gpu_s": 120,
+    }
 
 
 def test_a_pod_that_never_started_only_waited_and_took_no_gpu():
@@ -36,4 +44,9 @@ def test_tries_are_added_and_the_same_pod_twice_is_one(tmp_path):
     manifest = str(tmp_path / "fit-mlp.json")
     for name in ("a", "b", "b"):
         usage.keep(manifest, usage.cost_of(pod(name, RAN), "succeeded", gpus=1, now=NOW))
-    assert usage.total(usage.read(manifest)) == {"pod.waiting_s": 60, "pod.running_s": 120, "pod.gpu_s": 120, "pod.tries": 2}
+    assert usage.total(usage.read(manifest)) == {
+        "pod.waiting_s": 60,
+        "pod.running_s": 120,
+        "pod.gpu_s": 120,
+        "pod.tries": 2,
+    }

@@ -1,6 +1,7 @@
-"""Several workers fit one model, for real: processes that torchrun starts, gloo between them, kill -9 in the middle.
+"""Several worker processes fit one model with torchrun and gloo, with a SIGKILL in the middle.
 
-The candidates differ in the number of their workers only. They belong to a project of their own in a copy of the library.
+The candidates differ only in the number of their workers. They belong to a project in a copy of the
+library.
 """
 
 import json
@@ -16,13 +17,15 @@ import onnx
 import psutil
 import pytest
 
-from include.outages import WILL_FAIL_AGAIN
+from include.outages import EX_DATAERR
 from include.projects.flights import project as flights
 from include.settings import REPOSITORY, get_settings
 from include.training.checkpoint import Checkpoints
 from include.training.launch import GAVE_UP
 from include.training.workers import Workers
 from tests.unit.training import made_up
+
+pytestmark = pytest.mark.slow
 
 EPOCHS = 30
 TINY = f"""
@@ -38,7 +41,7 @@ project = flights.model_copy(update={{"name": "tiny", "candidates": (*networks, 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The library with one more project; gives its folder."""
+    """Copy the library with one more project and return its folder."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(REPOSITORY / "include", root / "include", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "include" / "projects" / "tiny").mkdir()
@@ -48,12 +51,17 @@ def copy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training_set(copy):
-    """1,905 rows to fit: the last batch of an epoch has 155, which three do not share evenly."""
+    """Return 1,905 rows to fit.
+
+    The last batch of an epoch has 155 rows, which cannot be divided evenly among three workers.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRLOOP_HOME", str(copy / "home"))
         get_settings.cache_clear()
         rows = made_up.examples(flights, days=30, a_day=119)
-        uri = made_up.write(flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows)
+        uri = made_up.write(
+            flights.model_copy(update={"name": "tiny"}), {"id": "abc", "cutoff": "2013-02-10T00:00:00Z"}, rows
+        )
     get_settings.cache_clear()
     return uri
 
@@ -64,9 +72,26 @@ class Step:
     def __init__(self, copy: Path, training_set: str, candidate: str, name: str, **settings: str):
         self.manifest = copy / "manifests" / f"{name}.json"
         self.log: list[str] = []
-        line = ["fit", "--project", "tiny", "--candidate", candidate, "--request", name, "--training-set", training_set, "--manifest", str(self.manifest)]
+        line = [
+            "fit",
+            "--project",
+            "tiny",
+            "--candidate",
+            candidate,
+            "--request",
+            name,
+            "--training-set",
+            training_set,
+            "--manifest",
+            str(self.manifest),
+        ]
         given = {k: v for k, v in os.environ.items() if not k.startswith("AIRLOOP_")}
-        environment = given | {"AIRLOOP_HOME": str(copy / "home"), "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "", **settings}
+        environment = given | {
+            "AIRLOOP_HOME": str(copy / "home"),
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "",
+            **settings,
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", "include.training", *line],
             cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -102,11 +127,19 @@ class Step:
 
 @pytest.fixture
 def step(copy, training_set, request):
-    """Starts a fit; what still runs at the end of the test is ended."""
+    """Return a function that starts a fit. Running fits are ended after the test."""
     started = []
 
     def start(candidate: str, name: str = "", **settings: str) -> Step:
-        started.append(Step(copy, training_set, candidate, f"{request.node.name}-{name or candidate}".replace("[", "-").replace("]", ""), **settings))
+        started.append(
+            Step(
+                copy,
+                training_set,
+                candidate,
+                f"{request.node.name}-{name or candidate}".replace("[", "-").replace("]", ""),
+                **settings,
+            )
+        )
         return started[-1]
 
     yield start
@@ -119,13 +152,13 @@ def step(copy, training_set, request):
 
 @pytest.fixture(scope="module")
 def whole(copy, training_set):
-    """What each candidate makes when nothing comes in between: name -> manifest."""
+    """Return name -> manifest of each candidate's undisturbed fit."""
     made = {}
     for count in (1, 2, 3):
         one = Step(copy, training_set, f"network_{count}", f"whole-{count}")
         made[f"network_{count}"] = one.end()
         assert "resuming" not in one.output and not one.checkpoints.exists()
-        assert one.output.count(f"epoch {EPOCHS}/{EPOCHS}") == 1  # one of them speaks for all
+        assert one.output.count(f"epoch {EPOCHS}/{EPOCHS}") == 1  # one worker reports for all
     return made
 
 
@@ -135,7 +168,9 @@ def graph(made: dict) -> bytes:
 
 def weights(made: dict) -> np.ndarray:
     constants = onnx.load_from_string(graph(made)).graph.initializer
-    return np.concatenate([onnx.numpy_helper.to_array(c).ravel() for c in constants if c.data_type == onnx.TensorProto.FLOAT])
+    return np.concatenate(
+        [onnx.numpy_helper.to_array(c).ravel() for c in constants if c.data_type == onnx.TensorProto.FLOAT]
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -146,7 +181,9 @@ def test_many_workers_learn_what_one_learns(whole, count):
     assert len(losses) == EPOCHS and losses[-1] < 0.8 * losses[0]
     assert np.allclose(losses, others, rtol=1e-5, atol=0)
     assert np.allclose(weights(one), weights(many), rtol=0, atol=1e-3)
-    assert graph(one) != graph(many)  # sums in another order are rounded otherwise; were they the same, it would have been one worker both times
+    # Sums in another order are rounded differently. Identical graphs would mean that one worker did
+    # both fits.
+    assert graph(one) != graph(many)
 
 
 @pytest.mark.parametrize(("count", "rank"), [(2, 0), (3, 2)])
@@ -168,7 +205,7 @@ def test_all_is_killed_and_the_next_try_goes_on_to_the_same_model(step, whole, c
     assert len(workers) == (count if count > 1 else 0)
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
-    assert psutil.wait_procs(workers, timeout=10)[1] == []  # they die with who started them
+    assert psutil.wait_procs(workers, timeout=10)[1] == []  # they die with their parent
     assert not killed.manifest.exists() and killed.checkpoints.exists()
 
     again = step(f"network_{count}", "same")
@@ -189,7 +226,7 @@ def test_a_worker_that_is_lost_again_and_again_is_given_up_with_its_number(step)
         fit.worker(1).kill()
     fit.log += fit.process.stdout
     assert fit.process.wait() == GAVE_UP
-    assert "WorkersFailed: worker 1 of 2 ended with exit code -9, also after 1 restarts" in fit.log[-1]
+    assert "WorkersFailedError: worker 1 of 2 ended with exit code -9, also after 1 restarts" in fit.log[-1]
 
 
 def test_a_checkpoint_of_other_inputs_is_not_used(step):
@@ -197,7 +234,7 @@ def test_a_checkpoint_of_other_inputs_is_not_used(step):
     first.read_until("epoch 3/")
     first.process.kill()
     first.process.wait()
-    other = step("network_2", "same")  # the manifest's place is the same, the candidate is another one
+    other = step("network_2", "same")  # the same manifest, but another candidate
     other.end()
     assert "resuming" not in other.output
 
@@ -205,8 +242,11 @@ def test_a_checkpoint_of_other_inputs_is_not_used(step):
 def test_a_trainer_that_knows_no_workers_is_refused_by_name(step):
     fit = step("trees")
     fit.log += fit.process.stdout
-    assert fit.process.wait() == WILL_FAIL_AGAIN
-    assert "candidate 'trees' asks for 2 workers, but its trainer 'hist_gradient_boosting' has one only; several have torch_mlp" in fit.log[-1]
+    assert fit.process.wait() == EX_DATAERR
+    assert (
+        "candidate 'trees' asks for 2 workers, but its trainer 'hist_gradient_boosting' has one only; several have torch_mlp"
+        in fit.log[-1]
+    )
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 7), (2, 7), (3, 7), (3, 2), (4, 0)])
@@ -219,13 +259,13 @@ def test_slices_are_the_whole_batch_once(size, count):
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, capsys):
     import torch
 
-    kept = Checkpoints.beside(tmp_path / "fit.json", {"a": 1})
+    kept = Checkpoints.from_manifest(tmp_path / "fit.json", {"a": 1})
     assert kept.state(kept.load()) is None
     kept.save({"step": 3, "weights": torch.arange(4)})
     kept.save({"step": 4, "weights": torch.arange(4)})
     assert [f.name for f in (tmp_path / "fit.checkpoint").iterdir()] == ["state.pt"]
     assert kept.state(kept.load())["step"] == 4
-    assert Checkpoints.beside(tmp_path / "fit.json", {"a": 2}).state(kept.load()) is None
+    assert Checkpoints.from_manifest(tmp_path / "fit.json", {"a": 2}).state(kept.load()) is None
     assert capsys.readouterr().out == ""
     assert kept.state(kept.load()[:-100]) is None and "cannot be read" in capsys.readouterr().out
     kept.remove()

@@ -1,10 +1,11 @@
-"""What a try runs, and what of an earlier try still holds."""
+"""Which stages a try runs, and which results of an earlier try are still valid."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 
+from include import projects
 from include.projects import get_project
 from include.projects.base import STAGES
 from include.settings import get_settings
@@ -15,9 +16,10 @@ FLIGHTS = get_project("flights")
 SINCE = datetime(2013, 1, 1, tzinfo=UTC)
 SAMPLE = Sample(1000, SINCE, SINCE + timedelta(days=6), SINCE + timedelta(days=9))
 FILES = {
-    "dags/ingest.py", "dags/build_features.py", "dags/train.py", "include/data/ingest.py", "include/features/build.py", "include/training/steps.py",
+    "dags/ingest.py", "dags/build_features.py", "dags/train.py", "include/dag_kit/tasks/train.py", "include/data/ingest.py", "include/features/build.py",
+    "include/training/steps.py",
     "include/projects/base.py", "include/projects/flights/__init__.py", "include/projects/flights/feed.py", "include/projects/flights/features.py",
-    "include/projects/flights/expectations.py", "include/projects/other/features.py", "feature_repo/flights.py", "feature_repo/other.py",
+    "include/projects/flights/expectations.py", "include/projects/flights/feast.py", "include/projects/other/features.py", "include/projects/other/feast.py",
 }  # fmt: skip
 
 
@@ -28,6 +30,7 @@ def repository(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file)
     monkeypatch.setattr(plan, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(projects, "OURS", [str(tmp_path / "include/projects")])
     monkeypatch.setenv("AIRLOOP_DAGS_FOLDER", str(tmp_path / "dags"))
     get_settings.cache_clear()
     yield tmp_path
@@ -59,7 +62,7 @@ def test_a_champion_is_trained_before_what_it_is_tried_on():
 
 
 def test_an_unknown_stage_is_named_with_those_there_are():
-    with pytest.raises(plan.NoSuchStage, match="no stage 'tarin'; there is ingest, .*monitor"):
+    with pytest.raises(plan.UnknownStageError, match="no stage 'tarin'; there is ingest, .*monitor"):
         steps_to("tarin", FLIGHTS, SAMPLE)
 
 
@@ -72,11 +75,26 @@ def test_an_unknown_stage_is_named_with_those_there_are():
         pytest.param("include/data/ingest.py", ["feed"], id="how files are taken in: the files hold"),
         pytest.param("dags/ingest.py", ["feed"], id="the DAG file of ingest: the files hold"),
         pytest.param("include/projects/flights/features.py", ["feed", "ingest"], id="its features: the tables hold"),
-        pytest.param("feature_repo/flights.py", ["feed", "ingest"], id="its Feast objects: the tables hold"),
-        pytest.param("include/training/steps.py", ["feed", "ingest", "build_features"], id="a trainer: the features hold"),
-        pytest.param("dags/train.py", ["feed", "ingest", "build_features"], id="the tried DAG file: all before it holds"),
-        pytest.param("include/projects/other/features.py", ["feed", "ingest", "build_features", "train"], id="another project's files: all holds"),
-        pytest.param("feature_repo/other.py", ["feed", "ingest", "build_features", "train"], id="another project's Feast objects: all holds"),
+        pytest.param("include/projects/flights/feast.py", ["feed", "ingest"], id="its Feast objects: the tables hold"),
+        pytest.param(
+            "include/training/steps.py", ["feed", "ingest", "build_features"], id="a trainer: the features hold"
+        ),
+        pytest.param(
+            "dags/train.py", ["feed", "ingest", "build_features"], id="the tried DAG file: all before it holds"
+        ),
+        pytest.param(
+            "include/dag_kit/tasks/train.py", ["feed", "ingest", "build_features"], id="its tasks: all before it holds"
+        ),
+        pytest.param(
+            "include/projects/other/features.py",
+            ["feed", "ingest", "build_features", "train"],
+            id="another project's files: all holds",
+        ),
+        pytest.param(
+            "include/projects/other/feast.py",
+            ["feed", "ingest", "build_features", "train"],
+            id="another project's Feast objects: all holds",
+        ),
     ],
 )
 def test_an_edit_undoes_what_is_made_of_the_file(repository, edited, still_holds):
@@ -97,7 +115,12 @@ def project_with(**feed):
 
 
 def test_a_feed_says_what_a_sample_is():
-    sample = sample_of(project_with(first_moment=lambda: SINCE, sample_window=lambda rows: (SINCE, SINCE + timedelta(days=rows / 100))), 300)
+    sample = sample_of(
+        project_with(
+            first_moment=lambda: SINCE, sample_window=lambda rows: (SINCE, SINCE + timedelta(days=rows / 100))
+        ),
+        300,
+    )
     assert (sample.until, sample.days, sample.middle) == (SINCE + timedelta(days=3), 3, SINCE + timedelta(days=2))
 
 
@@ -129,8 +152,15 @@ DECLARED = "LEARN = 0.1\nproject = Project(name='flights', sources=(1,), candida
 @pytest.mark.parametrize(
     ("old", "new", "still_holds"),
     [
-        pytest.param("learning_rate=0.1", "learning_rate=0.2", ["feed", "ingest", "build_features"], id="a candidate's parameter: the features hold"),
-        pytest.param("min_rows=1", "min_rows=2", ["feed", "ingest", "build_features"], id="the gate: the features hold"),
+        pytest.param(
+            "learning_rate=0.1",
+            "learning_rate=0.2",
+            ["feed", "ingest", "build_features"],
+            id="a candidate's parameter: the features hold",
+        ),
+        pytest.param(
+            "min_rows=1", "min_rows=2", ["feed", "ingest", "build_features"], id="the gate: the features hold"
+        ),
         pytest.param("sources=(1,)", "sources=(2,)", [], id="a source: nothing holds"),
         pytest.param("LEARN = 0.1", "LEARN = 0.2", [], id="a constant, which features may read: nothing holds"),
     ],

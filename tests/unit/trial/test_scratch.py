@@ -1,4 +1,4 @@
-"""The stages of a project share one scratch store, and the log of a try ends with the traceback."""
+"""A project's stages share one scratch store. The log of a failed try ends with its traceback."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from include.projects import get_project
 from include.settings import get_settings
 from include.trial.plan import Sample, steps_to
 from include.trial.run import run_dags
-from include.trial.scratch import Busy, Scratch, keep
+from include.trial.scratch import Scratch, TryRunningError, keep
 
 FLIGHTS = get_project("flights")
 SINCE = datetime(2013, 1, 1, tzinfo=UTC)
@@ -34,7 +34,13 @@ def do(scratch, stage):
 
 @pytest.mark.parametrize(
     ("first", "then", "reused"),
-    [("ingest", "build_features", 2), ("deploy", "train", 3), ("train", "deploy", 4), ("score", "monitor", 9), ("train", "score", 0)],
+    [
+        ("ingest", "build_features", 2),
+        ("deploy", "train", 3),
+        ("train", "deploy", 4),
+        ("score", "monitor", 9),
+        ("train", "score", 0),
+    ],
 )
 def test_a_stage_takes_over_what_another_one_has_made(scratch, first, then, reused):
     do(scratch, first)
@@ -50,7 +56,7 @@ def test_a_try_of_an_early_stage_leaves_what_holds_of_later_ones(scratch):
 
 
 def test_two_tries_of_one_project_do_not_mix(scratch):
-    with scratch("train").alone(), pytest.raises(Busy), scratch("ingest").alone():
+    with scratch("train").alone(), pytest.raises(TryRunningError), scratch("ingest").alone():
         pass
 
 
@@ -74,5 +80,11 @@ def test_the_log_ends_with_the_traceback(scratch, tmp_path, monkeypatch):
     store.work.mkdir(parents=True)
     events = list(run_dags(store, FLIGHTS, steps_to("train", FLIGHTS, SAMPLE), 0, None))
     assert [event["event"] for event in events] == ["task", "failed"] and "traceback" not in json.dumps(events)
-    said = store.log.read_text()
-    assert "what Airflow says" in said and said.endswith("Traceback of the task\nValueError: why\n")
+    log_text = store.log.read_text()
+    assert "what Airflow says" in log_text and log_text.endswith("Traceback of the task\nValueError: why\n")
+
+
+def test_a_try_looks_for_its_project_in_the_same_folders(tmp_path):
+    settings = get_settings().model_copy(update={"home": tmp_path, "projects": "/srv/models,/srv/more,flights,other"})
+    store = Scratch(settings, FLIGHTS, "train", SAMPLE)
+    assert store.environment()["AIRLOOP_PROJECTS"] == "/srv/models,/srv/more,flights"

@@ -1,4 +1,4 @@
-"""Which projects are frozen: by whom, why, since when."""
+"""The table of freezes: project, user, reason and start."""
 
 from alembic import op
 from sqlalchemy import Column, String, Text

@@ -1,6 +1,7 @@
-"""Each request that waits has a deadline and counts its attempts; each run keeps its cutoff; what people must be told waits in a table until it is told.
+"""Add deadlines and attempts of requests, cutoffs of runs, and notices to operators.
 
-Requests of before that wait have no deadline yet: the first sweep of ``monitor`` takes that for one that has passed.
+Existing waiting requests do not have a deadline yet. The first sweep of ``monitor`` treats them as
+overdue.
 """
 
 from alembic import op

@@ -1,0 +1,1 @@
+"""Training steps as Kubernetes pods: operators, triggers, and how a pod's end is judged."""

@@ -1,0 +1,1 @@
+"""The stack's accounts: users, credentials of services, and the file with secrets."""

@@ -1,0 +1,1 @@
+"""The stack's stores: databases, buckets, migrations and Airflow's pools."""

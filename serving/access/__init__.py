@@ -1,0 +1,1 @@
+"""Access: callers and their keys, rate limits, and the access log."""

@@ -1,0 +1,1 @@
+"""Feature look-ups in Feast's online stores."""

@@ -1,0 +1,1 @@
+"""Models: the registry, its versions and their files, and what a version takes and returns."""

@@ -1,0 +1,1 @@
+"""Predictions: complete the instances, run the model, and log the answers."""
