@@ -56,7 +56,7 @@ new-project: setup  ## scaffold a project: make new-project NAME=returns KIND=bi
 .PHONY: secrets
 PROFILE ?= compose
 secrets: setup  ## create the settings file .env of a profile with generated secrets: make secrets [PROFILE=kubernetes]
-	@$(BIN)/airloop secrets --profile $(PROFILE) --file $(ENV_FILE)
+	@$(BIN)/airloop init-env --profile $(PROFILE) --file $(ENV_FILE)
 
 .PHONY: lint format test test-fast test-loop test-liveness test-cluster soak-cluster soak-serving soak-attacks
 lint: setup  ## check style, types, prose and the import rules between the packages
@@ -76,7 +76,7 @@ test: lint  ## run lint, then the fast tests, then the tests that start real ser
 test-fast: lint  ## run lint, then the tests that need neither servers nor minutes
 	$(BIN)/pytest tests/unit tests/architecture tests/dags -m "not slow" -n 2 --dist loadfile --junitxml data/junit/fast.xml
 test-liveness: setup  ## test that the loop survives random kills, lost events, pauses and cleared runs: make test-liveness [EXAMPLES=10000]
-	AIRLOOP_TEST_LIVENESS_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/pytest tests/unit/loop/test_liveness.py
+	AIRLOOP_TEST_LIVENESS_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/pytest tests/unit/loop/test_liveness.py -n logical --dist load
 test-cluster: setup  ## test training pods with real failures on the cluster of KUBECONFIG (see tests/cluster/conftest.py), each [REPEATS=2] times
 	AIRLOOP_TEST_SLOW=yes AIRLOOP_TEST_REPEATS=$(or $(REPEATS),2) $(BIN)/pytest tests/cluster
 soak-cluster: setup  ## repeat each failure of training pods ten times, and write bench/results/soak_cluster.json

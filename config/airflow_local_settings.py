@@ -7,7 +7,8 @@ LocalExecutor forks its workers from the scheduler, and the workers fork the tas
 is imported here costs a task nothing: feast, evidently and great_expectations alone take 4 to 6 s
 in each new process. Import only third-party libraries here, so that the next task sees edits to our
 own code. Nothing here may start a thread or open a connection. Training steps are forked from their
-tasks in turn (``include.dag_kit.forked_process``). ``AIRLOOP_PRELOAD=false`` turns the warming off.
+tasks in turn (``include.dag_kit.forked_process``). ``AIRLOOP_PRELOAD_LIBRARIES=false`` turns the
+warming off.
 """
 
 import os
@@ -51,11 +52,11 @@ if sys.argv[1:2] in (["scheduler"], ["triggerer"]):
     from importlib.util import find_spec
 
     settings = get_settings()
-    if settings.preload and settings.compute == "kubernetes":
+    if settings.preload_libraries and settings.compute == "kubernetes":
         for name in PODS:
             import_module(name)
 
-    if settings.preload and sys.argv[1] == "scheduler":
+    if settings.preload_libraries and sys.argv[1] == "scheduler":
         logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import says hundreds of things
         for name in (*PRELOADED, "s3fs") if settings.store.startswith("s3://") else PRELOADED:
             if find_spec(

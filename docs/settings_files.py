@@ -42,7 +42,7 @@ HEADS = {
     "kubernetes": """\
         Settings of the stack on Kubernetes: `airloop kubernetes-secrets` makes of them what each part is told (deploy/helm/README.md).
 
-        `airloop secrets --profile kubernetes` copies this file to .env and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of the
+        `airloop init-env --profile kubernetes` copies this file to .env and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of the
         variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
         The addresses are examples: write your own.""",
 }
@@ -50,7 +50,7 @@ SECTIONS = {
     "Profile": ("profile", "home", "projects", "dags_folder", "git_sha", "notify"),
     "Where secrets come from": ("secrets_dir", "secrets_backend", "secrets_prefix", "secrets_id", "secrets_profile"),
     "Stores": (
-        "database_admin_url", "airflow_database_url", "mlflow_database_url", "feast_registry_url", "feast_reader_url", "ledger_url", "studies_url",
+        "database_admin_url", "airflow_database_url", "mlflow_database_url", "feast_registry_url", "feast_readonly_url", "ledger_url", "optuna_url",
         "online_store_url",
     ),
     "Users and keys": (
@@ -61,10 +61,10 @@ SECTIONS = {
     "Servers": ("host", "airflow_port", "mlflow_port", "serving_port", "airflow_uri", "mlflow_uri", "mlflow_artifacts", "serving_uri", "serving_timeout"),
     "Data on an object store": ("data_root", "storage_connection", "storage_secret", "storage_service_account", "storage_role", "remote_logs"),
     "Training": (
-        "compute", "pools", "training_threads", "checkpoint_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection", "kubernetes_namespace",
-        "training_image", "pod_template", "priority_classes",
+        "compute", "pools", "training_threads", "checkpoint_every_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection",
+        "kubernetes_namespace", "training_image", "pod_template", "priority_classes",
     ),
-    "This machine": ("parallelism", "preload", "restart"),
+    "This machine": ("parallelism", "preload_libraries", "restart"),
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _databases(host: str) -> dict[str, str]:
     urls = {
         setting: f"postgresql://airloop_{user}:CHANGE_ME@{host}:5432/airloop_{user}" for setting, user in users.items()
     }
-    return urls | {"feast_reader_url": f"postgresql://airloop_feast_reader:CHANGE_ME@{host}:5432/airloop_feast"}
+    return urls | {"feast_readonly_url": f"postgresql://airloop_feast_reader:CHANGE_ME@{host}:5432/airloop_feast"}
 
 
 KEYS = {

@@ -31,7 +31,7 @@ def predictions(project: Project) -> Asset:
 
 
 def retrain_request(project: Project) -> Asset:
-    """Return the asset that ``monitor`` and ``airloop request`` update to request a retraining.
+    """Return the asset that ``monitor`` and ``airloop retrain`` update to request a retraining.
 
     The request itself is in the ledger.
     """

@@ -182,7 +182,7 @@ class Postgres(Server):
             setting: f"postgresql://{name}:{token_urlsafe(16)}@{self.address}:{self.port}/{name}"
             for setting, name in names.items()
         }
-        return urls | {"feast_reader_url": urls["feast_registry_url"].replace("_feast:", "_feast_reader:", 1)}
+        return urls | {"feast_readonly_url": urls["feast_registry_url"].replace("_feast:", "_feast_reader:", 1)}
 
 
 class Redis(Server):

@@ -24,6 +24,22 @@ for panel, commands in (("Services", services), ("The loop", loop), ("Models", m
     for command in commands.app.registered_commands:
         command.rich_help_panel = panel
     app.add_typer(commands.app)
+# Former names of commands. They are accepted until version 0.3.
+RENAMED = {
+    "request": "retrain",
+    "feed": "replay",
+    "secrets": "init-env",
+    "databases": "create-databases",
+    "pools": "sync-pools",
+}
+_COMMANDS = {
+    (command.name or command.callback.__name__.replace("_", "-")): command.callback
+    for commands in (services, loop)
+    for command in commands.app.registered_commands
+    if command.callback
+}
+for former, name in RENAMED.items():
+    app.command(former, hidden=True)(_COMMANDS[name])
 app.add_typer(users.app, name="users", rich_help_panel="Services")
 
 
@@ -44,7 +60,13 @@ def options(
 
 def main() -> None:
     """Run the command given on the command line."""
-    boundary.run(app, next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if command in RENAMED:
+        typer.echo(
+            f"airloop {command} is now called airloop {RENAMED[command]}. The former name is accepted until version 0.3.",
+            err=True,
+        )
+    boundary.run(app, command)
 
 
 def _print_version() -> None:

@@ -20,6 +20,7 @@ from include.cli.exits import (
 )
 
 if TYPE_CHECKING:
+    from include.settings import Settings
     from include.stack.api import AirflowApi
 
 app = typer.Typer()
@@ -124,7 +125,7 @@ def try_stage(
 
 
 @app.command()
-def feed(
+def replay(
     project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
     since: Annotated[datetime, typer.Option(help="Write files that were published after this time (UTC).")],
     until: Annotated[
@@ -209,7 +210,8 @@ def _refuse_missing_pools(airflow: "AirflowApi", project: str) -> None:
 
     if missing := missing_pools(airflow, get_project(project)):
         fail(
-            f"Airflow has no pool {', '.join(missing)}: steps of that compute class would wait for ever. `airloop pools` makes those that AIRLOOP_POOLS names"
+            f"Airflow has no pool {', '.join(missing)}, so steps of that compute class would wait for ever. "
+            "Create it with `airloop sync-pools`, which reads AIRLOOP_POOLS"
         )
 
 
@@ -234,7 +236,7 @@ def _wait(airflow: "AirflowApi", dag_id: str, run_id: str, timeout: float) -> No
 
 
 @app.command()
-def request(
+def retrain(
     project: Annotated[str, typer.Argument(help="Name of the project (its folder in include/projects).")],
     reason: Annotated[
         str,
@@ -325,7 +327,6 @@ def rewind(
     from include import ledger
     from include.operations import cutoffs
     from include.operations.freezing import who
-    from include.stack.api import busy_stages
 
     definition = project_or_exit(project)
     settings = settings_or_exit()
@@ -342,10 +343,7 @@ def rewind(
         fail(
             f"the clock of the replay of {project} is ahead of the time of day: give with --to the time that it is to have"
         )
-    if running := busy_stages(settings, project):
-        fail(
-            f"{', '.join(running)} of {project} is running: wait until it has ended, or pause the DAG, and do it again"
-        )
+    _exit_if_busy(settings, project)
     if not yes:
         typer.confirm(f"Take back everything of {project} after {until:%Y-%m-%dT%H:%M:%SZ}?", abort=True)
     with exit_on(cutoffs.RewindError):
@@ -356,6 +354,34 @@ def rewind(
     say(
         f"Next: `airloop run {project} build_features{f' --cutoff {to:%Y-%m-%dT%H:%M:%S}' if to else ''}`; its results start the next stages."
     )
+
+
+def _exit_if_busy(settings: "Settings", project: str) -> None:
+    """Exit if a stage of the project runs, or if that cannot be known."""
+    import httpx
+
+    from include.stack import lifecycle
+    from include.stack.api import busy_stages
+
+    try:
+        running = busy_stages(settings, project)
+    except httpx.TransportError as error:
+        scheduler = next(service for service in lifecycle.status(settings) if service.name == "scheduler")
+        if settings.profile == "embedded" and scheduler.state in {"stopped", "died"}:
+            return
+        fail(
+            f"Airflow at {settings.airflow_url} does not answer ({error}), so it is not known whether a stage of {project} is running: "
+            + (
+                "start it with `airloop up`, or stop all of it with `airloop down`"
+                if settings.profile == "embedded"
+                else "start its API server"
+            )
+            + ", and do it again"
+        )
+    if running:
+        fail(
+            f"{', '.join(running)} of {project} is running: wait until it has ended, or pause the DAG, and do it again"
+        )
 
 
 def _cutoff_conf(project: str, cutoff: datetime | None) -> dict[str, str]:

@@ -152,7 +152,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def secrets(
+def init_env(
     profile: Annotated[
         Literal["compose", "kubernetes", "embedded"],
         typer.Option(help="Profile whose .env.<profile>.example is filled in."),
@@ -220,7 +220,7 @@ def kubernetes_secrets(
 
 
 @app.command()
-def databases() -> None:
+def create_databases() -> None:
     """Create the four Postgres databases and their users, as named in the settings' URLs.
 
     The command connects with AIRLOOP_DATABASE_ADMIN_URL. Safe to repeat: existing databases and
@@ -253,7 +253,7 @@ def migrate() -> None:
 
 
 @app.command()
-def pools(
+def sync_pools(
     from_cluster: Annotated[
         bool,
         typer.Option(

@@ -2,9 +2,10 @@
 
 A label names a prediction, or an entity and the time when the prediction was requested. In the
 second case, it belongs to the prediction that serving answered nearest to that time (at most
-``apart`` away). The request must have the same join keys, and the same value of every request
-feature that the label names. Ingest writes that prediction's id into the row, so the table's key
-holds for both kinds: a second label of one prediction repeats the first, or contradicts it.
+``match_tolerance`` away). The request must have the same join keys, and the same value of every
+request feature that the label names. Ingest writes that prediction's id into the row, so the
+table's key holds for both kinds: a second label of one prediction repeats the first, or contradicts
+it.
 """
 
 import io
@@ -118,10 +119,10 @@ class _Thing:
     off: int | None = None
     ids: set[str] = field(default_factory=set)
 
-    def offer(self, prediction: str, key: dict[str, Any], at: int, apart: int) -> None:
+    def offer(self, prediction: str, key: dict[str, Any], at: int, tolerance: int) -> None:
         off = abs(at - self.at)
         if (
-            off > apart
+            off > tolerance
             or (self.off is not None and off > self.off)
             or any(_value(key.get(name)) != value for name, value in self.entity.items())
         ):
@@ -149,8 +150,10 @@ def find_predictions(project: Project, source: Source, rows: pd.DataFrame, right
         None if one else _thing(project, *named)
         for one, *named in zip(given, rows["entity"], rows["event_timestamp"], strict=True)
     ]
-    since = rows["received_at"].min().to_pydatetime() - policy.back
-    there = _search(project, {one for one in given if one}, [thing for thing in things if thing], policy.apart, since)
+    since = rows["received_at"].min().to_pydatetime() - policy.lookback
+    there = _search(
+        project, {one for one in given if one}, [thing for thing in things if thing], policy.match_tolerance, since
+    )
 
     matches = [
         ({one} & there.keys()) if one else thing.ids if thing else set()
@@ -172,7 +175,7 @@ def find_predictions(project: Project, source: Source, rows: pd.DataFrame, right
         ("from_the_future", "'known_at' is after the label was received", early),
         (
             "unknown_prediction",
-            f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.apart} of their time",
+            f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.match_tolerance} of their time",
             count == 0,
         ),
         ("ambiguous_prediction", "several predictions are equally near to that time", count > 1),
@@ -202,14 +205,16 @@ def _thing(project: Project, entity: Any, time: Any) -> _Thing | None:
     )
 
 
-def _search(project: Project, ids: set[str], things: list[_Thing], apart: timedelta, since: datetime) -> dict[str, str]:
+def _search(
+    project: Project, ids: set[str], things: list[_Thing], tolerance: timedelta, since: datetime
+) -> dict[str, str]:
     """Return prediction id -> caller for the ids and the entities' predictions found in the log.
 
     Each entity is offered the predictions around its time. The newest files are read first, and no
     further back than needed.
     """
     callers: dict[str, str] = {}
-    missing, reach = set(ids), int(apart.total_seconds() * 1e6)
+    missing, reach = set(ids), int(tolerance.total_seconds() * 1e6)
     of_keys: dict[tuple[Any, ...], list[_Thing]] = defaultdict(list)
     for thing in things:
         of_keys[thing.keys].append(thing)

@@ -54,7 +54,7 @@ def export(project: Project, version: str | None = None, folder: Path | None = N
     number = version or versions.aliases(project).get(versions.CHAMPION)
     if number is None:
         raise ExportError(
-            f"project {project.name} has no champion to export: train one (airloop request {project.name}), or name a version"
+            f"project {project.name} has no champion to export: train one (airloop retrain {project.name}), or name a version"
         )
     model_version = versions.find_version(project, number)
     if model_version is None:

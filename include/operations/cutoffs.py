@@ -159,7 +159,7 @@ def _models(project: Project, until: datetime) -> list[str]:
         return [unknown]
     return [
         f"version {version} ({alias}) was trained for cutoff {cutoff}, so nothing before is predicted with it: `airloop rollback {project.name} --reason ...`, "
-        f"or `airloop request {project.name}` and deploy what passes"
+        f"or `airloop retrain {project.name}` and deploy what passes"
         for alias, (version, cutoff) in cutoffs.items()
         if cutoff > iso(until)
     ]

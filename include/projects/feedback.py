@@ -27,13 +27,13 @@ class ServedPredictions(BaseModel):
 
     # A minute covers clock skew and slow networks. A client that predicts one entity more often
     # than that, and labels it by time, needs a smaller value.
-    apart: timedelta = Field(
+    match_tolerance: timedelta = Field(
         timedelta(minutes=1),
         ge=timedelta(0),
         description="Maximum distance of a label by entity and time from its prediction, which is the nearest one to that time.",
     )
     # Limits how much of the log an ingest must read for an invented id.
-    back: timedelta = Field(
+    lookback: timedelta = Field(
         timedelta(days=30),
         gt=timedelta(0),
         description="Maximum age of a prediction when its label arrives. Older predictions are not searched.",

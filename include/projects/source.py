@@ -98,7 +98,8 @@ class Source(FrozenModel):
         the run succeeds.
 
         Args:
-            policy: ``apart`` and ``back`` of ``include.projects.feedback.ServedPredictions``.
+            policy: ``match_tolerance`` and ``lookback`` of
+                ``include.projects.feedback.ServedPredictions``.
         """
         return cls(
             name=name, format="parquet", columns=cast(dict[str, DType], LABEL_COLUMNS), key=PREDICTION, known_at="known_at",

@@ -18,6 +18,7 @@ from include.settings.git import CODE, git_sha
 from include.settings.kubernetes import unpinned
 from include.settings.masking import AIRFLOW_SECRET_VARIABLES, CREDENTIALS, known_secrets
 from include.settings.model import Settings, get_settings, secret_fields
+from include.settings.renamed import RENAMED
 from include.settings.repository import REPOSITORY
 from include.settings.secrets import PLACEHOLDER, REQUIRED_BY_PART, WEAK_PASSWORDS, Part
 from include.settings.sources import TELEMETRY_OFF, export_library_env, settings_file, usual_settings_file
@@ -29,6 +30,7 @@ __all__ = [
     "REQUIRED_BY_PART",
     "PLACEHOLDER",
     "TELEMETRY_OFF",
+    "RENAMED",
     "REPOSITORY",
     "WEAK_PASSWORDS",
     "Part",

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 # Ends the errors about missing or weak secrets.
-FIX = "`airloop secrets` makes what is missing in the settings file (docs/runbooks/profiles.md)."
+FIX = "`airloop init-env` makes what is missing in the settings file (docs/runbooks/profiles.md)."
 
 
 class SettingsError(ValueError):

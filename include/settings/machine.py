@@ -15,7 +15,7 @@ class Machine(Profile):
     git_sha: str | None = Field(
         None, description="Commit of this code, for places without its git repository, such as an image."
     )
-    preload: bool = Field(
+    preload_libraries: bool = Field(
         True, description="Import heavy third-party libraries once in the scheduler, instead of in each task."
     )
     restart: bool = Field(True, description="Restart processes of the embedded stack that died, with back-off.")

@@ -31,6 +31,8 @@ def known_secrets(environment: Mapping[str, str]) -> list[str]:
     settings = get_settings()
     secrets = [value.get_secret_value() for name in secret_fields() if (value := getattr(settings, name))]
     secrets += [environment[name] for name in CREDENTIALS if environment.get(name)]
+    # The path of a webhook's URL usually contains its token.
+    secrets += [settings.notify] if settings.notify and "://" in settings.notify else []
     # A URL with a password may be in any variable: Airflow's own databases and brokers,
     # connections, or variables that a site has added.
     for password in [password for value in (*secrets, *environment.values()) if (password := password_in(value))]:

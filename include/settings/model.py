@@ -9,6 +9,7 @@ from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
@@ -19,6 +20,7 @@ from include.settings.errors import FIX, SettingsError, in_words
 from include.settings.kubernetes import Kubernetes, unpinned
 from include.settings.machine import Machine
 from include.settings.object_store import ObjectStore
+from include.settings.renamed import files_with_former_names, with_new_names
 from include.settings.secrets import REQUIRED_BY_PART, Part, fault_of, plain
 from include.settings.servers import Servers
 from include.settings.sources import from_secrets_manager, settings_file
@@ -44,6 +46,9 @@ class Settings(Machine, Kubernetes, ObjectStore, Training, Accounts, Servers, St
         The environment comes first, then secret files, AWS Secrets Manager and the settings file.
         """
         file = DotEnvSettingsSource(settings_cls, env_file=settings_file())
+        for source in (env_settings, file):
+            assert isinstance(source, EnvSettingsSource)
+            source.env_vars = with_new_names(source.env_vars)
         values = file() | env_settings()
         folder = values.get("secrets_dir")
         if folder and not Path(folder).is_dir():
@@ -52,7 +57,9 @@ class Settings(Machine, Kubernetes, ObjectStore, Training, Accounts, Servers, St
             values.get("secrets_id"), values.get("secrets_profile"), settings_cls.model_fields
         )
         files = SecretsSettingsSource(settings_cls, secrets_dir=folder)
-        return init_settings, env_settings, files, InitSettingsSource(settings_cls, secret_values), file
+        # A file with a former name follows those with the current names.
+        former = InitSettingsSource(settings_cls, files_with_former_names(Path(folder) if folder else None))
+        return init_settings, env_settings, files, former, InitSettingsSource(settings_cls, secret_values), file
 
     @field_validator("data_root", "remote_logs", "mlflow_artifacts")
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from include.settings.errors import SettingsError
+from include.settings.renamed import with_new_names
 from include.settings.repository import REPOSITORY
 
 # These variables disable telemetry. Evidently and other tools honor DO_NOT_TRACK. Great
@@ -56,7 +57,7 @@ def export_library_env() -> None:
         os.environ.setdefault(name, value)
 
 
-def from_secrets_manager(secret_id: str | None, profile: str | None, known: Collection[str]) -> dict[str, str]:
+def from_secrets_manager(secret_id: str | None, profile: str | None, known: Collection[str]) -> dict[str, str | None]:
     """Return the settings that a secret of AWS Secrets Manager holds.
 
     ``known`` are the names of all settings.
@@ -69,9 +70,10 @@ def from_secrets_manager(secret_id: str | None, profile: str | None, known: Coll
     from include.secrets_manager import SecretsManagerError, read
 
     try:
-        settings = {
-            name.lower().removeprefix("airloop_"): value for name, value in read(secret_id, profile).items() if value
-        }
+        settings = with_new_names(
+            {name.lower().removeprefix("airloop_"): value for name, value in read(secret_id, profile).items() if value},
+            prefix="",
+        )
     except SecretsManagerError as error:
         raise SettingsError(f"AIRLOOP_SECRETS_ID is '{secret_id}': {error}") from None
     if unknown := sorted(settings.keys() - set(known)):

@@ -24,7 +24,7 @@ class Stores(Profile):
     )
 
     # The stores. Outside embedded: postgresql://user:password@host:5432/database. Each database has
-    # its own user. `airloop databases` creates them.
+    # its own user. `airloop create-databases` creates them.
     airflow_database_url: SecretStr | None = Field(
         None, description="URL of Airflow's metadata database. Default: SQLite in AIRLOOP_HOME."
     )
@@ -35,14 +35,14 @@ class Stores(Profile):
     feast_registry_url: SecretStr | None = Field(
         None, description="URL of the database of Feast's registry. Default: SQLite in AIRLOOP_HOME."
     )
-    feast_reader_url: SecretStr | None = Field(
+    feast_readonly_url: SecretStr | None = Field(
         None,
         description="URL of the database of Feast's registry with a read-only user, for serving. Default: AIRLOOP_FEAST_REGISTRY_URL.",
     )
     ledger_url: SecretStr | None = Field(
         None, description="URL of the ledger's database. Default: SQLite in AIRLOOP_HOME."
     )
-    studies_url: SecretStr | None = Field(
+    optuna_url: SecretStr | None = Field(
         None,
         description="URL of the database for Optuna's studies. Default: the ledger's database, or a file in AIRLOOP_HOME if the ledger uses SQLite.",
     )
@@ -51,7 +51,7 @@ class Stores(Profile):
         description="URL of Feast's online store: redis://:password@host:6379/0, or rediss:// for TLS. Default: SQLite in AIRLOOP_HOME.",
     )
     database_admin_url: SecretStr | None = Field(
-        None, description="URL of Postgres with a superuser. Only `airloop databases` uses it."
+        None, description="URL of Postgres with a superuser. Only `airloop create-databases` uses it."
     )
 
     @computed_field
@@ -77,7 +77,9 @@ class Stores(Profile):
     @property
     def feast_registry_to_read(self) -> str:
         """Return the URL with which serving opens Feast's registry."""
-        return with_driver(plain(self.feast_reader_url), "psycopg") if self.feast_reader_url else self.feast_registry
+        return (
+            with_driver(plain(self.feast_readonly_url), "psycopg") if self.feast_readonly_url else self.feast_registry
+        )
 
     @property
     def ledger(self) -> str:
@@ -90,8 +92,8 @@ class Stores(Profile):
         With SQLite, the studies have their own file. Otherwise they are in the ledger's database,
         in a separate schema.
         """
-        if self.studies_url:
-            return with_driver(plain(self.studies_url))
+        if self.optuna_url:
+            return with_driver(plain(self.optuna_url))
         return f"sqlite:///{self.home / 'studies.db'}" if self.ledger.startswith("sqlite") else self.ledger
 
     def _store_url(self, name: str, file: str, driver: str = "psycopg2") -> str:

@@ -19,7 +19,7 @@ class Training(Profile):
         ge=1,
         description="Number of OpenMP threads of a training step that runs as a process. A pod uses one thread per core.",
     )
-    checkpoint_steps: int = Field(
+    checkpoint_every_steps: int = Field(
         500,
         ge=1,
         description="Number of steps between two checkpoints of a neural network's fit. It also saves one at the end of each epoch.",

@@ -238,15 +238,14 @@ class AirflowApi:
 def busy_stages(settings: Settings, project: str, seconds: float = 4.0) -> list[str]:
     """Return the DAGs of a project that have a queued or running run.
 
-    The list is empty if Airflow does not answer, because then nothing runs.
+    Raises:
+        httpx.TransportError: Airflow's API server does not answer. Its scheduler may still run
+            tasks.
     """
-    try:
-        httpx.get(f"{settings.airflow_url}/api/v2/version", timeout=seconds, trust_env=False).raise_for_status()
-        runs = AirflowApi.from_settings(settings).call(
-            "GET", "dags/~/dagRuns", params={"state": ["queued", "running"], "limit": 1000}
-        )["dag_runs"]
-    except httpx.TransportError:
-        return []
+    httpx.get(f"{settings.airflow_url}/api/v2/version", timeout=seconds, trust_env=False).raise_for_status()
+    runs = AirflowApi.from_settings(settings).call(
+        "GET", "dags/~/dagRuns", params={"state": ["queued", "running"], "limit": 1000}
+    )["dag_runs"]
     return sorted({str(run["dag_id"]) for run in runs if str(run["dag_id"]).startswith(f"{project}__")})
 
 

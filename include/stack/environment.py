@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
-from include.settings import AIRFLOW_SECRET_VARIABLES, REPOSITORY, TELEMETRY_OFF, Settings, secret_fields
+from include.settings import AIRFLOW_SECRET_VARIABLES, RENAMED, REPOSITORY, TELEMETRY_OFF, Settings, secret_fields
 from include.stack.accounts import access, mlflow_users
 
 ADMIN = "admin"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-# Secrets of MLflow's server, of serving and of `airloop databases|migrate|users`, and secrets that
-# Airflow reads from its own variables. Airflow's processes do not get them as AIRLOOP_* variables.
+# Secrets of MLflow's server, of serving and of `airloop create-databases|migrate|users`, and
+# secrets that Airflow reads from its own variables. Airflow's processes do not get them as
+# AIRLOOP_* variables.
 NOT_AIRFLOWS = (
-    "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_reader_url",
+    "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_readonly_url",
     "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
     "edge_signing_key",
 )  # fmt: skip
@@ -198,7 +199,7 @@ def base_environment(settings: Settings, without: Iterable[str] = ()) -> dict[st
     known = settings.environment()
     for name in without:
         known.pop(f"AIRLOOP_{name.upper()}", None)
-    unset = {f"AIRLOOP_{name.upper()}" for name in type(settings).model_fields} - known.keys()
+    unset = {f"AIRLOOP_{name.upper()}" for name in (*type(settings).model_fields, *RENAMED)} - known.keys()
     return {
         **{name: value for name, value in os.environ.items() if name not in unset},
         **known,

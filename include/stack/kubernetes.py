@@ -24,7 +24,7 @@ EXCLUDED_FIELDS = {
     "airflow_port",
     "mlflow_port",
     "serving_port",
-    "preload",
+    "preload_libraries",
     "pod_template",
     "sample_days",
     "git_sha",
@@ -130,7 +130,7 @@ def _of_airflow(settings: Settings, environment: Mapping[str, str]) -> Iterator[
     They contain neither the URL of Airflow's database nor its keys nor the admin's password.
     """
     hidden = (
-        set(secret_fields()) - {*REQUIRED_BY_PART["tasks"], "studies_url"}
+        set(secret_fields()) - {*REQUIRED_BY_PART["tasks"], "optuna_url"}
         | set(CHART_MANAGED_FIELDS.values())
         | EXCLUDED_FIELDS
     )
@@ -177,7 +177,7 @@ def _keys(settings: Settings, file: Path | None, environment: Mapping[str, str])
     """Return serving's file of keys. It contains only hashes."""
     metrics = environment.get("SERVING_METRICS_KEY", "")
     if metrics and len(metrics) < 12:
-        raise SettingsError("SERVING_METRICS_KEY is shorter than 12 characters. `airloop secrets` makes one")
+        raise SettingsError("SERVING_METRICS_KEY is shorter than 12 characters. `airloop init-env` makes one")
     given = [
         (HOUSE_KEY, _plain(settings, "serving_api_key"), ["predict", "feedback"]),
         *([(METRICS_KEY, metrics, ["metrics"])] if metrics else []),

@@ -28,7 +28,7 @@ WHO = {
     "AIRLOOP_AIRFLOW_DATABASE_URL": CONTROL | {"databases"},
     "AIRLOOP_LEDGER_URL": AIRFLOW | {"databases"},
     "AIRLOOP_FEAST_REGISTRY_URL": AIRFLOW | {"databases"},
-    "AIRLOOP_FEAST_READER_URL": {"serving", "databases"},
+    "AIRLOOP_FEAST_READONLY_URL": {"serving", "databases"},
     "AIRLOOP_MLFLOW_DATABASE_URL": {"mlflow", "databases", "operations"},
     "AIRLOOP_ONLINE_STORE_URL": AIRFLOW,
     "REDIS_PASSWORD": {"redis", "serving"},

@@ -215,7 +215,7 @@ def a_release(cluster: Cluster, s3: S3, folder: Path) -> Iterator[Release]:
 
 
 def settings_file(folder: Path, postgres: Postgres, redis: Redis, s3: S3) -> Path:
-    """Write the file of `airloop secrets --profile kubernetes` with this machine's addresses."""
+    """Write the file of `airloop init-env --profile kubernetes` with this machine's addresses."""
     file = folder / "settings"
     make_secrets("kubernetes", file)
     text = file.read_text()

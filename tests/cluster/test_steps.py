@@ -92,7 +92,7 @@ def test_the_pools_are_those_of_the_settings(runs):
 
 
 def test_the_pools_can_be_read_from_the_cluster(airloop, runs):
-    result = airloop("pools", "--from-cluster", "--dry-run")
+    result = airloop("sync-pools", "--from-cluster", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert int(dict(line.split(": ") for line in result.stdout.splitlines())["cpu"]) >= 1
 

@@ -160,7 +160,7 @@ def stack(engine, others, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("compose")
     settings = folder / "settings"
     made = subprocess.run(
-        [sys.executable, "-m", "include.cli", "secrets", "--profile", "compose", "--file", str(settings)],
+        [sys.executable, "-m", "include.cli", "init-env", "--profile", "compose", "--file", str(settings)],
         cwd=REPOSITORY, env={**os.environ, "AIRLOOP_ENV_FILE": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr

@@ -123,7 +123,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
     assert f"wrong password for user {user}" in what and "AIRLOOP_LEDGER_URL" in fix and "not-" not in what
     missing = settings.model_copy(update={"ledger_url": _secret(settings.ledger.rpartition("/")[0] + "/no_such")})
     what, fix = only(stores.databases(missing), "ledger")
-    assert "does not exist" in what and "`airloop databases`" in fix
+    assert "does not exist" in what and "`airloop create-databases`" in fix
 
     with psycopg2.connect(server.admin_url) as admin:
         admin.autocommit = True
@@ -461,4 +461,4 @@ def test_a_dag_that_does_not_import_and_a_pool_that_is_missing(airflow_home, tmp
     what, fix = only(findings, "dags")
     assert "broken.py does not import: ModuleNotFoundError: No module named 'no_such_library'" in what
     what, fix = only(findings, "pools")
-    assert "there is no pool cpu" in what and "`airloop pools`" in fix
+    assert "there is no pool cpu" in what and "`airloop sync-pools`" in fix

@@ -137,7 +137,7 @@ def test_a_lost_house_is_restored_elsewhere_and_the_loop_goes_on(tmp_path, monke
     )
     enter(new, monkeypatch)
     try:
-        airloop("databases")
+        airloop("create-databases")
         airloop("migrate")
         brought = ("--data-from", str(lost / "store"), "--artifacts-from", str(lost / "mlflow" / "artifacts"))
         assert "it can be restored" in airloop("restore", str(archive), "--dry-run", *brought)

@@ -208,7 +208,7 @@ def test_a_frozen_project_waits_through_a_restart_and_its_request_is_taken_up_by
     before = state()
     frozen = airloop("freeze", "flights", "--reason", "audit until Friday", "--by", "jo")
     assert frozen.returncode == 0 and "flights is frozen since" in frozen.stdout, frozen.stderr
-    asked = airloop("request", "flights", "--reason", "new_code", "--last-days", "30")
+    asked = airloop("retrain", "flights", "--reason", "new_code", "--last-days", "30")
     assert "by jo: audit until Friday" in asked.stderr and "Until then it waits" in asked.stderr
     run_id = next(r["dag_run_id"] for r in api.runs("flights__train", limit=1))
     assert api.wait("flights__train", run_id) == "success"

@@ -135,12 +135,14 @@ def _why_not(one: Migration, error: DBAPIError, where: str, user: str) -> Findin
         return fault(
             one.name,
             f"{where}: wrong password for user {user}",
-            f"mend the password in {one.setting}, or set it in Postgres by `airloop databases`",
+            f"mend the password in {one.setting}, or set it in Postgres by `airloop create-databases`",
         )
     if "does not exist" in message:
-        return fault(one.name, f"{where}: {message}", "make databases and users: `airloop databases`")
+        return fault(one.name, f"{where}: {message}", "make databases and users: `airloop create-databases`")
     if "permission denied" in message:
-        return fault(one.name, f"{where}: {message}", f"grant user {user} its own database again: `airloop databases`")
+        return fault(
+            one.name, f"{where}: {message}", f"grant user {user} its own database again: `airloop create-databases`"
+        )
     return fault(
         one.name, f"{where} does not answer: {message}", f"start Postgres, or mend host and port in {one.setting}"
     )

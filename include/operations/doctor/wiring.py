@@ -65,13 +65,13 @@ def _pools(settings: Settings, there: dict[str, int] | str) -> Iterator[Finding]
     missing = [name for name in wanted if name not in there]
     if missing:
         what = f"there is no pool {', '.join(missing)}: training steps of that compute class would wait for ever"
-        yield fault("pools", what, "make them: `airloop pools` (--from-cluster counts GPUs)")
+        yield fault("pools", what, "make them: `airloop sync-pools` (--from-cluster counts GPUs)")
     for name in wanted.keys() & there.keys():
         if there[name] == 0:
             yield fault(
                 "pools",
                 f"pool {name} has no slots: its steps wait for ever",
-                "`airloop pools`, or give it slots in Airflow",
+                "`airloop sync-pools`, or give it slots in Airflow",
             )
     if not missing:
         yield ok("pools", ", ".join(f"{name} {there[name]}" for name in wanted))

@@ -1,4 +1,4 @@
-"""Create the settings file of a profile with generated secrets: `airloop secrets`.
+"""Create the settings file of a profile with generated secrets: `airloop init-env`.
 
 The example file marks the places: each ``CHANGE_ME`` in a value stands for a new secret, and
 ``CHANGE_ME_<VARIABLE>`` for that of another variable. Existing values are never changed. Therefore

@@ -130,7 +130,7 @@ def main() -> None:
     given = {what: os.environ.get(name, "") for what, name in names.items()}
     if missing := [names[what] for what, value in given.items() if not value]:
         raise BucketsError(
-            f"no {', '.join(missing)} in the environment; `airloop secrets` makes them in the settings file"
+            f"no {', '.join(missing)} in the environment; `airloop init-env` makes them in the settings file"
         )
     made = make(
         given["endpoint"],

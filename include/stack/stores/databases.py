@@ -15,7 +15,7 @@ from include.settings import Settings
 
 # In the order of the settings. Serving has its own read-only access to Feast's registry.
 OWNERS = ("airflow_database_url", "mlflow_database_url", "feast_registry_url", "ledger_url")
-READER = "feast_reader_url"
+READER = "feast_readonly_url"
 
 
 class DatabasesError(Exception):
@@ -54,12 +54,12 @@ def make_databases(settings: Settings, say: Callable[[str], None] = lambda line:
             for url in wanted.values():
                 say(f"user {url.username}: {_role(server, url)}")
                 say(f"database {url.database}: {_database(server, url)}")
-        if settings.feast_reader_url is not None:
+        if settings.feast_readonly_url is not None:
             reader = _url(settings, READER)
             owner = wanted["feast_registry_url"]
             if reader.username == owner.username or reader.database != owner.database:
                 raise DatabasesError(
-                    "AIRLOOP_FEAST_READER_URL must name Feast's registry's database, and another user than its owner"
+                    "AIRLOOP_FEAST_READONLY_URL must name Feast's registry's database, and another user than its owner"
                 )
             with closing(_connect(admin.set(database=reader.database))) as connection, connection.cursor() as server:
                 say(f"user {reader.username}: {_role(server, reader)}")

@@ -155,7 +155,7 @@ def migrations(settings: Settings) -> list[Migration]:
     listed += of_mlflow(settings)
     for name, package, setting, place, make in (
         ("feast", "feast", "AIRLOOP_FEAST_REGISTRY_URL", settings.feast_registry, _feast),
-        ("studies", "optuna", "AIRLOOP_STUDIES_URL", settings.studies, _studies),
+        ("studies", "optuna", "AIRLOOP_OPTUNA_URL", settings.studies, _studies),
     ):
         if _installed(package):
             wanted = f"{package} {version(package)}"

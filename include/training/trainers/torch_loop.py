@@ -65,7 +65,7 @@ def train_network(
     Returns:
         The mean training loss of each epoch.
     """
-    workers, every, device = run.workers, get_settings().checkpoint_steps, run.device
+    workers, every, device = run.workers, get_settings().checkpoint_every_steps, run.device
     steps = -(-len(rows) // batch_size)
     first_step, curve, total = _go_on(network, optimizer, schedule, steps, epochs, run)
     together = workers.together(network)

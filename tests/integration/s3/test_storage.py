@@ -136,7 +136,7 @@ def test_who_cannot_get_in_is_told_what_to_do(s3_store, monkeypatch, change, par
     "command, change, message",
     [
         (
-            ["feed", "flights", "--since", "2012-12-30", "--until", "2013-01-01"],
+            ["replay", "flights", "--since", "2012-12-30", "--until", "2013-01-01"],
             {"AIRLOOP_DATA_ROOT": "s3://no-such-bucket/x"},
             "there is no such bucket",
         ),

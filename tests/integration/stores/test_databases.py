@@ -1,4 +1,4 @@
-"""`airloop databases` creates four databases and four users that can access only their own."""
+"""`airloop create-databases` creates four databases and four users, each for its own database."""
 
 import subprocess
 from itertools import product
@@ -62,7 +62,7 @@ def test_no_user_may_make_databases_or_users_or_be_one_of_the_others(made):
 
 
 def test_servings_user_reads_feasts_registry_and_changes_nothing(made):
-    owner, reader = url_of(made, "feast_registry_url"), url_of(made, "feast_reader_url")
+    owner, reader = url_of(made, "feast_registry_url"), url_of(made, "feast_readonly_url")
     execute(owner, "CREATE TABLE later (n INT)", "INSERT INTO later VALUES (7)")  # created after the reader
     assert execute(reader, "SELECT n FROM later") == [(7,)]
     for statement in (
@@ -97,7 +97,7 @@ def test_no_password_is_in_the_servers_log_though_it_logs_every_statement(made, 
     finally:
         execute(postgres_server.admin_url, "ALTER SYSTEM RESET log_statement", "SELECT pg_reload_conf()")
     assert "ROLE" in log and "SCRAM-SHA-256$" in log
-    for name in (*OWNERS, "feast_reader_url"):
+    for name in (*OWNERS, "feast_readonly_url"):
         assert url_of(made, name).split(":")[2].partition("@")[0] not in log
     # ... and no command line of the server contains one.
     shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
@@ -119,8 +119,8 @@ def test_no_password_is_in_the_servers_log_though_it_logs_every_statement(made, 
             "two stores have the same database 'x'",
         ),
         (
-            {"feast_reader_url": "postgresql://a:b@127.0.0.1/x"},
-            "AIRLOOP_FEAST_READER_URL must name Feast's registry's database",
+            {"feast_readonly_url": "postgresql://a:b@127.0.0.1/x"},
+            "AIRLOOP_FEAST_READONLY_URL must name Feast's registry's database",
         ),
     ],
 )

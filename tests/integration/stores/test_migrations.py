@@ -79,7 +79,7 @@ def test_each_migration_runs_once_however_many_start_together_and_again_after_a_
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore(empty.mlflow_database, str(empty.home / "artifacts")).get_experiment_by_name("Default")
-    assert execute(url_of(empty, "feast_reader_url"), "SELECT count(*) FROM feature_services") == [(0,)]
+    assert execute(url_of(empty, "feast_readonly_url"), "SELECT count(*) FROM feature_services") == [(0,)]
 
 
 def until(condition, process, seconds=600):

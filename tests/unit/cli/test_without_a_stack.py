@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import sqlite3
 import sys
@@ -14,13 +15,14 @@ import typer
 from include import cli, ledger
 from include.cli import boundary, exits
 from include.settings import get_settings
+from include.stack.processes import Command, ProcessBook
 
 # Command -> arguments, exit status, and words of its output.
 COMMANDS = {
     "status": ([], 1, "stopped"),
     "run": (["flights", "ingest"], 2, "Airflow does not answer at http://127.0.0.1:"),
-    "request": (["flights"], 2, "Airflow does not answer at http://127.0.0.1:"),
-    "feed": (["flights", "--since", "2013-03-01", "--until", "2013-02-01"], 2, "is not before --until 2013-02-01"),
+    "retrain": (["flights"], 2, "Airflow does not answer at http://127.0.0.1:"),
+    "replay": (["flights", "--since", "2013-03-01", "--until", "2013-02-01"], 2, "is not before --until 2013-02-01"),
     "rollout": (["flights"], 2, "MLflow does not answer at http://127.0.0.1:"),
     "rollback": (["flights", "--reason", "x"], 2, "serving keeps answering as it does"),
     "restore-champion": (["flights", "--reason", "x"], 2, "MLflow does not answer at http://127.0.0.1:"),
@@ -31,15 +33,15 @@ COMMANDS = {
     "backup": (["{home}/x.zip"], 2, "no backup was made: there is no database"),
     "restore": (["{home}/nothing.zip"], 2, "this archive does not exist"),
     "verify": (["{home}/nothing.zip", "--key", "{home}/nothing.pem"], 2, "does not exist"),
-    "pools": ([], 2, "Airflow does not answer at http://127.0.0.1:"),
+    "sync-pools": ([], 2, "Airflow does not answer at http://127.0.0.1:"),
     "users list": ([], 2, "AIRLOOP_AUTH_MANAGER is simple"),
     "users add": (["jo", "--role", "viewer"], 2, "AIRLOOP_AUTH_MANAGER is simple"),
     "users remove": (["jo"], 2, "AIRLOOP_AUTH_MANAGER is simple"),
     "users sync": ([], 2, "AIRLOOP_AUTH_MANAGER is simple"),
-    "databases": ([], 2, "AIRLOOP_DATABASE_ADMIN_URL is not set"),
+    "create-databases": ([], 2, "AIRLOOP_DATABASE_ADMIN_URL is not set"),
     "down": ([], 0, ""),
     "new-project": (["9bad"], 2, "'9bad' cannot be a project's name"),
-    "secrets": (["--file", "{home}/.env"], 0, "AIRLOOP_"),
+    "init-env": (["--file", "{home}/.env"], 0, "AIRLOOP_"),
     "kubernetes-secrets": ([], 2, "AIRLOOP_"),
     "materialize": (["nobody"], 2, "no project 'nobody'"),
     "check": (["nobody"], 2, "no project 'nobody'"),
@@ -83,7 +85,7 @@ def names(group, before: str = "") -> set[str]:
 
 
 def test_every_command_is_here():
-    assert names(typer.main.get_command(cli.app)) == COMMANDS.keys() | ELSEWHERE
+    assert names(typer.main.get_command(cli.app)) == COMMANDS.keys() | ELSEWHERE | cli.RENAMED.keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -148,7 +150,21 @@ def test_a_wrong_clock_is_set_back_after_a_question_and_put_on_record(airloop, m
     assert record["subject"].endswith("by jo") and record["reasons"][0] == "a typing error"
 
 
-@pytest.mark.parametrize("command", [["status", "--json"], ["pools", "--json"]])
+def test_nothing_is_taken_back_while_a_scheduler_may_run_stages_unseen(airloop):
+    ledger.set_clock("flights", "2031-01-01T00:00:00Z")
+    book = ProcessBook(get_settings().home, get_settings().home)
+    scheduler = book.start(Command("scheduler", ["sleep", "60"], dict(os.environ)))
+    command = ("rewind", "flights", "--reason", "a typing error", "--to", "2013-02-01", "--yes")
+    try:
+        code, seen = airloop(*command)
+        assert code == 2 and "it is not known whether a stage of flights is running" in " ".join(seen.split())
+        assert ledger.iso(ledger.now("flights")).startswith("2031")
+    finally:
+        book.stop([scheduler], forget=False)
+    assert airloop(*command)[0] == 0, "its scheduler died"
+
+
+@pytest.mark.parametrize("command", [["status", "--json"], ["sync-pools", "--json"]])
 def test_what_programs_read_is_json(airloop, command):
     _, output = airloop(*command)
     assert json.loads(output)
@@ -212,3 +228,12 @@ def test_a_command_that_has_said_nothing_for_long_says_that_it_works(home, capsy
 def test_the_version(airloop):
     code, output = airloop("--version")
     assert code == 0 and output.startswith("airloop 0.")
+
+
+@pytest.mark.parametrize(("former", "name"), sorted(cli.RENAMED.items()))
+def test_a_former_name_of_a_command_still_works_and_names_the_new_one(airloop, former, name):
+    arguments, status, words = COMMANDS[name]
+    code, output = airloop(former, *arguments)
+    text = " ".join(output.split())
+    assert code == status and words in text
+    assert f"airloop {former} is now called airloop {name}" in text

@@ -327,7 +327,7 @@ def test_the_log_is_read_no_further_back_than_is_needed(monkeypatch):
 def test_a_project_says_how_near_and_how_far_back():
     served(("1", ASKED, 0), ("2", ASKED | {"customer": 8}, -86_400))
     landed(by_entity(ASKED, 599), by_id("2"))
-    assert ingest(source=Source.feedback(apart=timedelta(minutes=10), back=timedelta(hours=12))) == (
+    assert ingest(source=Source.feedback(match_tolerance=timedelta(minutes=10), lookback=timedelta(hours=12))) == (
         {"1": 1.0},
         ["unknown_prediction"],
     )

@@ -141,7 +141,7 @@ def test_the_jobs_run_commands_that_there_are(values):
         find_spec(module) for module in modules
     )
     known = get_command(app).commands.keys()
-    assert set(re.findall(r"include\.cli (\w+)", " ".join(lines))) == {"migrate", "pools"} <= known
+    assert set(re.findall(r"include\.cli ([\w-]+)", " ".join(lines))) == {"migrate", "sync-pools"} <= known
 
 
 def test_no_secret_stands_in_them():

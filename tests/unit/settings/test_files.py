@@ -1,4 +1,4 @@
-"""The example files and the settings match. `airloop secrets` fills in the secrets once."""
+"""The example files and the settings match. `airloop init-env` fills in the secrets once."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def test_a_file_with_placeholders_is_refused_naming_each(profile, tmp_path, read
     placed = {
         name for name, value in values(example(profile)).items() if PLACEHOLDER in value and name.startswith("AIRLOOP_")
     }
-    assert placed == {f"AIRLOOP_{name.upper()}" for name in secret_fields() if name != "studies_url"}
+    assert placed == {f"AIRLOOP_{name.upper()}" for name in secret_fields() if name != "optuna_url"}
     assert {name for name in placed if f"{name} is the placeholder" in str(refused.value)} == placed
 
 
@@ -136,7 +136,7 @@ def test_a_file_of_another_profile_is_left_alone(tmp_path):
 
 def test_the_command_makes_them_and_tells_none(tmp_path):
     file = tmp_path / "settings"
-    command = [sys.executable, "-m", "include.cli", "secrets", "--profile", "compose", "--file", str(file)]
+    command = [sys.executable, "-m", "include.cli", "init-env", "--profile", "compose", "--file", str(file)]
     result = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=True)
     assert "AIRLOOP_AIRFLOW_FERNET_KEY" in result.stdout
     assert [

@@ -70,7 +70,7 @@ def test_with_real_secrets_compose_is_whole(given):
         assert getattr(settings, name).startswith("postgresql+psycopg2://")
     assert settings.feast_registry.startswith("postgresql+psycopg://feast:")
     assert settings.studies == settings.ledger == with_driver(REAL["AIRLOOP_LEDGER_URL"])
-    assert given(AIRLOOP_STUDIES_URL=REAL["AIRLOOP_LEDGER_URL"]).studies == with_driver(REAL["AIRLOOP_LEDGER_URL"])
+    assert given(AIRLOOP_OPTUNA_URL=REAL["AIRLOOP_LEDGER_URL"]).studies == with_driver(REAL["AIRLOOP_LEDGER_URL"])
     online = json.loads(settings.feast_environment["AIRLOOP_FEAST_ONLINE_STORE"])
     assert online == {"type": "redis", "connection_string": f'cache:6379,password="{PASSWORD}",db=1'}
 

@@ -143,7 +143,7 @@ def test_a_pool_that_is_not_there_is_named():
     ]
     summary = runs.runs_of(Airflow({"train": [a_run("running")]}, tasks={"r": waits}), "flights")
     assert summary.long == (
-        "flights__train r waits for pool gpu, which Airflow does not have: `airloop pools` makes it",
+        "flights__train r waits for pool gpu, which Airflow does not have: `airloop sync-pools` makes it",
     )
     project = get_project("flights")
     assert runs.missing_pools(Airflow(), project) == []

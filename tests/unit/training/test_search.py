@@ -35,7 +35,7 @@ SPACE = {
 }
 # Where to also run the study's tests: a SQLAlchemy URL of a database that may be written to, for
 # example Postgres.
-OTHER_STORE = os.environ.get("AIRLOOP_TEST_STUDIES_URL")
+OTHER_STORE = os.environ.get("AIRLOOP_TEST_OPTUNA_URL")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def home(tmp_path, monkeypatch):
 def store(request, home, monkeypatch):
     """Return the study's database: SQLite, and another one if it is configured."""
     if request.param == "other":
-        monkeypatch.setenv("AIRLOOP_STUDIES_URL", OTHER_STORE)
+        monkeypatch.setenv("AIRLOOP_OPTUNA_URL", OTHER_STORE)
         get_settings.cache_clear()
 
 

@@ -188,7 +188,7 @@ def test_many_workers_learn_what_one_learns(whole, count):
 
 @pytest.mark.parametrize(("count", "rank"), [(2, 0), (3, 2)])
 def test_a_worker_is_killed_and_the_model_is_the_same_bit_for_bit(step, whole, count, rank):
-    fit = step(f"network_{count}", AIRLOOP_CHECKPOINT_STEPS="3")
+    fit = step(f"network_{count}", AIRLOOP_CHECKPOINT_EVERY_STEPS="3")
     fit.read_until("epoch 7/")
     fit.worker(rank).kill()
     made = fit.end()
@@ -199,7 +199,7 @@ def test_a_worker_is_killed_and_the_model_is_the_same_bit_for_bit(step, whole, c
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_all_is_killed_and_the_next_try_goes_on_to_the_same_model(step, whole, count):
-    killed = step(f"network_{count}", "same", AIRLOOP_CHECKPOINT_STEPS="3")
+    killed = step(f"network_{count}", "same", AIRLOOP_CHECKPOINT_EVERY_STEPS="3")
     killed.read_until("epoch 7/")
     workers = psutil.Process(killed.process.pid).children(recursive=True)
     assert len(workers) == (count if count > 1 else 0)

@@ -1,4 +1,4 @@
-"""`airloop request` reports the state of an earlier request.
+"""`airloop retrain` reports the state of an earlier request.
 
 The tests use a server that answers as Airflow does.
 """
@@ -66,7 +66,7 @@ def started(tmp_path, monkeypatch, pools):
 
 def request(*arguments):
     result = CliRunner().invoke(
-        app, ["request", "flights", "--reason", "new_code", "--cutoff", "2013-05-01T10:00:00", *arguments]
+        app, ["retrain", "flights", "--reason", "new_code", "--cutoff", "2013-05-01T10:00:00", *arguments]
     )
     assert result.exit_code == 0, result.output + repr(result.exception)
     return " ".join(result.output.split())
@@ -102,5 +102,5 @@ def test_what_has_failed_is_asked_for_anew_with_its_reason(started, how):
 
 def test_a_training_is_not_started_where_its_pool_is_missing(started, pools):
     pools.remove("cpu")
-    result = CliRunner().invoke(app, ["request", "flights", "--reason", "new_code"])
+    result = CliRunner().invoke(app, ["retrain", "flights", "--reason", "new_code"])
     assert result.exit_code == 2 and "Airflow has no pool cpu" in result.output and started == []
