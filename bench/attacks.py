@@ -127,7 +127,7 @@ class Attack:
         """Send far more requests and rows with one key than it may."""
         rows = [dict(zip(serving_model.FEATURES, row, strict=True)) for row in serving_model.samples(100).tolist()]
         body = json.dumps({"instances": rows}).encode()
-        head = f"POST {self.path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {self.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"POST {self.path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {self.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()  # noqa: E501
         clients: list[socket.socket] = []
 
         def one() -> str:

@@ -49,8 +49,9 @@ AIM_FRESH, AIM_WARM = 1.0, 1.5
 STAGE_TIMEOUT_S = 900.0
 PACKAGES = ("apache-airflow", "mlflow", "feast", "great-expectations", "evidently", "scikit-learn", "torch", "pandas")
 HOW = (
-    "wall time of a pass, medians; fresh: an interpreter for each step, one after the other; warm: one interpreter with everything imported; "
-    "Airflow's own processes are halted while the others work. Airflow runs what it can side by side, and each training step as a child process."
+    "wall time of a pass, medians; fresh: an interpreter for each step, one after the other; warm: one interpreter with"
+    " everything imported; Airflow's own processes are halted while the others work. Airflow runs what it can side by"
+    " side, and each training step as a child process."
 )
 
 
@@ -199,12 +200,26 @@ def summary(passes: list[dict]) -> dict:
     airflow, fresh, warm = (median(name) for name in ("airflow", "fresh", "warm"))
     tasks = statistics.median(p["airflow"]["tasks"] for p in passes)
     return {
-        "ratio_fresh": round(airflow / fresh, 3), "ratio_warm": round(airflow / warm, 3), "excess_s_per_task": round((airflow - warm) / tasks, 3),
-        "tasks": tasks, "airflow_s": airflow, "fresh_s": fresh, "warm_s": warm, "fresh_interpreters": len(passes[0]["fresh"]["steps"]),
-        "airflow_stages_s": median("airflow", "stages"), "airflow_tasks_s": median("airflow", "task_seconds"),
-        "fresh_steps_s": median("fresh", "steps"), "warm_steps_s": median("warm", "steps"),
-        "passes": [{"until": p["until"], **{f"{name}_s": round(p[name]["seconds"], 2) for name in ("airflow", "fresh", "warm")}} for p in passes],
-    }  # fmt: skip
+        "ratio_fresh": round(airflow / fresh, 3),
+        "ratio_warm": round(airflow / warm, 3),
+        "excess_s_per_task": round((airflow - warm) / tasks, 3),
+        "tasks": tasks,
+        "airflow_s": airflow,
+        "fresh_s": fresh,
+        "warm_s": warm,
+        "fresh_interpreters": len(passes[0]["fresh"]["steps"]),
+        "airflow_stages_s": median("airflow", "stages"),
+        "airflow_tasks_s": median("airflow", "task_seconds"),
+        "fresh_steps_s": median("fresh", "steps"),
+        "warm_steps_s": median("warm", "steps"),
+        "passes": [
+            {
+                "until": p["until"],
+                **{f"{name}_s": round(p[name]["seconds"], 2) for name in ("airflow", "fresh", "warm")},
+            }
+            for p in passes
+        ],
+    }
 
 
 def table(figures: dict) -> Table:

@@ -70,10 +70,14 @@ def compare(file: Path, peer: Path, pairs: int, run: Callable[[Path], Sample]) -
     median_s, peer_median_s = (statistics.median(s.wall for s in samples) for samples in (ours, theirs))
     cpu_s, peer_cpu_s = (statistics.median(s.cpu for s in samples) for samples in (ours, theirs))
     return {
-        "ratio": round(median_s / peer_median_s, 3), "median_s": round(median_s, 3), "peer_median_s": round(peer_median_s, 3),
-        "cpu_ratio": round(cpu_s / peer_cpu_s, 3), "cpu_median_s": round(cpu_s, 3), "peer_cpu_median_s": round(peer_cpu_s, 3),
+        "ratio": round(median_s / peer_median_s, 3),
+        "median_s": round(median_s, 3),
+        "peer_median_s": round(peer_median_s, 3),
+        "cpu_ratio": round(cpu_s / peer_cpu_s, 3),
+        "cpu_median_s": round(cpu_s, 3),
+        "peer_cpu_median_s": round(peer_cpu_s, 3),
         "paired_excess_s": round(statistics.median(o.wall - t.wall for o, t in zip(ours, theirs, strict=True)), 3),
-    }  # fmt: skip
+    }
 
 
 def excess(file: Path, peer: Path, environment: dict[str, str]) -> list[dict[str, object]]:
@@ -158,7 +162,10 @@ def main() -> int:
     console.print(table(comparisons))
     if arguments.only is None:
         worst = max(figures["ratio"] for figures in comparisons.values())
-        how = f"fresh interpreter a sample, {arguments.pairs} interleaved pairs, wall time, ratio of medians; AIRLOOP_COMPUTE=process"
+        how = (
+            f"fresh interpreter a sample, {arguments.pairs} interleaved pairs, wall time, ratio of medians;"
+            " AIRLOOP_COMPUTE=process"
+        )
         print(
             result.write(
                 "parse",

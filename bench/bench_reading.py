@@ -156,7 +156,10 @@ def main() -> int:
         console.print(f"{corpus}: {len(mistakes)} wrong, e.g. {mistakes[0]}", markup=False)
     document = {
         "aim": {"wrong": 0},
-        "how": "rows of files that Python's csv, json, decimal, datetime and Arrow wrote; a file that is refused whole counts as one",
+        "how": (
+            "rows of files that Python's csv, json, decimal, datetime and Arrow wrote; a file that is refused whole"
+            " counts as one"
+        ),
         "seed": seed,
         "seconds": round(time.perf_counter() - began, 1),
         "total": {kind: total[kind] for kind in ("files", *KINDS)},

@@ -221,7 +221,8 @@ def main() -> None:
     for name, aim in AIMS.items():
         console.print(f"{name}: {document[name]} (aim: {'at most' if 'p99' in name else 'at least'} {aim})")
     console.print(
-        f"lookup_p99_ratio_feast: {document['lookup_p99_ratio_feast']}, with the prediction and at the same rate (aim: under 1)"
+        f"lookup_p99_ratio_feast: {document['lookup_p99_ratio_feast']}, with the prediction and at the same rate (aim:"
+        " under 1)"
     )
     console.print(
         f"lookup_p99_ratio: {document['lookup_p99_ratio']} (aim: under 3)\n{target.relative_to(result.REPOSITORY)}"

@@ -123,7 +123,8 @@ def main() -> int:
     ]
     if missing:
         console.print(
-            f"There is no finished demo in {arguments.home}: {missing[0]} is missing. Run `make demo`, or name its home: --home"
+            f"There is no finished demo in {arguments.home}: {missing[0]} is missing. Run `make demo`, or name its"
+            " home: --home"
         )
         return 2
     done, summary = check(arguments.home, arguments.store or arguments.home / "store", arguments.sample, arguments.seed)

@@ -68,7 +68,10 @@ def complete(rows: pd.DataFrame, raw: Raw, first_cutoff: np.datetime64) -> Check
         "not_in_raw_data": len(strange) - len(planted),
     }
     bad = ("predicted_more_than_once", "missing_due_after_last_run", "missing_unexplained", "not_in_raw_data")
-    detail = f"{figures['predicted_once']:,} of {len(due):,} flights once; {int(early.sum())} were due before the first model ({first_cutoff})"
+    detail = (
+        f"{figures['predicted_once']:,} of {len(due):,} flights once; {int(early.sum())} were due before the first"
+        f" model ({first_cutoff})"
+    )
     detail += "".join(
         f"; {figures[name]:,} {name.replace('_', ' ')}" for name in (*bad, "planted_by_the_demo") if figures[name]
     )
@@ -216,19 +219,25 @@ def recomputed(rows: pd.DataFrame, raw: Raw, size: int, seed: int) -> list[Check
     enough, shape = number > 0, {"sample": number, "seed": seed, "features": len(names)}
     return [
         Check(
-            "features equal those recomputed from the raw data of an hour before", enough and wrong_rows == 0,
-            f"{wrong_rows:,} of {number:,} predictions differ in {len(names)} features" + (f": {wrong}" if wrong else ""),
+            "features equal those recomputed from the raw data of an hour before",
+            enough and wrong_rows == 0,
+            f"{wrong_rows:,} of {number:,} predictions differ in {len(names)} features"
+            + (f": {wrong}" if wrong else ""),
             shape | {"rows_different": wrong_rows, "different": wrong},
         ),
         Check(
-            "nothing known later changes them", enough and poisoned == 0,
-            f"{poisoned:,} of {number:,} change when all that is nonsense", shape | {"changed": poisoned},
+            "nothing known later changes them",
+            enough and poisoned == 0,
+            f"{poisoned:,} of {number:,} change when all that is nonsense",
+            shape | {"changed": poisoned},
         ),
         Check(
-            "control: a leak of one hour would be seen", enough and leaks > 0.9 * number,
-            f"{leaks:,} of {number:,} differ when taken an hour later", shape | {"changed": leaks},
+            "control: a leak of one hour would be seen",
+            enough and leaks > 0.9 * number,
+            f"{leaks:,} of {number:,} differ when taken an hour later",
+            shape | {"changed": leaks},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def answered(rows: pd.DataFrame, versions: dict[str, Version]) -> Check:
@@ -287,7 +296,8 @@ def agrees(result: dict[str, Any], months: list[dict[str, Any]], pooled: dict[st
                     and not abs(theirs[model][figure] - ours[model][figure]) <= EXACT
                 ):
                     off.append(
-                        f"{theirs['month']} {model} {figure}: {theirs[model][figure]:.6f}, here {ours[model][figure]:.6f}"
+                        f"{theirs['month']} {model} {figure}: {theirs[model][figure]:.6f}, here"
+                        f" {ours[model][figure]:.6f}"
                     )
     for model in ("served", "first_model"):
         their_auc = result.get(f"auc_{model}_may_dec")
@@ -308,7 +318,10 @@ def reached(pooled: dict[str, Any], months: int, promotions: int, reported_promo
     """
     auc, more = pooled["served"]["auc"], max(promotions, reported_promotions or 0)
     holds = bool(months == 8 and auc >= WANTED_AUC and more <= WANTED_PROMOTIONS)
-    detail = f"AUC {auc:.4f} of {pooled['rows']:,} flights (wanted {WANTED_AUC}), {more} promotions after the first model (at most {WANTED_PROMOTIONS})"
+    detail = (
+        f"AUC {auc:.4f} of {pooled['rows']:,} flights (wanted {WANTED_AUC}), {more} promotions after the first model"
+        f" (at most {WANTED_PROMOTIONS})"
+    )
     detail += "" if months == 8 else f"; only {months} of 8 months are there"
     return Check(
         "served models as good as wanted",

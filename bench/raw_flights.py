@@ -49,28 +49,78 @@ class Rolling(NamedTuple):
 
 MIDNIGHT, NINE = np.timedelta64(0, "m"), np.timedelta64(9 * 60, "m")
 ROLLING = (
-    Rolling("departures", "origin", HALF_HOUR, MIDNIGHT, (
-        ("origin_departure_delay_1h", "mean", 1), ("origin_departure_delay_3h", "mean", 3), ("origin_departure_delay_24h", "mean", 24),
-        ("origin_departure_late_rate_1h", "late", 1), ("origin_departure_late_rate_3h", "late", 3), ("origin_departure_count_1h", "count", 1),
-    )),
-    Rolling("arrivals", "origin", HOUR, MIDNIGHT, (
-        ("origin_arrival_delay_1h", "mean", 1), ("origin_arrival_delay_3h", "mean", 3), ("origin_arrival_delay_24h", "mean", 24),
-        ("origin_arrival_count_1h", "count", 1), ("origin_arrival_late_rate_3h", "late", 3), ("origin_arrival_late_rate_24h", "late", 24),
-        ("origin_arrival_late_rate_7d", "late", 7 * 24), ("origin_arrival_late_rate_28d", "late", 28 * 24),
-    )),
-    Rolling("departures", "carrier", HOUR, MIDNIGHT, (
-        ("carrier_departure_delay_3h", "mean", 3), ("carrier_departure_late_rate_3h", "late", 3), ("carrier_departure_late_rate_24h", "late", 24),
-    )),
-    Rolling("arrivals", "carrier", HOUR, MIDNIGHT, (
-        ("carrier_arrival_delay_3h", "mean", 3), ("carrier_arrival_late_rate_24h", "late", 24),
-        ("carrier_arrival_late_rate_7d", "late", 7 * 24), ("carrier_arrival_late_rate_28d", "late", 28 * 24),
-    )),
-    Rolling("arrivals", "dest", DAY, NINE, (
-        ("destination_arrival_late_rate_24h", "late", 24), ("destination_arrival_late_rate_7d", "late", 7 * 24),
-        ("destination_arrival_late_rate_28d", "late", 28 * 24),
-    )),
-    Rolling("arrivals", "route", DAY, NINE, (("route_arrival_late_rate_7d", "late", 7 * 24), ("route_arrival_late_rate_28d", "late", 28 * 24))),
-)  # fmt: skip
+    Rolling(
+        "departures",
+        "origin",
+        HALF_HOUR,
+        MIDNIGHT,
+        (
+            ("origin_departure_delay_1h", "mean", 1),
+            ("origin_departure_delay_3h", "mean", 3),
+            ("origin_departure_delay_24h", "mean", 24),
+            ("origin_departure_late_rate_1h", "late", 1),
+            ("origin_departure_late_rate_3h", "late", 3),
+            ("origin_departure_count_1h", "count", 1),
+        ),
+    ),
+    Rolling(
+        "arrivals",
+        "origin",
+        HOUR,
+        MIDNIGHT,
+        (
+            ("origin_arrival_delay_1h", "mean", 1),
+            ("origin_arrival_delay_3h", "mean", 3),
+            ("origin_arrival_delay_24h", "mean", 24),
+            ("origin_arrival_count_1h", "count", 1),
+            ("origin_arrival_late_rate_3h", "late", 3),
+            ("origin_arrival_late_rate_24h", "late", 24),
+            ("origin_arrival_late_rate_7d", "late", 7 * 24),
+            ("origin_arrival_late_rate_28d", "late", 28 * 24),
+        ),
+    ),
+    Rolling(
+        "departures",
+        "carrier",
+        HOUR,
+        MIDNIGHT,
+        (
+            ("carrier_departure_delay_3h", "mean", 3),
+            ("carrier_departure_late_rate_3h", "late", 3),
+            ("carrier_departure_late_rate_24h", "late", 24),
+        ),
+    ),
+    Rolling(
+        "arrivals",
+        "carrier",
+        HOUR,
+        MIDNIGHT,
+        (
+            ("carrier_arrival_delay_3h", "mean", 3),
+            ("carrier_arrival_late_rate_24h", "late", 24),
+            ("carrier_arrival_late_rate_7d", "late", 7 * 24),
+            ("carrier_arrival_late_rate_28d", "late", 28 * 24),
+        ),
+    ),
+    Rolling(
+        "arrivals",
+        "dest",
+        DAY,
+        NINE,
+        (
+            ("destination_arrival_late_rate_24h", "late", 24),
+            ("destination_arrival_late_rate_7d", "late", 7 * 24),
+            ("destination_arrival_late_rate_28d", "late", 28 * 24),
+        ),
+    ),
+    Rolling(
+        "arrivals",
+        "route",
+        DAY,
+        NINE,
+        (("route_arrival_late_rate_7d", "late", 7 * 24), ("route_arrival_late_rate_28d", "late", 28 * 24)),
+    ),
+)
 
 
 class Events(NamedTuple):

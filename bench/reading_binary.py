@@ -110,11 +110,13 @@ def _arrow(made: random.Random) -> Iterator[Case]:
         # The expected value is the nearest float if it has all digits. 15 digits always fit. Beyond
         # 17 digits only the exact expansion of a float fits. In between both results are allowed.
         nearest = [
-            float(v)
-            if _digits(v) <= 15 or Decimal(float(v)) == v
-            else REJECTED
-            if _digits(v) > 17
-            else (float(v), REJECTED)
+            (
+                float(v)
+                if _digits(v) <= 15 or Decimal(float(v)) == v
+                else REJECTED
+                if _digits(v) > 17
+                else (float(v), REJECTED)
+            )
             for v in decimals
         ]
         yield Case(f"arrow {array.type}", "x.parquet", parquet(array), "float64", nearest)
@@ -216,17 +218,26 @@ def _parquet(made: random.Random) -> Iterator[Case]:
     values = pa.array([1582218195625938945, None, 7] * 50)
     stored = values.to_pylist()
     options: list[dict[str, Any]] = [
-        *({"compression": codec} for codec in ("none", "snappy", "gzip", "zstd", "lz4", "brotli")), {"version": "1.0"}, {"data_page_version": "2.0"},
+        *({"compression": codec} for codec in ("none", "snappy", "gzip", "zstd", "lz4", "brotli")),
+        {"version": "1.0"},
+        {"data_page_version": "2.0"},
         {"row_group_size": 1},
-        {"use_dictionary": False}, {"use_dictionary": False, "column_encoding": {"value": "DELTA_BINARY_PACKED"}}, {"write_page_checksum": True},
-        {"store_schema": False}, {"data_page_size": 8},
-    ]  # fmt: skip
+        {"use_dictionary": False},
+        {"use_dictionary": False, "column_encoding": {"value": "DELTA_BINARY_PACKED"}},
+        {"write_page_checksum": True},
+        {"store_schema": False},
+        {"data_page_size": 8},
+    ]
     for one in options:
         yield Case(f"parquet {one}", "x.parquet", parquet(values, **one), "int64", stored)
     nested: list[pa.Array] = [
-        pa.array([[1]]), pa.array([{"a": 1}]), pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), pa.array([[1, 2]], pa.list_(pa.int64(), 2)),
-        pa.array([[[1]]]), pa.array([[1]], pa.large_list(pa.int64())),
-    ]  # fmt: skip
+        pa.array([[1]]),
+        pa.array([{"a": 1}]),
+        pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        pa.array([[1, 2]], pa.list_(pa.int64(), 2)),
+        pa.array([[[1]]]),
+        pa.array([[1]], pa.large_list(pa.int64())),
+    ]
     for array in nested:
         yield Case(f"parquet {array.type}", "x.parquet", parquet(array), "int64", rules=("wrong_type",))
     invalid = pa.array([b"\xff\xfe", b"ok", b"\xed\xa0\x80"]).view(pa.string())

@@ -39,9 +39,32 @@ class Case:
     declared: dict[str, Any] = field(default_factory=dict)
 
 
-TEXTS = ["plain", "with space", "comma, semi; tab\t pipe| colon:", 'quote " and ""', "line\nbreak", "windows\r\nbreak", "'single'", "back\\slash",
-"ümläut 漢字 🙂", "  pad  ", "0", "NULL",
-         "None", "nan", "NA", "-", "#N/A", "true", "1e5", "007", "\u2028", "=1+1", "%s", "a" * 5000]  # fmt: skip
+TEXTS = [
+    "plain",
+    "with space",
+    "comma, semi; tab\t pipe| colon:",
+    'quote " and ""',
+    "line\nbreak",
+    "windows\r\nbreak",
+    "'single'",
+    "back\\slash",
+    "ümläut 漢字 🙂",
+    "  pad  ",
+    "0",
+    "NULL",
+    "None",
+    "nan",
+    "NA",
+    "-",
+    "#N/A",
+    "true",
+    "1e5",
+    "007",
+    "\u2028",
+    "=1+1",
+    "%s",
+    "a" * 5000,
+]
 
 
 def written(rows: list[list[Any]], header: tuple[str, ...] = ("name", "value", "at"), **dialect: Any) -> str:

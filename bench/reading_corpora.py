@@ -137,12 +137,29 @@ def _whole_rows(cut: str) -> list[Any]:
 
 
 ENCODINGS = {
-    "utf-8": "漢字 ü", "utf-8-sig": "漢字 ü", "utf-16": "漢字 ü", "utf-16-le": "漢字 ü", "utf-16-be": "漢字 ü", "utf-32": "漢字 ü", "cp1252": "€ Größe naïve",
+    "utf-8": "漢字 ü",
+    "utf-8-sig": "漢字 ü",
+    "utf-16": "漢字 ü",
+    "utf-16-le": "漢字 ü",
+    "utf-16-be": "漢字 ü",
+    "utf-32": "漢字 ü",
+    "cp1252": "€ Größe naïve",
     "latin-1": "Größe naïve",
-    "iso8859-15": "€ Größe", "cp1250": "Łódź žluťoučký", "cp1251": "Привет, мир", "koi8-r": "Привет, мир", "cp437": "Größe", "mac-roman": "Größe",
+    "iso8859-15": "€ Größe",
+    "cp1250": "Łódź žluťoučký",
+    "cp1251": "Привет, мир",
+    "koi8-r": "Привет, мир",
+    "cp437": "Größe",
+    "mac-roman": "Größe",
     "shift_jis": "日本語テスト",
-    "euc-jp": "日本語テスト", "gb18030": "中文测试", "big5": "中文測試", "euc-kr": "한국어", "cp1253": "Ελληνικά", "cp1255": "עברית", "cp1256": "العربية",
-}  # fmt: skip
+    "euc-jp": "日本語テスト",
+    "gb18030": "中文测试",
+    "big5": "中文測試",
+    "euc-kr": "한국어",
+    "cp1253": "Ελληνικά",
+    "cp1255": "עברית",
+    "cp1256": "العربية",
+}
 
 
 def _encodings() -> Iterator[Case]:
@@ -361,19 +378,44 @@ def _numbers(made: random.Random) -> Iterator[Case]:
 # --- times ----------------------------------------------------------------------------------------
 
 FINE_TIMES = {
-    "2024-05-01T06:00:00Z": MOMENT, "2024-05-01 06:00:00Z": MOMENT, "2024-05-01T06:00Z": MOMENT, "2024-05-01T08:00:00+02:00": MOMENT,
+    "2024-05-01T06:00:00Z": MOMENT,
+    "2024-05-01 06:00:00Z": MOMENT,
+    "2024-05-01T06:00Z": MOMENT,
+    "2024-05-01T08:00:00+02:00": MOMENT,
     "2024-05-01T08:00:00+0200": MOMENT,
-    "2024-05-01T08:00:00+02": MOMENT, "2024-04-30T22:30:00-07:30": MOMENT, "2024-05-01T06:00:00.5Z": MOMENT + timedelta(microseconds=500_000),
-    "2024-05-01T06:00:00.000001Z": MOMENT + timedelta(microseconds=1), "2024-05-01T06:00:00.000001000Z": MOMENT + timedelta(microseconds=1),
-    "1969-12-31T23:59:59.999999Z": datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC), "9999-12-31T23:59:59Z": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
-    "0001-01-01T00:00:00Z": datetime(1, 1, 1, tzinfo=UTC), "2262-04-12T00:00:00Z": datetime(2262, 4, 12, tzinfo=UTC),
+    "2024-05-01T08:00:00+02": MOMENT,
+    "2024-04-30T22:30:00-07:30": MOMENT,
+    "2024-05-01T06:00:00.5Z": MOMENT + timedelta(microseconds=500_000),
+    "2024-05-01T06:00:00.000001Z": MOMENT + timedelta(microseconds=1),
+    "2024-05-01T06:00:00.000001000Z": MOMENT + timedelta(microseconds=1),
+    "1969-12-31T23:59:59.999999Z": datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC),
+    "9999-12-31T23:59:59Z": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+    "0001-01-01T00:00:00Z": datetime(1, 1, 1, tzinfo=UTC),
+    "2262-04-12T00:00:00Z": datetime(2262, 4, 12, tzinfo=UTC),
     "2024-02-29T00:00:00Z": datetime(2024, 2, 29, tzinfo=UTC),
-}  # fmt: skip
-NO_TIMES = ["2024-05-01T06:00:00", "2024-05-01", "2023-02-29T00:00:00Z", "2024-13-01T00:00:00Z", "2024-05-01T24:00:00Z", "2024-05-01T06:60:00Z",
-"2024-05-01T06:00:61Z", "1714543200",
-            "yesterday", "12/1/2009 7:45", "2024-05-01T06:00:00.0000001Z", "2024-05-01T06:00:00 CEST", "2024-05-01T06:00:00+25:00",
-            "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z",
-            "20240501", "2024-5-1T6:00:00Z", "2024-W18-3T06:00:00Z", "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"]  # fmt: skip
+}
+NO_TIMES = [
+    "2024-05-01T06:00:00",
+    "2024-05-01",
+    "2023-02-29T00:00:00Z",
+    "2024-13-01T00:00:00Z",
+    "2024-05-01T24:00:00Z",
+    "2024-05-01T06:60:00Z",
+    "2024-05-01T06:00:61Z",
+    "1714543200",
+    "yesterday",
+    "12/1/2009 7:45",
+    "2024-05-01T06:00:00.0000001Z",
+    "2024-05-01T06:00:00 CEST",
+    "2024-05-01T06:00:00+25:00",
+    "0000-01-01T00:00:00Z",
+    "10000-01-01T00:00:00Z",
+    "20240501",
+    "2024-5-1T6:00:00Z",
+    "2024-W18-3T06:00:00Z",
+    "0001-01-01T00:00:00+05:00",
+    "9999-12-31T23:59:59-05:00",
+]
 FORMATS = [
     "%m/%d/%Y %H:%M",
     "%d.%m.%Y %H:%M:%S",
@@ -441,27 +483,55 @@ def _json(made: random.Random) -> Iterator[Case]:
         return f'[{{"name": "r0", "value": {value}, "at": "{AT}"}}]'.encode()
 
     for dtype, value, stored in (
-        ("string", '"\\u0061"', "a"), ("string", '"\\ud83d\\ude42"', "🙂"), ("string", '"\\ud800"', REJECTED), ("string", '"\\udc00x"', REJECTED),
+        ("string", '"\\u0061"', "a"), ("string", '"\\ud83d\\ude42"', "🙂"), ("string", '"\\ud800"', REJECTED), ("string", '"\\udc00x"', REJECTED),  # noqa: E501
         ("string", '"\\u0000"', REJECTED), ("string", '""', ""),
-        ("string", "null", None), ("string", "1", REJECTED), ("string", "true", REJECTED), ("string", "{}", REJECTED), ("string", "[]", REJECTED),
+        ("string", "null", None), ("string", "1", REJECTED), ("string", "true", REJECTED), ("string", "{}", REJECTED), ("string", "[]", REJECTED),  # noqa: E501
         ("string", '"null"', "null"), ("string", '"a\\nb"', "a\nb"),
-        ("int64", "1", 1), ("int64", "-0", 0), ("int64", "1.0", 1), ("int64", "1.5", REJECTED), ("int64", "1e2", REJECTED), ("int64", "true", REJECTED),
+        ("int64", "1", 1), ("int64", "-0", 0), ("int64", "1.0", 1), ("int64", "1.5", REJECTED), ("int64", "1e2", REJECTED), ("int64", "true", REJECTED),  # noqa: E501
         ("int64", "NaN", REJECTED), ("int64", "1" + "0" * 5000, REJECTED),
-        ("int64", "9007199254740993.0", 9007199254740993), ("int64", '"9007199254740993"', 9007199254740993), ("int64", "[1]", REJECTED),
-        ("float64", "0.1", 0.1), ("float64", "1e400", REJECTED), ("float64", "NaN", REJECTED), ("float64", "Infinity", REJECTED), ("float64", "false",
+        ("int64", "9007199254740993.0", 9007199254740993), ("int64", '"9007199254740993"', 9007199254740993), ("int64", "[1]", REJECTED),  # noqa: E501
+        ("float64", "0.1", 0.1), ("float64", "1e400", REJECTED), ("float64", "NaN", REJECTED), ("float64", "Infinity", REJECTED), ("float64", "false",  # noqa: E501
         REJECTED), ("float64", "1", 1.0), ("float64", "9007199254740993", REJECTED),
-        ("float64", "1E-2", 0.01), ("bool", "true", True), ("bool", "1", True), ("bool", '"false"', False), ("bool", "2", REJECTED), ("timestamp",
+        ("float64", "1E-2", 0.01), ("bool", "true", True), ("bool", "1", True), ("bool", '"false"', False), ("bool", "2", REJECTED), ("timestamp",  # noqa: E501
         "1714543200", REJECTED), ("timestamp", "true", REJECTED),
     ):  # fmt: skip
         yield Case("json values", "x.json", one(value), dtype, [stored])
         yield Case("json values", "x.jsonl", one(value)[1:-1], dtype, [stored])
     bad = [
-        "", " ", "{", "[", "[1]", "null", "1", '"a"', "[{}", '[{"name": "r0"', "{'name': 1}", '[{"name": "r0",}]', "[{} {}]", "NaN", "[NaN]",
-        '[{"value": 01}]', '[{"value": +1}]', '[{"value": .5}]', '[{"value": 1.}]',
-        '[{"a": "\t"}]', '[{"a": "\\x"}]', '[{"a": "\\u12"}]', '[{"a": 1 /* c */}]', '[{"name": "r0", "name": "r1"}]', '[{"name": "r0"}, {"value": 1}]',
-        "[[]]", "[" * 100_000, '{"a":' * 100_000, "undefined", "<html>", "[1, 2",
-        '{"data": [{"name": "r0"}]}', '{"name": "r0"}{"name": "r1"}',
-    ]  # fmt: skip
+        "",
+        " ",
+        "{",
+        "[",
+        "[1]",
+        "null",
+        "1",
+        '"a"',
+        "[{}",
+        '[{"name": "r0"',
+        "{'name': 1}",
+        '[{"name": "r0",}]',
+        "[{} {}]",
+        "NaN",
+        "[NaN]",
+        '[{"value": 01}]',
+        '[{"value": +1}]',
+        '[{"value": .5}]',
+        '[{"value": 1.}]',
+        '[{"a": "\t"}]',
+        '[{"a": "\\x"}]',
+        '[{"a": "\\u12"}]',
+        '[{"a": 1 /* c */}]',
+        '[{"name": "r0", "name": "r1"}]',
+        '[{"name": "r0"}, {"value": 1}]',
+        "[[]]",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "undefined",
+        "<html>",
+        "[1, 2",
+        '{"data": [{"name": "r0"}]}',
+        '{"name": "r0"}{"name": "r1"}',
+    ]
     for text in bad:
         yield Case(
             "json that is none, or other names",

@@ -57,9 +57,15 @@ def write_bundle(
     rows = samples(20)
     expected = model.predict_proba(rows.astype("float32"))[:, 1]
     contract = {
-        "schema": 1, "project": project, "kind": "binary", "feature_service": f"{project}_v1", "join_keys": list(join_keys),
-        "request_features": [name for name in FEATURES if name not in looked_up], "numeric": list(FEATURES), "categorical": [],
-    }  # fmt: skip
+        "schema": 1,
+        "project": project,
+        "kind": "binary",
+        "feature_service": f"{project}_v1",
+        "join_keys": list(join_keys),
+        "request_features": [name for name in FEATURES if name not in looked_up],
+        "numeric": list(FEATURES),
+        "categorical": [],
+    }
     instances = [dict(zip(FEATURES, row.tolist(), strict=True)) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(converted.SerializeToString())

@@ -59,9 +59,14 @@ class Server:
     def start(self, core: int | None) -> None:
         with (self.folder / f"{self.name}.log").open("wb") as log:
             self.process = subprocess.Popen(
-                self.command, cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment}, stdout=log, stderr=log, start_new_session=True,
+                self.command,
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-            )  # fmt: skip
+            )
 
     def wait(self, seconds: float) -> None:
         """Wait until the server answers a prediction request.
@@ -87,7 +92,8 @@ class Server:
                 reason = str(error)
             time.sleep(0.2)
         raise TimeoutError(
-            f"{self.name} does not answer within {seconds:g} s: {reason}\n{(self.folder / f'{self.name}.log').read_text()[-2000:]}"
+            f"{self.name} does not answer within {seconds:g} s:"
+            f" {reason}\n{(self.folder / f'{self.name}.log').read_text()[-2000:]}"
         )
 
     def cpu(self) -> float:
@@ -119,9 +125,13 @@ class Server:
             "headers": headers,
         }
         done = subprocess.run(
-            [sys.executable, "-m", "bench.load"], input=json.dumps(plan).encode(), capture_output=True, cwd=REPOSITORY, check=True,
+            [sys.executable, "-m", "bench.load"],
+            input=json.dumps(plan).encode(),
+            capture_output=True,
+            cwd=REPOSITORY,
+            check=True,
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-        )  # fmt: skip
+        )
         return Figures(**json.loads(done.stdout))
 
     def end(self) -> None:
@@ -182,15 +192,19 @@ def airloop(
     serving_model.write_cache(model, home / "cache", **parts)
     store = (
         feature_store
-        or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"
+        or f"{{registry_type: sql, path: 'sqlite:///{home / 'none.db'}'}}\nonline_store: {{type: sqlite, path: none.db}}"  # noqa: E501
     )
     (home / "feature_store.yaml").write_text(
         f"project: bench\nprovider: local\nentity_key_serialization_version: 3\nregistry: {store}\n"
     )
     environment = {
-        "PYTHONPATH": str(REPOSITORY), "SERVING_MLFLOW_URI": "http://127.0.0.1:9", "SERVING_CACHE": str(home / "cache"), "SERVING_LOG_ROOT": str(home / "log"),
-        "SERVING_FEATURE_REPO": str(home), "SERVING_POLL_SECONDS": "30",
-    }  # fmt: skip
+        "PYTHONPATH": str(REPOSITORY),
+        "SERVING_MLFLOW_URI": "http://127.0.0.1:9",
+        "SERVING_CACHE": str(home / "cache"),
+        "SERVING_LOG_ROOT": str(home / "log"),
+        "SERVING_FEATURE_REPO": str(home),
+        "SERVING_POLL_SECONDS": "30",
+    }
     command = [sys.executable, "-m", "serving", "--port", str(port)]
     return Server(name, "/models/bench/predict", body, command, home, port, environment)
 

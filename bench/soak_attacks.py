@@ -39,11 +39,21 @@ def hostile_tags() -> list[str]:
     """Return invalid rollout documents."""
     arm = {"name": "a", "version": "1", "weight": 0.5}
     return [
-        "[" * 200_000, '{"traffic":' * 50_000, "NaN", "null", "[]", '"x"', "\ud800", "\x00" * 1000,
-        json.dumps({"traffic": {"salt": "\ud800", "arms": [arm]}}), json.dumps({"traffic": {"salt": "x" * 1_000_000, "arms": [arm]}}),
-        json.dumps({"traffic": {"arms": [{**arm, "weight": float("nan")}]}}), json.dumps({"traffic": {"arms": [{**arm, "version": "9" * 5000}]}}),
-        json.dumps({"traffic": {"arms": [arm] * 5000}}), json.dumps({"traffic": {"shadows": [{"name": "s", "version": "1", "share": 1e308}]}}),
-    ]  # fmt: skip
+        "[" * 200_000,
+        '{"traffic":' * 50_000,
+        "NaN",
+        "null",
+        "[]",
+        '"x"',
+        "\ud800",
+        "\x00" * 1000,
+        json.dumps({"traffic": {"salt": "\ud800", "arms": [arm]}}),
+        json.dumps({"traffic": {"salt": "x" * 1_000_000, "arms": [arm]}}),
+        json.dumps({"traffic": {"arms": [{**arm, "weight": float("nan")}]}}),
+        json.dumps({"traffic": {"arms": [{**arm, "version": "9" * 5000}]}}),
+        json.dumps({"traffic": {"arms": [arm] * 5000}}),
+        json.dumps({"traffic": {"shadows": [{"name": "s", "version": "1", "share": 1e308}]}}),
+    ]
 
 
 @contextmanager
@@ -137,7 +147,8 @@ def soak(model: Any, folder: Path, minutes: float) -> dict[str, Any]:
                     memory.append((time.monotonic() - began, process.memory_info().rss / 2**20))
                     at, mib = memory[-1]
                     print(
-                        f"{at / 60:4.1f} of {minutes:g} minutes: {name}, p99 {figures.p99_ms:.1f} ms, {figures.errors} errors, {mib:.0f} MiB",
+                        f"{at / 60:4.1f} of {minutes:g} minutes: {name}, p99 {figures.p99_ms:.1f} ms, {figures.errors}"
+                        f" errors, {mib:.0f} MiB",
                         flush=True,
                     )
         finally:
@@ -149,12 +160,18 @@ def soak(model: Any, folder: Path, minutes: float) -> dict[str, Any]:
     growth = statistics.linear_regression(*zip(*settled, strict=True)).slope * 60 if len(settled) > 3 else 0.0
     errors = [one.first_error for one in every if one.errors]
     return {
-        "minutes": minutes, "rate_rps": RATE, "phases": len(every), "requests": sum(one.requests for one in every),
-        "errors": sum(one.errors for one in every), "first_errors": errors[:5],
-        "p99_ms": {name: round(value, 3) for name, value in p99.items()}, "p99_ratio": round(p99["attacked"] / p99["quiet"], 3),
-        "memory_mib": [round(mib, 1) for _, mib in memory], "growth_mib_per_minute": round(growth, 3),
+        "minutes": minutes,
+        "rate_rps": RATE,
+        "phases": len(every),
+        "requests": sum(one.requests for one in every),
+        "errors": sum(one.errors for one in every),
+        "first_errors": errors[:5],
+        "p99_ms": {name: round(value, 3) for name, value in p99.items()},
+        "p99_ratio": round(p99["attacked"] / p99["quiet"], 3),
+        "memory_mib": [round(mib, 1) for _, mib in memory],
+        "growth_mib_per_minute": round(growth, 3),
         "attackers_met": dict(sorted(met.items())),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -83,7 +83,8 @@ def main() -> None:
     path = result.write("soak_cluster", {"failures": dict(sorted((kept(given.k) | failures).items()))}, PACKAGES)
     for name, counts in failures.items():
         print(
-            f"{counts['held']:3d} of {counts['made']:3d} held, {counts['skipped']} skipped, at most {counts['longest_s']:6.1f} s  {name}"
+            f"{counts['held']:3d} of {counts['made']:3d} held, {counts['skipped']} skipped, at most"
+            f" {counts['longest_s']:6.1f} s  {name}"
         )
     print(f"-> {path.relative_to(result.REPOSITORY)}")
     sys.exit(any(counts["failed"] for counts in failures.values()))

@@ -33,9 +33,24 @@ for name, value in TELEMETRY_OFF.items():
 
 PRELOADED = (
     "boto3",  # by Airflow itself, in each process, at its first asset (the amazon provider has a say about URIs)
-    "pandas", "pyarrow.dataset", "pyarrow.parquet", "deltalake", "duckdb", "mlflow", "great_expectations", "feast", "evidently",
-    "sklearn.pipeline", "sklearn.ensemble", "sklearn.linear_model", "torch", "onnx", "onnxruntime", "skl2onnx", "matplotlib.figure",
-)  # fmt: skip
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "deltalake",
+    "duckdb",
+    "mlflow",
+    "great_expectations",
+    "feast",
+    "evidently",
+    "sklearn.pipeline",
+    "sklearn.ensemble",
+    "sklearn.linear_model",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "skl2onnx",
+    "matplotlib.figure",
+)
 # Importing them takes 2 s: for each task with a pod, and for the triggerer when it watches its
 # first one.
 PODS = (

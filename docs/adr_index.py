@@ -15,7 +15,7 @@ Number 25 was never given. Write a new record for a decision that a maintainer c
 
 | number | decision |
 |---|---|
-"""
+"""  # noqa: E501
 
 
 def page() -> str:

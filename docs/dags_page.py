@@ -24,7 +24,7 @@ A box with double sides is mapped: one task instance for each thing that it is g
 flowchart LR
 {loop}
 ```
-"""
+"""  # noqa: E501
 
 
 def page(dags: dict[str, dict]) -> str:

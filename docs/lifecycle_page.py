@@ -29,7 +29,7 @@ back, and when a drift has asked {asks} times in vain. The ledger keeps each not
 {tries} times in all; it stops nothing. Without a hook the notice is in the log of `sweep_overdue`. The setting is not masked in logs: for an address
 that is a secret, name a function that reads it.
 
-"""
+"""  # noqa: E501
 
 
 def page() -> str:

@@ -21,20 +21,32 @@ from pathlib import Path
 from include.settings import REPOSITORY
 
 RULES = {
-    "fused relative clause": r"\b(what (becomes|came|comes|became|is|was|it|they|that|there|has|he)\b|whatever|whichever"
-    r"|who (is|has|may|asks|looks|comes|watches|edits|sets|finds)\b(?![^.]*\?))",
+    "fused relative clause": (
+        r"\b(what (becomes|came|comes|became|is|was|it|they|that|there|has|he)\b|whatever|whichever"
+        r"|who (is|has|may|asks|looks|comes|watches|edits|sets|finds)\b(?![^.]*\?))"
+    ),
     "whoever": r"\b(whoever|whomever|who so)\b",
     "of which": r"\b(of|with|by|at|to|from|in|on|for|under|beside|after|before|as) (which|whom|whose)\b",
     "house": r"\bhouses?\b",
-    "person": r"\b(speaks?|is told|are told|tells (of|what|who|how)|told (nobody|apart)|asks? (nobody|everybody|him|who one is)|takes leave"
-    r"|believes?d?|lives at|quarrel|blinks?|blinked|knows? (nobody|neither|nothing|no)|wants? other|gives? up|sees to it)\b",
+    "person": (
+        r"\b(speaks?|is told|are told|tells (of|what|who|how)|told (nobody|apart)|asks? (nobody|everybody|him|who one"
+        r" is)|takes leave"
+        r"|believes?d?|lives at|quarrel|blinks?|blinked|knows? (nobody|neither|nothing|no)|wants? other|gives? up|sees"
+        r" to it)\b"
+    ),
     "he": r"\b(he|him|his)\b",
     "value: meaning": r'\b(None|""|NaN|\{\}|none|empty|0|1|\[\]|True|False): [a-z]',
     "negated noun": r"\b(is|are|was|were) no (?!longer|more than|other)[a-z]+",
-    "negated verb": r"\b(has|have|gives?|takes?|holds?|needs?|makes?|finds?|says?|costs?|asks?|imports?) (no|none|nothing|nobody)\b",
-    "archaic": r"\b(anew|for want of|in vain|next to nothing|thereby|therein|hitherto|lest|ere|nor\b(?<!neither)|be it|such as were|it is for them"
-    r"|is to be had|cannot be had|can be had|could not be had|to be had|comes to nothing|came to nothing|without a word|in its stead|dearest|of late"
-    r"|as good as none|no sooner|what not|rather an?|but for|let alone)\b",
+    "negated verb": (
+        r"\b(has|have|gives?|takes?|holds?|needs?|makes?|finds?|says?|costs?|asks?|imports?) (no|none|nothing|nobody)\b"
+    ),
+    "archaic": (
+        r"\b(anew|for want of|in vain|next to nothing|thereby|therein|hitherto|lest|ere|nor\b(?<!neither)|be it|such as"
+        r" were|it is for them"
+        r"|is to be had|cannot be had|can be had|could not be had|to be had|comes to nothing|came to nothing|without a"
+        r" word|in its stead|dearest|of late"
+        r"|as good as none|no sooner|what not|rather an?|but for|let alone)\b"
+    ),
     "very": r"\b(this|that|the) very\b",
     "beside": r"\bbeside\b",
     "away": r"\b(is|are|was|were) (away|there|here|at hand|back|about)\b(?! (that|no|a|an|two|three)\b)",
@@ -127,7 +139,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(
-            f"prose: rewrite until there are at most {limit}. `python -m docs.prose_check --show RULE` lists the places of a rule"
+            f"prose: rewrite until there are at most {limit}. `python -m docs.prose_check --show RULE` lists the places"
+            " of a rule"
         )
 
 

@@ -28,44 +28,92 @@ class Variable(NamedTuple):
 
 
 HEADS = {
-    "embedded": """\
+    "embedded": (
+        """\
         Settings of one machine: SQLite, local files, servers on loopback. Nothing has to be set.
 
-        To change something: cp .env.embedded.example .env, take away the # and edit. The environment wins over the file.""",
-    "compose": """\
+        To change something: cp .env.embedded.example .env, take away the # and edit. The environment wins over the file."""  # noqa: E501
+    ),
+    "compose": (
+        """\
         Settings of the stack in docker-compose.yaml.
 
         `make secrets` copies this file to .env (for its owner's eyes only) and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of
         the variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
 
-        Containers are given what docker-compose.yaml passes on to them by name. A setting that it does not name is for `airloop` commands on this host.""",
-    "kubernetes": """\
+        Containers are given what docker-compose.yaml passes on to them by name. A setting that it does not name is for `airloop` commands on this host."""  # noqa: E501
+    ),
+    "kubernetes": (
+        """\
         Settings of the stack on Kubernetes: `airloop kubernetes-secrets` makes of them what each part is told (deploy/helm/README.md).
 
         `airloop init-env --profile kubernetes` copies this file to .env and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of the
         variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
-        The addresses are examples: write your own.""",
+        The addresses are examples: write your own."""  # noqa: E501
+    ),
 }
 SECTIONS = {
     "Profile": ("profile", "home", "projects", "dags_folder", "git_sha", "notify"),
     "Where secrets come from": ("secrets_dir", "secrets_backend", "secrets_prefix", "secrets_id", "secrets_profile"),
     "Stores": (
-        "database_admin_url", "airflow_database_url", "mlflow_database_url", "feast_registry_url", "feast_readonly_url", "ledger_url", "optuna_url",
+        "database_admin_url",
+        "airflow_database_url",
+        "mlflow_database_url",
+        "feast_registry_url",
+        "feast_readonly_url",
+        "ledger_url",
+        "optuna_url",
         "online_store_url",
     ),
     "Users and keys": (
-        "auth_manager", "airflow_admin_password", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "mlflow_username", "mlflow_password",
-        "mlflow_secret", "mlflow_reader_password", "mlflow_admin_password", "mlflow_flask_secret_key", "serving_api_key",
+        "auth_manager",
+        "airflow_admin_password",
+        "airflow_fernet_key",
+        "airflow_jwt_secret",
+        "airflow_api_secret_key",
+        "mlflow_username",
+        "mlflow_password",
+        "mlflow_secret",
+        "mlflow_reader_password",
+        "mlflow_admin_password",
+        "mlflow_flask_secret_key",
+        "serving_api_key",
         "edge_signing_key",
     ),
-    "Servers": ("host", "airflow_port", "mlflow_port", "serving_port", "airflow_uri", "mlflow_uri", "mlflow_artifacts", "serving_uri", "serving_timeout"),
-    "Data on an object store": ("data_root", "storage_connection", "storage_secret", "storage_service_account", "storage_role", "remote_logs"),
+    "Servers": (
+        "host",
+        "airflow_port",
+        "mlflow_port",
+        "serving_port",
+        "airflow_uri",
+        "mlflow_uri",
+        "mlflow_artifacts",
+        "serving_uri",
+        "serving_timeout",
+    ),
+    "Data on an object store": (
+        "data_root",
+        "storage_connection",
+        "storage_secret",
+        "storage_service_account",
+        "storage_role",
+        "remote_logs",
+    ),
     "Training": (
-        "compute", "pools", "training_threads", "checkpoint_every_steps", "worker_restarts", "rendezvous_timeout", "kubernetes_connection",
-        "kubernetes_namespace", "training_image", "pod_template", "priority_classes",
+        "compute",
+        "pools",
+        "training_threads",
+        "checkpoint_every_steps",
+        "worker_restarts",
+        "rendezvous_timeout",
+        "kubernetes_connection",
+        "kubernetes_namespace",
+        "training_image",
+        "pod_template",
+        "priority_classes",
     ),
     "This machine": ("parallelism", "preload_libraries", "restart"),
-}  # fmt: skip
+}
 
 
 def _databases(host: str) -> dict[str, str]:
@@ -86,10 +134,18 @@ def _databases(host: str) -> dict[str, str]:
 
 
 KEYS = {
-    "airflow_admin_password": "CHANGE_ME", "airflow_fernet_key": "CHANGE_ME", "airflow_jwt_secret": "CHANGE_ME", "airflow_api_secret_key": "CHANGE_ME",
-    "mlflow_username": "airloop", "mlflow_password": "CHANGE_ME", "mlflow_reader_password": "CHANGE_ME", "mlflow_admin_password": "CHANGE_ME",
-    "mlflow_flask_secret_key": "CHANGE_ME", "serving_api_key": "CHANGE_ME", "edge_signing_key": "CHANGE_ME",
-}  # fmt: skip
+    "airflow_admin_password": "CHANGE_ME",
+    "airflow_fernet_key": "CHANGE_ME",
+    "airflow_jwt_secret": "CHANGE_ME",
+    "airflow_api_secret_key": "CHANGE_ME",
+    "mlflow_username": "airloop",
+    "mlflow_password": "CHANGE_ME",
+    "mlflow_reader_password": "CHANGE_ME",
+    "mlflow_admin_password": "CHANGE_ME",
+    "mlflow_flask_secret_key": "CHANGE_ME",
+    "serving_api_key": "CHANGE_ME",
+    "edge_signing_key": "CHANGE_ME",
+}
 VALUES: dict[str, dict[str, str]] = {
     "embedded": {},
     "compose": {
@@ -113,7 +169,9 @@ VALUES: dict[str, dict[str, str]] = {
         "storage_secret": "airloop-storage",
         "remote_logs": "s3://airloop-data/_logs",
         "compute": "kubernetes",
-        "training_image": "registry.example.org/airloop-training@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        "training_image": (
+            "registry.example.org/airloop-training@sha256:0000000000000000000000000000000000000000000000000000000000000000"
+        ),
     },
 }
 AWS = (
@@ -141,9 +199,19 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
             Variable("GRAFANA_ADMIN_PASSWORD", "Of Grafana's user admin.", "CHANGE_ME"),
         ),
         "Servers": (
-            Variable("SITE_DOMAIN", "The proxy answers at airflow.<it>, mlflow.<it>, serving.<it>, grafana.<it>.", default="localhost"),
-            Variable("SITE_TLS", "internal: certificates of the proxy's own authority. An e-mail address: Let's Encrypt's.", default="internal"),
-            Variable("PROXY_ADDRESS", "This machine's address on which the proxy listens; default: all.", default="0.0.0.0"),
+            Variable(
+                "SITE_DOMAIN",
+                "The proxy answers at airflow.<it>, mlflow.<it>, serving.<it>, grafana.<it>.",
+                default="localhost",
+            ),
+            Variable(
+                "SITE_TLS",
+                "internal: certificates of the proxy's own authority. An e-mail address: Let's Encrypt's.",
+                default="internal",
+            ),
+            Variable(
+                "PROXY_ADDRESS", "This machine's address on which the proxy listens; default: all.", default="0.0.0.0"
+            ),
             Variable("HTTP_PORT", "Its port, which only leads to the next one.", default="80"),
             Variable("HTTPS_PORT", "... with TLS.", default="443"),
         ),
@@ -155,22 +223,33 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
         ),
         "Images": (
             Variable("IMAGE_TAG", "Of the four that are built here.", default="compose"),
-            Variable("TORCH", "Build of torch in the image of Airflow: cpu, cu130, or empty for whatever the index offers.", default="cpu"),
+            Variable(
+                "TORCH",
+                "Build of torch in the image of Airflow: cpu, cu130, or empty for whatever the index offers.",
+                default="cpu",
+            ),
             Variable("GIT_SHA", "The commit that they are built of; `make compose-up` says it."),
             *(
                 Variable(f"{name}_IMAGE", about)
                 for name, about in {
-                    "POSTGRES": "Copies of others' images in a registry of your own; default: the pinned ones.", "REDIS": "...", "VERSITYGW": "...",
-                    "CADDY": "...", "STATSD_EXPORTER": "...", "PROMETHEUS": "...", "GRAFANA": "...",
+                    "POSTGRES": "Copies of others' images in a registry of your own; default: the pinned ones.",
+                    "REDIS": "...",
+                    "VERSITYGW": "...",
+                    "CADDY": "...",
+                    "STATSD_EXPORTER": "...",
+                    "PROMETHEUS": "...",
+                    "GRAFANA": "...",
                 }.items()
             ),
         ),
     },
     "kubernetes": {
         "Data on an object store": AWS,
-        "Users and keys": (Variable("SERVING_METRICS_KEY", "Opens serving's metrics, and nothing else, to Prometheus.", "CHANGE_ME"),),
+        "Users and keys": (
+            Variable("SERVING_METRICS_KEY", "Opens serving's metrics, and nothing else, to Prometheus.", "CHANGE_ME"),
+        ),
     },
-}  # fmt: skip
+}
 
 
 def page(profile: str) -> str:

@@ -49,10 +49,17 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         end_date,
     ) -> RetrievalJob:
         return pull_latest_from_table_or_query_ibis(
-            config=config, data_source=data_source, join_key_columns=join_key_columns, feature_name_columns=feature_name_columns,
-            timestamp_field=timestamp_field, created_timestamp_column=created_timestamp_column, start_date=start_date, end_date=end_date,
-            data_source_reader=_table_reader(timestamp_field, start_date, end_date), data_source_writer=feast_duckdb._write_data_source,
-        )  # fmt: skip
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            data_source_reader=_table_reader(timestamp_field, start_date, end_date),
+            data_source_writer=feast_duckdb._write_data_source,
+        )
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -66,10 +73,17 @@ class DeltaDuckDBOfflineStore(feast_duckdb.DuckDBOfflineStore):
         end_date=None,
     ) -> RetrievalJob:
         return pull_all_from_table_or_query_ibis(
-            config=config, data_source=data_source, join_key_columns=join_key_columns, feature_name_columns=feature_name_columns,
-            timestamp_field=timestamp_field, created_timestamp_column=created_timestamp_column, start_date=start_date, end_date=end_date,
-            data_source_reader=_table_reader(timestamp_field, start_date, end_date), data_source_writer=feast_duckdb._write_data_source,
-        )  # fmt: skip
+            config=config,
+            data_source=data_source,
+            join_key_columns=join_key_columns,
+            feature_name_columns=feature_name_columns,
+            timestamp_field=timestamp_field,
+            created_timestamp_column=created_timestamp_column,
+            start_date=start_date,
+            end_date=end_date,
+            data_source_reader=_table_reader(timestamp_field, start_date, end_date),
+            data_source_writer=feast_duckdb._write_data_source,
+        )
 
     @staticmethod
     def get_historical_features(

@@ -35,20 +35,39 @@ NOT_DETERMINISTIC = (
 )
 OUTAGE_CLASSES = {
     "include.dag_kit.compute.BackendUnavailableError",
-    "builtins.ConnectionError", "builtins.TimeoutError",
-    "include.data.storage.StorageUnavailableError", "include.stack.stores.migrations.MigrationError",
-    "psycopg2.OperationalError", "psycopg2.InterfaceError", "psycopg.OperationalError", "psycopg.InterfaceError",
-    "redis.exceptions.ConnectionError", "redis.exceptions.TimeoutError",
-    "requests.exceptions.ConnectionError", "requests.exceptions.Timeout", "httpx.TransportError", "urllib3.exceptions.HTTPError",
-    "botocore.exceptions.HTTPClientError", "botocore.exceptions.ConnectionError",
+    "builtins.ConnectionError",
+    "builtins.TimeoutError",
+    "include.data.storage.StorageUnavailableError",
+    "include.stack.stores.migrations.MigrationError",
+    "psycopg2.OperationalError",
+    "psycopg2.InterfaceError",
+    "psycopg.OperationalError",
+    "psycopg.InterfaceError",
+    "redis.exceptions.ConnectionError",
+    "redis.exceptions.TimeoutError",
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+    "httpx.TransportError",
+    "urllib3.exceptions.HTTPError",
+    "botocore.exceptions.HTTPClientError",
+    "botocore.exceptions.ConnectionError",
     "aiohttp.client_exceptions.ClientConnectionError",
-}  # fmt: skip
+}
 # Phrases in errors of delta-rs (which raises its own OSError) and MLflow. MLflow has one exception
 # class. It also raises it for a server error that it has retried for minutes.
 OUTAGE_PHRASES = (
-    "error sending request", "Connection refused", "Connection reset", "connection closed before", "error trying to connect", "Max retries exceeded",
-    "too many 500 error responses", "too many 503 error responses", "SlowDown", "ServiceUnavailable", "database is locked",
-)  # fmt: skip
+    "error sending request",
+    "Connection refused",
+    "Connection reset",
+    "connection closed before",
+    "error trying to connect",
+    "Max retries exceeded",
+    "too many 500 error responses",
+    "too many 503 error responses",
+    "SlowDown",
+    "ServiceUnavailable",
+    "database is locked",
+)
 
 
 def outage_of(error: BaseException) -> str | None:

@@ -39,7 +39,8 @@ def read(secret_id: str, profile: str | None = None) -> dict[str, str]:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         raise SecretsManagerError(
-            f"AWS Secrets Manager does not give '{secret_id}': {code}. {_TODO.get(code, 'May this role or user read it?')}"
+            f"AWS Secrets Manager does not give '{secret_id}': {code}."
+            f" {_TODO.get(code, 'May this role or user read it?')}"
         ) from None
     # The server is unreachable, or credentials, the region or the profile are missing.
     except BotoCoreError as error:
@@ -90,7 +91,13 @@ def region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
-_HOW = "See AIRLOOP_SECRETS_ID, AIRLOOP_SECRETS_PROFILE, AWS_REGION and AWS_ENDPOINT_URL_SECRETS_MANAGER (docs/runbooks/access.md)."
+_HOW = (
+    "See AIRLOOP_SECRETS_ID, AIRLOOP_SECRETS_PROFILE, AWS_REGION and AWS_ENDPOINT_URL_SECRETS_MANAGER"
+    " (docs/runbooks/access.md)."
+)
 _TODO = {
-    "ResourceNotFoundException": "Make it: aws secretsmanager create-secret --name ... --secret-string file://..., or correct AIRLOOP_SECRETS_ID."
+    "ResourceNotFoundException": (
+        "Make it: aws secretsmanager create-secret --name ... --secret-string file://..., or correct"
+        " AIRLOOP_SECRETS_ID."
+    )
 }

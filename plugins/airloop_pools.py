@@ -48,7 +48,10 @@ def missing_pools(dag_run) -> list[str]:
 
 
 def note(missing: list[str]) -> str:
-    return f"Airflow has no pool {', '.join(missing)}, so tasks of this run would wait for ever. To do: make it with `airloop sync-pools`, then clear this run."
+    return (
+        f"Airflow has no pool {', '.join(missing)}, so tasks of this run would wait for ever. To do: make it with"
+        " `airloop sync-pools`, then clear this run."
+    )
 
 
 class PoolsPlugin(AirflowPlugin):

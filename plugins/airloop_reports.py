@@ -19,8 +19,9 @@ from airflow.plugins_manager import AirflowPlugin
 log = logging.getLogger(__name__)
 PREFIX = "/airloop"
 WHO_WRITES = (
-    "<p>A task shows its report here when it wrote an <code>index.html</code> into its report folder: the validation of <code>ingest</code> and "
-    "<code>build_features</code>, the evaluation of <code>train</code>, the drift of <code>monitor</code>.</p>"
+    "<p>A task shows its report here when it wrote an <code>index.html</code> into its report folder: the validation of"
+    " <code>ingest</code> and <code>build_features</code>, the evaluation of <code>train</code>, the drift of"
+    " <code>monitor</code>.</p>"
 )
 
 

@@ -26,8 +26,10 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     # The page runs no script, its forms go only to this server, and no other site may frame it.
     # It keeps its origin. Otherwise the browser would send the forms without the login cookie.
-    "Content-Security-Policy": "sandbox allow-forms allow-same-origin; default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'self'",
+    "Content-Security-Policy": (
+        "sandbox allow-forms allow-same-origin; default-src 'none'; style-src 'unsafe-inline'; form-action 'self';"
+        " base-uri 'none'; frame-ancestors 'self'"
+    ),
     "X-Frame-Options": "SAMEORIGIN",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,8 +40,14 @@ STAGES_OF = {"roll_back": ("deploy",), "freeze": ("train", "deploy"), "thaw": ("
 LONGEST_REASON = 500
 # A form that is older than this is refused, and the user must reload the page.
 TOKEN_AGE_S = 3600
-AWAY = "The model registry (MLflow) does not answer. Serving goes on with what it has, and follows as soon as MLflow is back. The API server's log says more."
-NOT_OURS = "This form was not filled in on the page as you see it here, or more than an hour ago. Nothing was done. Look again, and then do it again."
+AWAY = (
+    "The model registry (MLflow) does not answer. Serving goes on with what it has, and follows as soon as MLflow is"
+    " back. The API server's log says more."
+)
+NOT_OURS = (
+    "This form was not filled in on the page as you see it here, or more than an hour ago. Nothing was done. Look"
+    " again, and then do it again."
+)
 
 
 def _signer():

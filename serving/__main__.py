@@ -32,12 +32,20 @@ def main() -> None:
             os.environ["SERVING_METRICS_FOLDER"] = os.environ["SERVING_SHARED_FOLDER"] = folder
             os.environ["SERVING_WORKERS"] = str(settings.workers)
         uvicorn.run(
-            "serving.app:create_app", factory=True, http="serving.http.connection:Connection", ws="none", host=given.host, port=given.port,
-            workers=settings.workers, access_log=False, server_header=False, backlog=share_descriptors(settings.max_connections).backlog,
+            "serving.app:create_app",
+            factory=True,
+            http="serving.http.connection:Connection",
+            ws="none",
+            host=given.host,
+            port=given.port,
+            workers=settings.workers,
+            access_log=False,
+            server_header=False,
+            backlog=share_descriptors(settings.max_connections).backlog,
             # A worker that loads a big model may answer the health check late, although it is
             # alive.
             timeout_worker_healthcheck=30,
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,10 @@ def check_parts(body: bytes) -> None:
     if len(body) <= MOST_CONTAINERS:
         return
     if body.count(b"[") + body.count(b"{") > MOST_CONTAINERS or body.count(b",") + 2 * body.count(b":") > MOST_PARTS:
-        detail = f"at most {MOST_CONTAINERS} lists and objects and {MOST_PARTS} values go into one request (a value with a name counts three times)"
+        detail = (
+            f"at most {MOST_CONTAINERS} lists and objects and {MOST_PARTS} values go into one request (a value with a"
+            " name counts three times)"
+        )
         raise ProblemError(
             413, "too-many-parts", "Too many parts in the request", f"{detail}; send it in parts", field="body"
         )

@@ -28,7 +28,8 @@ def put(file: Path, given: dict[str, str]) -> None:
     """
     if missing := [name for name in HOUSE if len(given.get(name, "")) < 12]:
         raise KeysError(
-            f"{', '.join(missing)}: not in the environment, or shorter than 12 characters; `airloop init-env` makes them"
+            f"{', '.join(missing)}: not in the environment, or shorter than 12 characters; `airloop init-env` makes"
+            " them"
         )
     house = [
         Key(name=name, sha256=digest(given[variable].encode()), roles=roles)

@@ -200,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows = f", {key.rows:g} rows a second" if key.rows else ""
             corrects = ", may correct labels" if key.corrects else ""
             print(
-                f"{key.name}: {', '.join(key.roles)}{models}; {f'{key.rate:g} requests a second' if key.rate else 'no limit'}{rows}{corrects}{until}"
+                f"{key.name}: {', '.join(key.roles)}{models};"
+                f" {f'{key.rate:g} requests a second' if key.rate else 'no limit'}{rows}{corrects}{until}"
             )
     except KeysError as error:
         print(error, file=sys.stderr)

@@ -21,7 +21,7 @@ class ProblemError(Exception):
 
     def __init__(
         self, status: int, kind: str, title: str, detail: str, *,
-        field: str | None = None, retry_after: float | None = None, members: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None,
+        field: str | None = None, retry_after: float | None = None, members: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None,  # noqa: E501
     ) -> None:  # fmt: skip
         super().__init__(detail)
         self.status, self.kind, self.title, self.detail, self.field, self.members = (

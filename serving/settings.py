@@ -18,7 +18,10 @@ class Settings(BaseSettings):
     )
     keys_file: Path | None = Field(
         None,
-        description="JSON file of hashed API keys with their roles (python -m serving.keys). If unset, only loopback callers are served.",
+        description=(
+            "JSON file of hashed API keys with their roles (python -m serving.keys). If unset, only loopback callers"
+            " are served."
+        ),
     )
     workers: int = Field(
         1,
@@ -37,7 +40,10 @@ class Settings(BaseSettings):
     )
     log_root: str | Path = Field(
         Path("data/store"),
-        description="Folder or s3://bucket/prefix of the prediction log. The log is written to <log_root>/<project>/prediction_log/.",
+        description=(
+            "Folder or s3://bucket/prefix of the prediction log. The log is written to"
+            " <log_root>/<project>/prediction_log/."
+        ),
     )
     # The location of the bucket. Its credentials come from the standard variables and are not
     # settings.
@@ -64,18 +70,25 @@ class Settings(BaseSettings):
     log_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="Maximum bytes of memory for predictions that wait to be written. Further ones are dropped and counted.",
+        description=(
+            "Maximum bytes of memory for predictions that wait to be written. Further ones are dropped and counted."
+        ),
     )
     registry_stale_seconds: float = Field(
         0,
         ge=0,
-        description="The service reports itself degraded this many seconds after the registry's last answer. 0 means ten polls, but at least 30 s.",
+        description=(
+            "The service reports itself degraded this many seconds after the registry's last answer. 0 means ten polls,"
+            " but at least 30 s."
+        ),
     )
     fetch_seconds: float = Field(120.0, gt=0, description="Deadline in seconds for downloading one model version.")
     check_seconds: float = Field(
         30.0,
         gt=0,
-        description="Deadline in seconds for one model version to load and answer its golden requests in a child process.",
+        description=(
+            "Deadline in seconds for one model version to load and answer its golden requests in a child process."
+        ),
     )
     check_bytes: int = Field(
         4 * 2**30, ge=2**28, description="Maximum bytes of memory of the child process that tests a model version."
@@ -88,29 +101,41 @@ class Settings(BaseSettings):
     max_requests: int = Field(
         256,
         ge=1,
-        description="Maximum number of requests that one worker answers concurrently. Further ones get 503 and Retry-After. "
-        "With keys, one caller may use half of them.",
+        description=(
+            "Maximum number of requests that one worker answers concurrently. Further ones get 503 and Retry-After. "
+            "With keys, one caller may use half of them."
+        ),
     )
     max_rows: int = Field(
         50_000,
         ge=1,
-        description="Maximum number of instances of all requests that one worker is answering. With keys, one caller may use half of them.",
+        description=(
+            "Maximum number of instances of all requests that one worker is answering. With keys, one caller may use"
+            " half of them."
+        ),
     )
     max_body_bytes: int = Field(
         128 * 2**20,
         ge=1024,
-        description="Maximum bytes of all request bodies that one worker holds. With keys, one caller may use half of them.",
+        description=(
+            "Maximum bytes of all request bodies that one worker holds. With keys, one caller may use half of them."
+        ),
     )
     max_connections: int = Field(
         1024,
         ge=1,
-        description="Maximum number of connections of one worker. The number is lower if the process may open too few files, because some are reserved for "
-        "the service itself.",
+        description=(
+            "Maximum number of connections of one worker. The number is lower if the process may open too few files,"
+            " because some are reserved for the service itself."
+        ),
     )
     max_connections_per_address: int = Field(
         512,
         ge=1,
-        description="Maximum number of connections of one worker from one address. Behind a proxy, all connections come from the proxy's address.",
+        description=(
+            "Maximum number of connections of one worker from one address. Behind a proxy, all connections come from"
+            " the proxy's address."
+        ),
     )
     max_header_bytes: int = Field(
         32 * 1024, ge=1024, description="Maximum bytes of a request's line and headers. Longer ones get 431."
@@ -126,7 +151,10 @@ class Settings(BaseSettings):
     )
     hosts: str = Field(
         "",
-        description="Comma-separated host names, in addition to localhost, that requests may send as Host if the service does not use keys.",
+        description=(
+            "Comma-separated host names, in addition to localhost, that requests may send as Host if the service does"
+            " not use keys."
+        ),
     )
     access_log: Literal["off", "errors", "all"] = Field(
         "errors", description="Requests that are logged to standard output, as one JSON line each."
@@ -135,7 +163,10 @@ class Settings(BaseSettings):
         1.0,
         ge=0,
         le=600,
-        description="Seconds between SIGTERM and the shutdown. Answers then close their connections, so that clients leave. 0 disables the drain.",
+        description=(
+            "Seconds between SIGTERM and the shutdown. Answers then close their connections, so that clients leave. 0"
+            " disables the drain."
+        ),
     )
 
     @field_validator("log_root")
@@ -154,7 +185,8 @@ class Settings(BaseSettings):
     def _closed_outside_embedded(self) -> Self:
         if self.profile != "embedded" and self.keys_file is None:
             raise ValueError(
-                f"SERVING_KEYS_FILE is not set: in the profile {self.profile} the service is not open. Make keys: python -m serving.keys create"
+                f"SERVING_KEYS_FILE is not set: in the profile {self.profile} the service is not open. Make keys:"
+                " python -m serving.keys create"
             )
         return self
 

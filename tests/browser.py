@@ -16,11 +16,21 @@ import pytest
 
 REQUIRED = "AIRLOOP_TEST_BROWSER"
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-default-apps", "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1280,1600",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-dev-shm-usage",
+    "--no-proxy-server",
+    "--window-size=1280,1600",
     # Disable name resolution, so that a test cannot reach another host.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-)  # fmt: skip
+)
 NO_PAGE = "not an origin"
 # Console errors that our pages do not cause.
 NOT_OURS = ("favicon.ico",)

@@ -192,7 +192,8 @@ class Redis(Server):
         super().__init__(folder, address)
         self.password = token_urlsafe(16)
         (folder / "redis.conf").write_text(
-            f'port {self.port}\nbind {address}\ndir {folder}\nappendonly yes\nsave ""\nrequirepass {self.password}\ndatabases 64\n'
+            f'port {self.port}\nbind {address}\ndir {folder}\nappendonly yes\nsave ""\nrequirepass'
+            f" {self.password}\ndatabases 64\n"
         )
         own(folder)
         self._next = 0

@@ -86,7 +86,8 @@ def wait(engine: Engine, timeout: float) -> bool:
             return True
         if time.monotonic() - began > timeout:
             print(
-                f"not well after {timeout:.0f} s: {', '.join(f'{s} ({state})' for s, state in ill.items()) or 'there is no container'}",
+                f"not well after {timeout:.0f} s:"
+                f" {', '.join(f'{s} ({state})' for s, state in ill.items()) or 'there is no container'}",
                 file=sys.stderr,
             )
             for service in ill:

@@ -62,7 +62,10 @@ def _landed(settings: Settings, project: Project) -> Report:
     files = landed.waiting(project)
     if not files:
         return Report([], [], [])
-    looked_at = f"the first files that wait in the landing zone ({', '.join(f'{name} {len(entries)}' for name, entries in files.items())})"
+    looked_at = (
+        "the first files that wait in the landing zone"
+        f" ({', '.join(f'{name} {len(entries)}' for name, entries in files.items())})"
+    )
     return Report(landed.findings(project, files), [looked_at], [])
 
 
@@ -95,5 +98,8 @@ def _may_have_tables(folder: str) -> bool:
 
 
 def _without_data(project: Project) -> Report:
-    words = f"the data: nothing is ingested yet; `airloop try {project.name} ingest` makes a sample, and known_at, examples and features are looked at too"
+    words = (
+        f"the data: nothing is ingested yet; `airloop try {project.name} ingest` makes a sample, and known_at, examples"
+        " and features are looked at too"
+    )
     return Report([], [], [words])

@@ -62,7 +62,10 @@ def _candidates(project: Project, files: Files) -> Iterator[Finding]:
             yield files.finding("__init__", "trainer", candidate.trainer, what, valid=there)
             continue
         if candidate.workers > 1 and candidate.trainer not in DISTRIBUTED:
-            what = f"candidate '{candidate.name}': trainer '{candidate.trainer}' has one worker only, the candidate asks for {candidate.workers}"
+            what = (
+                f"candidate '{candidate.name}': trainer '{candidate.trainer}' has one worker only, the candidate asks"
+                f" for {candidate.workers}"
+            )
             yield files.finding(
                 "__init__", "workers", candidate.trainer, f"{what}; several have {named(sorted(DISTRIBUTED))}"
             )
@@ -75,7 +78,10 @@ def _parameters(project: Project, candidate: Candidate, files: Files) -> Iterato
     ):
         lead = f"candidate '{candidate.name}': "
         if fault == "unknown":
-            what = f"{lead}trainer '{candidate.trainer}' has no parameter '{name}' for {project.kind} projects; it has {named(valid)}"
+            what = (
+                f"{lead}trainer '{candidate.trainer}' has no parameter '{name}' for {project.kind} projects; it has"
+                f" {named(valid)}"
+            )
             yield files.finding("__init__", "parameter", name, what, valid=valid)
         else:
             yield files.finding("__init__", "parameter", name, f"{lead}parameter '{name}' is {value!r}, and {fault}")
@@ -159,7 +165,10 @@ def _features(project: Project, files: Files) -> Iterator[Finding]:
             )
     for name in views:
         if name not in project.feature_views:
-            what = f"view '{name}' is not in feature_views of {files.name('__init__')}, which has {named(project.feature_views)}"
+            what = (
+                f"view '{name}' is not in feature_views of {files.name('__init__')}, which has"
+                f" {named(project.feature_views)}"
+            )
             yield files.finding(
                 "feast",
                 "feature views",
@@ -176,7 +185,10 @@ def _features(project: Project, files: Files) -> Iterator[Finding]:
 def _service(project: Project, files: Files, there: feast_objects.Declared) -> Iterator[Finding]:
     wanted = project.feature_service
     if wanted not in there.services:
-        what = f"there is no feature service '{wanted}' (service_version is {project.service_version}); there is {named(there.services)}"
+        what = (
+            f"there is no feature service '{wanted}' (service_version is {project.service_version}); there is"
+            f" {named(there.services)}"
+        )
         yield files.finding("feast", "feature service", wanted, what, valid=there.services)
         return
     if missing := sorted(set(project.feature_views) - set(there.services[wanted])):
@@ -189,11 +201,17 @@ def _keys(project: Project, files: Files, there: feast_objects.Declared) -> Iter
     for view in there.views:
         for key in view.join_keys:
             if key not in project.entities:
-                what = f"view '{view.name}' is looked up by '{key}', which is not in entities of {files.name('__init__')}: {named(project.entities)}"
+                what = (
+                    f"view '{view.name}' is looked up by '{key}', which is not in entities of {files.name('__init__')}:"
+                    f" {named(project.entities)}"
+                )
                 yield files.finding("feast", "entities", key, what, valid=project.entities, stage="build_features")
         tail = f"/{project.name}/features/{view.name}"
         if not view.path.endswith(tail):
-            what = f"view '{view.name}' reads '{view.path}'; build_features writes <store>{tail}: declare it with feature_repo.shared.view"
+            what = (
+                f"view '{view.name}' reads '{view.path}'; build_features writes <store>{tail}: declare it with"
+                " feature_repo.shared.view"
+            )
             yield files.finding("feast", "feature views", view.name, what, stage="build_features")
     joined = {key for view in there.views for key in view.join_keys}
     for key in project.entities:
@@ -227,7 +245,10 @@ def _inputs(project: Project, files: Files, there: feast_objects.Declared) -> It
             )
     for column in project.request_features:
         if column not in columns:
-            what = f"request feature '{column}' is not in inputs: who asks for a prediction must send what no model looks at"
+            what = (
+                f"request feature '{column}' is not in inputs: who asks for a prediction must send what no model"
+                " looks at"
+            )
             unused = [one for one in columns if one not in valid]
             yield files.finding("__init__", "request features", column, what, valid=unused, warning=not unused)
 

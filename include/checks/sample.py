@@ -90,16 +90,25 @@ def _known_at(project: Project, sample: Sample, files: Files) -> Iterator[Findin
         if missing := [
             column for column in source.columns if column not in {one.name for one in table.schema().fields}
         ]:
-            what = f"source '{source.name}' declares column {named(missing)}, which its table lacks: ingest again into an empty table"
+            what = (
+                f"source '{source.name}' declares column {named(missing)}, which its table lacks: ingest again into an"
+                " empty table"
+            )
             yield files.finding("__init__", "sources", missing[0], what, stage="build_features")
             continue
         ranges = tables.file_ranges(table, source.known_at)
         low, high = min(low for _, low, _ in ranges), max(high for _, _, high in ranges)
         if high > now:
-            what = f"source '{source.name}': known_at ('{source.known_at}') reaches {iso(high)}, which is in the future: a row cannot have become known by then"
+            what = (
+                f"source '{source.name}': known_at ('{source.known_at}') reaches {iso(high)}, which is in the future: a"
+                " row cannot have become known by then"
+            )
             yield files.finding("__init__", "known_at", source.known_at, what, stage="ingest")
         if low < OLDEST:
-            what = f"source '{source.name}': known_at ('{source.known_at}') begins at {iso(low)}: is it a number of another unit?"
+            what = (
+                f"source '{source.name}': known_at ('{source.known_at}') begins at {iso(low)}: is it a number of"
+                " another unit?"
+            )
             yield files.finding("__init__", "known_at", source.known_at, what, stage="ingest")
 
 
@@ -145,7 +154,10 @@ def _times(project: Project, sample: Sample, files: Files, examples: pd.DataFram
             and examples[column].notna().any()
             and not isinstance(examples[column].dtype, pd.DatetimeTZDtype)
         ):
-            what = f"column '{column}' of examples() is {examples[column].dtype}, and must be a time with a time zone: pd.to_datetime(..., utc=True)"
+            what = (
+                f"column '{column}' of examples() is {examples[column].dtype}, and must be a time with a time zone:"
+                " pd.to_datetime(..., utc=True)"
+            )
             yield files.finding("features", "examples", column, what)
             return
     if "event_timestamp" not in examples or "label_known_at" not in examples:
@@ -158,8 +170,8 @@ def _times(project: Project, sample: Sample, files: Files, examples: pd.DataFram
     if early:
         source = project.source(project.label_source)
         what = (
-            f"{early} of {int(examples['label_known_at'].notna().sum())} outcomes became known (label_known_at) before they are predicted (event_timestamp): "
-            f"is '{source.known_at}' when source '{source.name}' knew them?"
+            f"{early} of {int(examples['label_known_at'].notna().sum())} outcomes became known (label_known_at) before"
+            f" they are predicted (event_timestamp): is '{source.known_at}' when source '{source.name}' knew them?"
         )
         yield files.finding("__init__", "known_at", source.known_at, what)
 
@@ -199,7 +211,10 @@ def _increments(project: Project, sample: Sample, files: Files) -> Iterator[Find
     whole, alone = compute(known, since=None, cutoff=known.cutoff), compute(known, since=since, cutoff=known.cutoff)
     if wrong := sorted(set(whole) ^ set(project.feature_views)):
         valid = set(whole) - set(project.feature_views)
-        what = f"compute() gives views {named(sorted(whole))}, the project declares feature_views {named(project.feature_views)}"
+        what = (
+            f"compute() gives views {named(sorted(whole))}, the project declares feature_views"
+            f" {named(project.feature_views)}"
+        )
         yield files.finding("features", "compute", wrong[0], what, valid=valid - {wrong[0]}, stage="build_features")
     declared = {view.name: view for view in feast_objects.declared(project.name).views}
     for name in sorted(declared.keys() & whole.keys() & alone.keys()):
@@ -211,7 +226,10 @@ def _increments(project: Project, sample: Sample, files: Files) -> Iterator[Find
             yield files.finding("features", "compute", missing[0], what, valid=others, stage="build_features")
             continue
         if not isinstance(rows["event_timestamp"].dtype, pd.DatetimeTZDtype):
-            what = f"event_timestamp of view '{name}' is {rows['event_timestamp'].dtype}, and must be a time with a time zone: pd.to_datetime(..., utc=True)"
+            what = (
+                f"event_timestamp of view '{name}' is {rows['event_timestamp'].dtype}, and must be a time with a time"
+                " zone: pd.to_datetime(..., utc=True)"
+            )
             yield files.finding("features", "compute", "event_timestamp", what, stage="build_features")
             continue
         yield from _differences(name, view, rows[rows["event_timestamp"] > pd.Timestamp(since)], new, files)
@@ -250,5 +268,8 @@ def _differences(
         off = ~np.isclose(left, right, rtol=1e-6, atol=1e-9, equal_nan=True)
         if off.any():
             row = int(np.argmax(off))
-            what = f"{lead}: feature '{feature}' in {int(off.sum())} of {len(off)} rows, such as {right[row]:g} instead of {left[row]:g}; {fix}"
+            what = (
+                f"{lead}: feature '{feature}' in {int(off.sum())} of {len(off)} rows, such as {right[row]:g} instead of"
+                f" {left[row]:g}; {fix}"
+            )
             yield files.finding("features", "incremental features", feature, what, stage="build_features")

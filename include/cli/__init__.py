@@ -16,9 +16,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
-    help="Run Airflow, MLflow and serving on this machine, and operate the training loop.\n\n"
-    "Start with [bold]airloop up[/bold], which prints all addresses and the login. Each setting is an environment variable AIRLOOP_... "
-    "(see include/settings/).",
+    help=(
+        "Run Airflow, MLflow and serving on this machine, and operate the training loop.\n\nStart with [bold]airloop"
+        " up[/bold], which prints all addresses and the login. Each setting is an environment variable AIRLOOP_... (see"
+        " include/settings/)."
+    ),
 )
 for panel, commands in (("Services", services), ("The loop", loop), ("Models", models), ("Backup", archives)):
     for command in commands.app.registered_commands:
@@ -63,7 +65,8 @@ def main() -> None:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if command in RENAMED:
         typer.echo(
-            f"airloop {command} is now called airloop {RENAMED[command]}. The former name is accepted until version 0.3.",
+            f"airloop {command} is now called airloop {RENAMED[command]}. The former name is accepted until version"
+            " 0.3.",
             err=True,
         )
     boundary.run(app, command)

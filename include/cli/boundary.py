@@ -61,7 +61,10 @@ def expected(error: BaseException) -> str | None:
     from include.settings import SettingsError
 
     if (what := outage_of(error)) is not None:
-        return f"{_server(error)} does not answer ({what}). `airloop status` shows what runs, `airloop up` starts it; `airloop doctor` asks each store"
+        return (
+            f"{_server(error)} does not answer ({what}). `airloop status` shows what runs, `airloop up` starts it;"
+            " `airloop doctor` asks each store"
+        )
     if isinstance(error, SettingsError):
         return str(error)
     if (refusal := _refusal(error)) is not None:
@@ -94,7 +97,10 @@ def _refusal(error: BaseException) -> str | None:
     if "mlflow.MlflowException" in names:
         return f"MLflow refuses: {text}"
     if "sqlite3.DatabaseError" in names or "sqlalchemy.DBAPIError" in names:
-        return f"the database refuses: {text.partition(' [SQL:')[0]}. Is its file damaged? docs/runbooks/operations.md restores a backup"
+        return (
+            f"the database refuses: {text.partition(' [SQL:')[0]}. Is its file damaged? docs/runbooks/operations.md"
+            " restores a backup"
+        )
     if type(error).__module__.startswith("include."):
         # Airloop's own errors have a message for the user of the command.
         return text
@@ -118,6 +124,7 @@ def _say_that_it_waits(name: str) -> None:
 
     if not exits.has_printed:
         typer.echo(
-            f"airloop {name}: still at work after {PATIENCE:g} s. If a server hangs, `airloop doctor` finds out which; Ctrl-C ends this",
+            f"airloop {name}: still at work after {PATIENCE:g} s. If a server hangs, `airloop doctor` finds out which;"
+            " Ctrl-C ends this",
             err=True,
         )

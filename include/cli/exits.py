@@ -131,8 +131,8 @@ def _ask(url: str, name: str, address: str, note: str = "") -> None:
         answer = httpx.get(url, timeout=SERVER_SECONDS, trust_env=False)
     except httpx.TransportError as error:
         fail(
-            f"{name} does not answer at {address}: {error or type(error).__name__}. `airloop status` shows what runs, `airloop up` starts it"
-            + (f"\n{note}" if note else "")
+            f"{name} does not answer at {address}: {error or type(error).__name__}. `airloop status` shows what runs,"
+            " `airloop up` starts it" + (f"\n{note}" if note else "")
         )
     if answer.is_server_error:
         fail(f"{name} at {address} answers {answer.status_code}: {answer.text[:200]}. `airloop status` names its log")

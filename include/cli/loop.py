@@ -71,7 +71,8 @@ def new_project(
     for path in paths:
         say(path)
     say(
-        f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in: docs/adding-a-project.md"
+        f"Next: airloop try {name} ingest, and build_features, train, deploy, score, monitor. Then put your own in:"
+        " docs/adding-a-project.md"
     )
 
 
@@ -152,7 +153,8 @@ def replay(
     since, until = since.replace(tzinfo=since.tzinfo or UTC), until.replace(tzinfo=until.tzinfo or UTC)
     if since >= until:
         fail(
-            f"--since {ledger.iso(since)} is not before --until {ledger.iso(until)}: no file can be between them. The clock of {project} was not touched"
+            f"--since {ledger.iso(since)} is not before --until {ledger.iso(until)}: no file can be between them. The"
+            f" clock of {project} was not touched"
         )
     if bad and bad not in kinds:
         fail(f"{project} has no bad file of kind '{bad}'; there is {', '.join(kinds) or 'none'}")
@@ -164,7 +166,8 @@ def replay(
         fail(str(error))
     ledger.set_clock(project, until)
     say(
-        f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest (Airflow, or `airloop run {project} ingest`)."
+        f"{count} files dropped for {project}; its present is {ledger.iso(until)}. Next: run {project}__ingest"
+        f" (Airflow, or `airloop run {project} ingest`)."
     )
 
 
@@ -341,7 +344,8 @@ def rewind(
         return
     if to is None and ledger.later_than(project, until).clock:
         fail(
-            f"the clock of the replay of {project} is ahead of the time of day: give with --to the time that it is to have"
+            f"the clock of the replay of {project} is ahead of the time of day: give with --to the time that it is to"
+            " have"
         )
     _exit_if_busy(settings, project)
     if not yes:
@@ -352,7 +356,8 @@ def rewind(
     for line in done.blocking:
         say(f"done: {line}")
     say(
-        f"Next: `airloop run {project} build_features{f' --cutoff {to:%Y-%m-%dT%H:%M:%S}' if to else ''}`; its results start the next stages."
+        f"Next: `airloop run {project} build_features{f' --cutoff {to:%Y-%m-%dT%H:%M:%S}' if to else ''}`; its results"
+        " start the next stages."
     )
 
 
@@ -370,7 +375,8 @@ def _exit_if_busy(settings: "Settings", project: str) -> None:
         if settings.profile == "embedded" and scheduler.state in {"stopped", "died"}:
             return
         fail(
-            f"Airflow at {settings.airflow_url} does not answer ({error}), so it is not known whether a stage of {project} is running: "
+            f"Airflow at {settings.airflow_url} does not answer ({error}), so it is not known whether a stage of"
+            f" {project} is running: "
             + (
                 "start it with `airloop up`, or stop all of it with `airloop down`"
                 if settings.profile == "embedded"

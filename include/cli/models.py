@@ -95,7 +95,8 @@ def rollback(
         say(note, err=True)
     taken = done.taken_back
     say(
-        f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is version {done.champion or 'none'}."
+        f"{project}: {f'version {taken.version} is taken back' if taken else 'nothing to take back'}; champion is"
+        f" version {done.champion or 'none'}."
     )
     follows, message = wait_for_served_version(definition, done.champion)
     say(f"{message[0].upper()}{message[1:]}.", err=not follows)
@@ -177,10 +178,16 @@ def adopt(
     mlflow_or_exit()
     before = versions.own_model(definition)
     ledger.decide(
-        project, "adopt", f"from {before or 'nobody'}", verdict="adopted", reasons=[f"{by or who()}: {reason}"], cutoff=ledger.now(project)
-    )  # fmt: skip
+        project,
+        "adopt",
+        f"from {before or 'nobody'}",
+        verdict="adopted",
+        reasons=[f"{by or who()}: {reason}"],
+        cutoff=ledger.now(project),
+    )
     say(
-        f"Model {project} belongs to installation {ledger.installation()}; before, it was {f'that of {before}' if before else 'without an owner'}."
+        f"Model {project} belongs to installation {ledger.installation()}; before, it was"
+        f" {f'that of {before}' if before else 'without an owner'}."
     )
 
 
@@ -256,7 +263,8 @@ def export(
     with exit_on(ValueError):
         exported = write(get_project(project), version, into)
     say(
-        f"{exported.bundle}: version {exported.version} of {project}. Whoever uses it checks it with {exported.public_key}, got from you another way."
+        f"{exported.bundle}: version {exported.version} of {project}. Whoever uses it checks it with"
+        f" {exported.public_key}, got from you another way."
     )
 
 

@@ -18,7 +18,10 @@ def add_user(
     role: Annotated[
         Literal["viewer", "editor", "operator", "admin"],
         typer.Option(
-            help="viewer can read. editor can also start runs. operator can also configure. admin can also manage accounts."
+            help=(
+                "viewer can read. editor can also start runs. operator can also configure. admin can also manage"
+                " accounts."
+            )
         ),
     ],
     email: Annotated[str | None, typer.Option(help="Email address. Default: NAME@localhost.")] = None,
@@ -51,7 +54,8 @@ def list_users(as_json: Json = False) -> None:
         return
     for user in accounts:
         say(
-            f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'} <{user['email']}>"
+            f"{user['name']}: {', '.join(user['roles']) or 'no role'}{'' if user['active'] else ' (not active)'}"
+            f" <{user['email']}>"
         )
 
 

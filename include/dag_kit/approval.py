@@ -39,9 +39,12 @@ class ApproveVersion(ApprovalOperator):
         # not apply to people.
         options |= {"params": REASON, "execution_timeout": None}
         super().__init__(
-            subject=f"{project.name}: may this version answer everybody?", assigned_users=users or None, defaults=self.REJECT,
-            response_timeout=approval.within, **options,
-        )  # fmt: skip
+            subject=f"{project.name}: may this version answer everybody?",
+            assigned_users=users or None,
+            defaults=self.REJECT,
+            response_timeout=approval.within,
+            **options,
+        )
         self.project_name, self.chosen, self.version, self.cutoff = project.name, chosen, version, cutoff
 
     def execute(self, context: Any) -> Any:

@@ -61,7 +61,10 @@ def _storage(settings: Settings) -> dict[str, str] | None:
 def _cluster(settings: Settings) -> dict[str, str] | None:
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 
-    where = f"AIRLOOP_KUBERNETES_CONNECTION is '{settings.kubernetes_connection}', namespace {settings.kubernetes_namespace}"
+    where = (
+        f"AIRLOOP_KUBERNETES_CONNECTION is '{settings.kubernetes_connection}', namespace"
+        f" {settings.kubernetes_namespace}"
+    )
     try:
         hook = KubernetesHook(conn_id=settings.kubernetes_connection)
         hook.core_v1_client.list_namespaced_pod(settings.kubernetes_namespace, limit=1, _request_timeout=10)

@@ -336,9 +336,17 @@ def start(module: str, arguments: list[str]) -> subprocess.Popen[str] | ForkedPr
         return ForkedProcess(module, arguments, env=child_environment(), cwd=str(REPOSITORY))
     parent = os.getpid()
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", module, *arguments], cwd=REPOSITORY, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=lambda: die_with_parent(parent),
-    )  # fmt: skip
+        [sys.executable, "-u", "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=lambda: die_with_parent(parent),
+    )
 
 
 def propose_trial(project: Project, *, request: str, candidate: str, trial: str, **_: Any) -> str:

@@ -56,8 +56,9 @@ def refuse_backfill(dag_run: Any) -> None:
 
     if str(getattr(dag_run.run_type, "value", dag_run.run_type)) == "backfill":
         raise AirflowFailException(
-            f"{dag_run.dag_id} does not run for dates of the past: a stage goes on where it ended last. To do a run again, clear it: it keeps its cutoff. "
-            "To take stages back to a time and go on from there: `airloop rewind`. To try another candidate on the past: `airloop try <project> train`"
+            f"{dag_run.dag_id} does not run for dates of the past: a stage goes on where it ended last. To do a run"
+            " again, clear it: it keeps its cutoff. To take stages back to a time and go on from there: `airloop"
+            " rewind`. To try another candidate on the past: `airloop try <project> train`"
         )
 
 

@@ -18,7 +18,10 @@ def request_params() -> dict[str, Param]:
     """
     reason = "Reason of the request. It is stored in the ledger with the result."
     last_days = "Train only on the examples of this many most recent days."
-    request = "Work on this open request instead of creating one, as `airloop thaw` does. The request does not have to be paused."
+    request = (
+        "Work on this open request instead of creating one, as `airloop thaw` does. The request does not have to be"
+        " paused."
+    )
     candidates = "Names of the only candidates to fit, in addition to the baseline."
     return {
         "reason": Param(None, type=["null", "string"], description=reason),
@@ -84,7 +87,8 @@ def take_up(project: str, dag_run: Any, params: dict[str, Any], *, woken_by_even
         raise AirflowSkipException(_why_nothing(project, request_id, own_request))
     if own_request and own_request.id != request.id:
         print(
-            f"{request}, and comes first; request {own_request.id}, which this run asked for or joined, waits for the next run"
+            f"{request}, and comes first; request {own_request.id}, which this run asked for or joined, waits for the"
+            " next run"
         )
     return request._asdict()
 
@@ -127,7 +131,8 @@ def refuse_frozen_step(project: str, request: str, dag_run: str, ti: Any) -> Non
     if not ledger.keep_request(request, dag_run):
         now = ledger.get_request(request)
         raise AirflowSkipException(
-            f"request {request} was given back while {project} was frozen, or when its lease ran out. Now {now}, by run {now.dag_run}"
+            f"request {request} was given back while {project} was frozen, or when its lease ran out. Now {now}, by run"
+            f" {now.dag_run}"
         )
 
 
@@ -153,7 +158,10 @@ def tell_frozen(project: str, held: Any, ti: Any) -> str:
     from include.reporting import page
 
     waiting = [r for r in ledger.requests(project) if r.state == "open"]
-    text = f"nothing is trained: {held}. {len(waiting)} retrain request{'' if len(waiting) == 1 else 's'} waiting; the thaw has them taken up"
+    text = (
+        f"nothing is trained: {held}. {len(waiting)} retrain request{'' if len(waiting) == 1 else 's'} waiting; the"
+        " thaw has them taken up"
+    )
     ledger.decide(
         project,
         "train",

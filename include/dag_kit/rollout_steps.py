@@ -51,7 +51,8 @@ class RollOut(BaseOperator):
             following = times.utc_now() + project.rollout.look_every
             if following > context["dag_run"].start_date + project.rollout.patience:
                 raise AirflowFailException(
-                    f"the rollout of version {self.version} is not over after {project.rollout.patience} (RolloutPolicy.patience)"
+                    f"the rollout of version {self.version} is not over after {project.rollout.patience}"
+                    " (RolloutPolicy.patience)"
                 )
         self.defer(trigger=DateTimeTrigger(moment=following), method_name="look")
         return None  # Never reached: ``defer`` raises.

@@ -68,7 +68,8 @@ def add(name: str, role: str, email: str, password: str) -> None:
         raise UsersError(f"there is no role '{role}'; there is {', '.join(ROLES)}")
     if name == ADMIN:
         raise UsersError(
-            f"the account {ADMIN} belongs to the setting AIRLOOP_AIRFLOW_ADMIN_PASSWORD; change that and run `airloop users sync`"
+            f"the account {ADMIN} belongs to the setting AIRLOOP_AIRFLOW_ADMIN_PASSWORD; change that and run `airloop"
+            " users sync`"
         )
     with _manager() as users:
         account = users.find_user(username=name)

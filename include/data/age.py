@@ -37,9 +37,10 @@ def warning(project: Project, cutoff: str | datetime) -> str | None:
     # The suggested cutoff is after the newest row.
     to = iso(newest.replace(microsecond=0) + timedelta(seconds=1)).removesuffix("Z")
     return (
-        f"the newest row was known at {ends}, {(at - newest).days} days before the cutoff {iso(cutoff)}: features after it have no values. Is it history? "
-        f"Then run each stage at its own time: `airloop run {project.name} ingest --cutoff {to}`. Were features built already? "
-        f"`airloop rewind {project.name} --to {to} --reason ...` takes them back. Is it not history? Then ask the upstream for what is missing"
+        f"the newest row was known at {ends}, {(at - newest).days} days before the cutoff {iso(cutoff)}: features after"
+        f" it have no values. Is it history? Then run each stage at its own time: `airloop run {project.name} ingest"
+        f" --cutoff {to}`. Were features built already? `airloop rewind {project.name} --to {to} --reason ...` takes"
+        " them back. Is it not history? Then ask the upstream for what is missing"
     )
 
 

@@ -168,7 +168,10 @@ def _looks_like_text(source: Source, text: str, kind: str) -> tuple[str, str]:
     other = delimiter_of(source, text)
     if other and other != source.delimiter:
         shown_as = DELIMITERS[other]
-        todo = f"declare delimiter={other!r} for source '{source.name}', or have it sent with {DELIMITERS.get(source.delimiter, shown(source.delimiter))}"
+        todo = (
+            f"declare delimiter={other!r} for source '{source.name}', or have it sent with"
+            f" {DELIMITERS.get(source.delimiter, shown(source.delimiter))}"
+        )
         return f"it looks like CSV with the delimiter {shown_as}", todo
     return "", ""
 

@@ -84,7 +84,10 @@ def _hint(source: Source, column: str, dtype: DType, text: pa.Array, wrong: np.n
         and some
         and all(_matches_comma(value) for value in some)
     ):
-        return f"they look like numbers with a decimal comma: declare decimal=',' for source '{source.name}', or have them sent with a point"
+        return (
+            f"they look like numbers with a decimal comma: declare decimal=',' for source '{source.name}', or have them"
+            " sent with a point"
+        )
     return ""
 
 

@@ -25,19 +25,27 @@ th,td{padding:.3rem .6rem;border-bottom:1px solid #e4e8ec;text-align:left;vertic
 .badge{background:#eef1f4;border-radius:4px;padding:.05rem .35rem;font:12px ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 .text-success{color:#1b7f5c}.text-danger{color:#b3261e}.fa-check-circle:before{content:"\\2714"}.fa-times:before{content:"\\2716"}
 .fa-exclamation-triangle:before{content:"\\26A0"}i.fas{font-style:normal;font-weight:700}.show-scrollbars{max-height:20rem;overflow:auto}
-details{margin:.3rem 0}summary{cursor:pointer;color:#2563eb}"""
+details{margin:.3rem 0}summary{cursor:pointer;color:#2563eb}"""  # noqa: E501
 TEMPLATES = {
-    "page.j2": """<h1>{{ page_title }}</h1>
-{% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}""",
+    "page.j2": (
+        """<h1>{{ page_title }}</h1>
+{% for section in sections %}{% set section_loop = loop %}{% include 'section.j2' %}{% endfor %}"""
+    ),
     # A collapsible block without a script.
-    "collapse.j2": """<details><summary>{{ content_block.get("collapse_toggle_link", "Show more...") | render_content_block }}</summary>
+    "collapse.j2": (
+        """<details><summary>{{ content_block.get("collapse_toggle_link", "Show more...") | render_content_block }}</summary>
 {% include 'content_block_header.j2' %}
-{% for block in content_block["collapse"] %}{{ block | render_content_block }}{% endfor %}</details>""",
+{% for block in content_block["collapse"] %}{{ block | render_content_block }}{% endfor %}</details>"""  # noqa: E501
+    ),
     # All tabs, one below the other.
-    "tabs.j2": """{% for tab in content_block["tabs"] %}<h6>{{ tab.get("tab_name", "") }}</h6>
-{{ tab.get("tab_content") | render_content_block }}{% endfor %}""",
+    "tabs.j2": (
+        """{% for tab in content_block["tabs"] %}<h6>{{ tab.get("tab_name", "") }}</h6>
+{{ tab.get("tab_content") | render_content_block }}{% endfor %}"""
+    ),
     # A plot needs a script, so its values are shown instead.
-    "graph.j2": """<details><summary>Figures</summary><pre>{{ content_block["graph"] | tojson(indent=1) }}</pre></details>""",
+    "graph.j2": (
+        """<details><summary>Figures</summary><pre>{{ content_block["graph"] | tojson(indent=1) }}</pre></details>"""
+    ),
     "bootstrap_table.j2": """<pre>{{ content_block["table_data"] | tojson(indent=1) }}</pre>""",
 }
 
@@ -86,9 +94,11 @@ class _View(DefaultJinjaPageView):
         """
         if isinstance(content_block, list):
             return join(
-                self.render_content_block(context, one, number, content_block_id)
-                if _is_block(one)
-                else fill("<span>{}</span>", str(one))
+                (
+                    self.render_content_block(context, one, number, content_block_id)
+                    if _is_block(one)
+                    else fill("<span>{}</span>", str(one))
+                )
                 for number, one in enumerate(content_block)
             )
         html = super().render_content_block(context, content_block, index, content_block_id, render_to_markdown)

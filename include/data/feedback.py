@@ -62,7 +62,8 @@ def due(
             )
         elif (later := (known > pd.Timestamp(cutoff)) & (known <= received + SKEW)).any():
             waiting[file.name] = (
-                f"its labels became known by {known[later].max():%Y-%m-%d %H:%M:%S}, and this run's cutoff is {cutoff:%Y-%m-%d %H:%M:%S}"
+                f"its labels became known by {known[later].max():%Y-%m-%d %H:%M:%S}, and this run's cutoff is"
+                f" {cutoff:%Y-%m-%d %H:%M:%S}"
             )
         else:
             ready.append((LAST if received.isna().all() else received.min().to_pydatetime(), file.name, file))
@@ -104,9 +105,9 @@ def _rights_of(content: bytes) -> tuple[bool, frozenset[str] | None]:
         )
     except (pa.ArrowException, ValueError, OSError, RecursionError):
         return False, frozenset()
-    return corrects is True, None if labels_of is None else frozenset(map(str, labels_of)) if isinstance(
-        labels_of, list
-    ) else frozenset()
+    return corrects is True, (
+        None if labels_of is None else frozenset(map(str, labels_of)) if isinstance(labels_of, list) else frozenset()
+    )
 
 
 @dataclass
@@ -175,7 +176,10 @@ def find_predictions(project: Project, source: Source, rows: pd.DataFrame, right
         ("from_the_future", "'known_at' is after the label was received", early),
         (
             "unknown_prediction",
-            f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.match_tolerance} of their time",
+            (
+                f"they are of no prediction since {since:%Y-%m-%d %H:%M}, or of none within {policy.match_tolerance} of"
+                " their time"
+            ),
             count == 0,
         ),
         ("ambiguous_prediction", "several predictions are equally near to that time", count > 1),

@@ -59,4 +59,7 @@ def until_now(project: Project, source: Source, cutoff: datetime) -> list[str]:
 
 
 def _message(gap: Any, group: str, start: datetime, end: str) -> str:
-    return f"gap: nothing for {gap.group}={brief(group)} from {start:%Y-%m-%d %H:%M} {end}, longer than {gap.longest}; ask the upstream for what is missing"
+    return (
+        f"gap: nothing for {gap.group}={brief(group)} from {start:%Y-%m-%d %H:%M} {end}, longer than {gap.longest}; ask"
+        " the upstream for what is missing"
+    )

@@ -57,9 +57,13 @@ def ingest_source(project: Project, source: Source, cutoff: str, report_folder: 
         report.write_page(report_folder, project, source, done, silent)
     refused = [o.file for o in done if o.status == "refused"]
     return {
-        "source": source.name, "files": len(done), **report.totals(done), "refused_files": refused[:5],
-        "version": tables.table_version(layout.table(project, source.name)), "report": report_folder and str(report_folder),
-    }  # fmt: skip
+        "source": source.name,
+        "files": len(done),
+        **report.totals(done),
+        "refused_files": refused[:5],
+        "version": tables.table_version(layout.table(project, source.name)),
+        "report": report_folder and str(report_folder),
+    }
 
 
 def _write_plan(project: Project, source: Source, plan: UPath, source_report: SourceReport, cutoff: str) -> None:
@@ -120,9 +124,15 @@ def _finish(
         if outcome.status == "refused":
             landing.keep_refused(project, source, outcome.file, json.dumps(outcome.reasons, indent=1))
         ledger.record_file(
-            project.name, source.name, outcome.sha256,
-            file=outcome.file, status=outcome.status, counts=outcome.counts, reasons=outcome.reasons, cutoff=content["cutoff"],
-        )  # fmt: skip
+            project.name,
+            source.name,
+            outcome.sha256,
+            file=outcome.file,
+            status=outcome.status,
+            counts=outcome.counts,
+            reasons=outcome.reasons,
+            cutoff=content["cutoff"],
+        )
         for reason in outcome.reasons:
             LOG.warning(
                 "%s %s, rule %s, %s rows: %s",

@@ -96,7 +96,10 @@ def _judge_rows(project: Project, source: Source, readable: Readable, cutoff: da
         ]
         if number not in taken:
             harm = int((faulty & ~np.isin(faults.rule, rules.HARMLESS)).sum())
-            message = f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%}; the file is refused whole"
+            message = (
+                f"{file.name}: {harm} of {len(rows)} rows are bad, more than the tolerance of {source.tolerance:.0%};"
+                " the file is refused whole"
+            )
             outcomes.append(_refused(file, len(rows), [Reason("tolerance", harm, message), *reasons]))
             continue
         counts = {
@@ -132,7 +135,10 @@ def _read(source: Source, files: list[LandedFile]) -> tuple[list[FileOutcome], R
                 refused.append(_refused(file, refusal.reason.count, [refusal.reason]))
                 continue
             count = refusal.reason.count
-        message = f"{file.name}: the same content came as {file.first} before ({count} rows); a file is ingested once, nothing is to be done"
+        message = (
+            f"{file.name}: the same content came as {file.first} before ({count} rows); a file is ingested once,"
+            " nothing is to be done"
+        )
         refused.append(_refused(file, count, [Reason("duplicated_file", count, message)]))
     return refused, readable
 
@@ -246,14 +252,18 @@ def _reasons(file: LandedFile, rule_of: np.ndarray, message_of: np.ndarray) -> l
             Reason(
                 str(rule),
                 len(part),
-                f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')}; {todo}",
+                f"{file.name}: {rule}: {len(part)} rows; {part['message'].iloc[0].removeprefix(f'{file.name}: ')};"
+                f" {todo}",
             )
         )
     return reasons
 
 
 def _failed(file: LandedFile, rows: int, error: Exception) -> FileOutcome:
-    message = f"{file.name}: judging its {rows} rows failed ({error_text(error)}); look at the file, have it sent again in another form, and report this error"
+    message = (
+        f"{file.name}: judging its {rows} rows failed ({error_text(error)}); look at the file, have it sent again in"
+        " another form, and report this error"
+    )
     return _refused(file, rows, [Reason("failed", rows, message)])
 
 

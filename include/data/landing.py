@@ -93,7 +93,8 @@ def new_files(project: Project, source: Source) -> list[LandedFile]:
                 readable[path],
                 Problem(
                     "failed",
-                    f"it cannot be read ({error_text(content)}); let the account that runs ingest read it, or have it sent again",
+                    f"it cannot be read ({error_text(content)}); let the account that runs ingest read it, or have it"
+                    " sent again",
                 ),
             )
             continue

@@ -60,8 +60,8 @@ def policy(scripts: Sequence[str] = (), *, forms: bool = False) -> str:
     allowed = " ".join(f"'{one}'" for one in scripts) or "'none'"
     targets = "'self'" if forms else "'none'"
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; connect-src 'none'; "
-        f"form-action {targets}; base-uri 'none'"
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:;"
+        f" connect-src 'none'; form-action {targets}; base-uri 'none'"
     )
 
 

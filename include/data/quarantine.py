@@ -32,7 +32,12 @@ def quarantined(
     """
     faulty = np.flatnonzero(pd.notna(rule_of))
     columns = {
-        "source": [source] * len(faulty), "file": [file] * len(faulty), "row": faulty + 1, "rule": [printable(rule) for rule in rule_of[faulty]],
-        "message": [printable(message) for message in message_of[faulty]], "row_json": rows.records(faulty), "cutoff": [cutoff] * len(faulty),
-    }  # fmt: skip
+        "source": [source] * len(faulty),
+        "file": [file] * len(faulty),
+        "row": faulty + 1,
+        "rule": [printable(rule) for rule in rule_of[faulty]],
+        "message": [printable(message) for message in message_of[faulty]],
+        "row_json": rows.records(faulty),
+        "cutoff": [cutoff] * len(faulty),
+    }
     return pa.table(columns, schema=tables.arrow_schema(QUARANTINE))

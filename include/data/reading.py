@@ -79,7 +79,10 @@ def read(source: Source, name: str, content: bytes) -> Rows:
         raise
     # An external file that crashes a library is at fault itself. The other files must proceed.
     except Exception as error:
-        message = f"{name}: reading it failed ({error_text(error)}); look at the file, have it sent again in another form, and report this error"
+        message = (
+            f"{name}: reading it failed ({error_text(error)}); look at the file, have it sent again in another form,"
+            " and report this error"
+        )
         raise FileRefusedError(Reason("failed", 0, message)) from error
 
 
@@ -125,7 +128,10 @@ def _kind(source: Source, name: str) -> str:
     kind = KINDS.get(lower.rpartition(".")[2])
     if kind is None:
         endings = ", ".join(f".{ending}" for ending in KINDS)
-        message = f"{name}: files of '{source.name}' end in one of {endings} (and .gz or .zst after it); name it by what is in it"
+        message = (
+            f"{name}: files of '{source.name}' end in one of {endings} (and .gz or .zst after it); name it by what is"
+            " in it"
+        )
         raise FileRefusedError(Reason("unreadable", 0, message))
     return kind
 
@@ -156,7 +162,10 @@ def _check_columns(source: Source, name: str, kind: str, content: bytes, parsed:
             )
         )
     if extra:
-        message = f"{name}: column {_some(extra)} is not declared ({parsed.rows} rows); take it out, or declare it for source '{source.name}'"
+        message = (
+            f"{name}: column {_some(extra)} is not declared ({parsed.rows} rows); take it out, or declare it for source"
+            f" '{source.name}'"
+        )
         raise FileRefusedError(Reason("extra_column", parsed.rows, message))
 
 
@@ -193,5 +202,8 @@ def _unknown_when(
         nothing = nothing & ~mask
     if not nothing.any():
         return []
-    message = f"{name}: known_at, which is {printable(source.known_at_expression)}, gives nothing for {int(nothing.sum())} rows"
+    message = (
+        f"{name}: known_at, which is {printable(source.known_at_expression)}, gives nothing for {int(nothing.sum())}"
+        " rows"
+    )
     return [("missing_value", message, nothing)]

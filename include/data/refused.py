@@ -59,7 +59,8 @@ def grouped(refused: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
             [file for file, _ in members[1:]],
         )
         more = (
-            f"; and {len(others)} more for the same reason: {', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''}"
+            f"; and {len(others)} more for the same reason:"
+            f" {', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''}"
             if others
             else ""
         )

@@ -12,7 +12,7 @@ from include.projects.base import Project, Source
 
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;color:#1d2329;margin:1.5rem;max-width:75rem}table{border-collapse:collapse;margin:1rem 0}
 th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e8ec;text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.refused{color:#b3261e;font-weight:600}.ingested{color:#1b7f5c}iframe{width:100%;height:70vh;border:1px solid #e4e8ec}"""
+.refused{color:#b3261e;font-weight:600}.ingested{color:#1b7f5c}iframe{width:100%;height:70vh;border:1px solid #e4e8ec}"""  # noqa: E501
 COUNTS = ("rows", "table", "quarantine", "refused")
 
 
@@ -76,9 +76,17 @@ def write_page(folder: UPath, project: Project, source: Source, done: list[FileO
     total, refused = totals(done), sum(outcome.status == "refused" for outcome in done)
     lines = [_line(o) for o in sorted(done, key=lambda o: (o.status != "refused", not o.reasons, o.file))]
     head = fill(
-        "<h1>{}: {}</h1><p>{} new files, {:,} rows: {:,} into the table, {:,} into quarantine, {:,} refused ({} files whole).</p>",
-        project.name, source.name, len(done), total["rows"], total["table"], total["quarantine"], total["refused"], refused,
-    )  # fmt: skip
+        "<h1>{}: {}</h1><p>{} new files, {:,} rows: {:,} into the table, {:,} into quarantine, {:,} refused ({} files"
+        " whole).</p>",
+        project.name,
+        source.name,
+        len(done),
+        total["rows"],
+        total["table"],
+        total["quarantine"],
+        total["refused"],
+        refused,
+    )
     sections = [head]
     if silent:
         sections.append(

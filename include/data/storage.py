@@ -152,9 +152,11 @@ def entries(folder: UPath) -> list[Entry]:
         if entry["name"].rstrip("/") != folder.path.rstrip("/")
     )
     return [
-        Entry(folder / name, "file", int(entry.get("size") or 0), str(entry.get("LastModified")))
-        if entry["type"] == "file"
-        else Entry(folder / name, "folder")
+        (
+            Entry(folder / name, "file", int(entry.get("size") or 0), str(entry.get("LastModified")))
+            if entry["type"] == "file"
+            else Entry(folder / name, "folder")
+        )
         for name, entry in named
     ]
 
@@ -311,8 +313,9 @@ def probe(root: str) -> None:
         bucket, key = urlsplit(root).netloc, os.environ.get("AWS_ACCESS_KEY_ID") or "none"
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise StorageUnavailableError(
-            f"bucket '{bucket}' (access key {key}) is read-only or full: it can be listed, and not be written, read and deleted in ({message}). "
-            "To do: let that key GetObject, PutObject and DeleteObject there, and see the server's mode and disk; docs/runbooks/storage.md"
+            f"bucket '{bucket}' (access key {key}) is read-only or full: it can be listed, and not be written, read and"
+            f" deleted in ({message}). To do: let that key GetObject, PutObject and DeleteObject there, and see the"
+            " server's mode and disk; docs/runbooks/storage.md"
         ) from error
 
 
@@ -386,4 +389,7 @@ def _explain(error: Exception, bucket: str) -> str:
             f"start it, or mend the endpoint in {origin} (extra endpoint_url of a connection, AWS_ENDPOINT_URL)",
         )
     message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"bucket '{bucket}' at {endpoint} ({origin}, access key {key}): {what} ({message}). To do: {fix}; docs/runbooks/storage.md"
+    return (
+        f"bucket '{bucket}' at {endpoint} ({origin}, access key {key}): {what} ({message}). To do: {fix};"
+        " docs/runbooks/storage.md"
+    )

@@ -33,9 +33,22 @@ PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Formats to try on values that are not ISO 8601, to suggest one. Day and month can be distinguished
 # only if a day is above 12.
 DATES = (
-    "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%m-%d-%Y", "%d-%m-%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%Y%m%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y",
-    "%b %d, %Y", "%Y-%m-%d",
-)  # fmt: skip
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%d.%m.%Y",
+    "%Y/%m/%d",
+    "%m-%d-%Y",
+    "%d-%m-%Y",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
+    "%Y%m%d",
+    "%d %b %Y",
+    "%d-%b-%Y",
+    "%d-%b-%y",
+    "%b %d, %Y",
+    "%Y-%m-%d",
+)
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", "T%H%M%S", "%H%M%S")
 FORMATS = tuple(
     f"{date}{clock}{zone}" for date in DATES for clock in CLOCKS for zone in ("", "%z", " %z") if clock or not zone
@@ -98,7 +111,10 @@ def hint(source: Source, column: str, texts: list[str]) -> str:
         and pc.any(pc.match_substring_regex(array, FINER)).as_py()
         and _all(array, f"{ZONED}|{LOCAL}")
     ):
-        return f"they are finer than a microsecond, which is what is stored: declare truncate_times=True for source '{source.name}'"
+        return (
+            "they are finer than a microsecond, which is what is stored: declare truncate_times=True for source"
+            f" '{source.name}'"
+        )
     if not declared and source.time_zone is not None and _all(array, LOCAL):
         return f"the clock in {source.time_zone} shows such a time twice, or never: have it sent with its offset"
     fitting = [one for one in FORMATS if one != declared and all(_fits(text, one) for text in stripped)]
@@ -106,7 +122,10 @@ def hint(source: Source, column: str, texts: list[str]) -> str:
         return ""
     zone = "" if "%z" in fitting[0] or source.time_zone else " and time_zone"
     either = " or ".join(f"'{one}'" for one in fitting[:2])
-    return f"they look like {either}: declare date_format{zone} for source '{source.name}', or have ISO 8601 sent, such as 2024-05-01T06:00:00Z"
+    return (
+        f"they look like {either}: declare date_format{zone} for source '{source.name}', or have ISO 8601 sent, such as"
+        " 2024-05-01T06:00:00Z"
+    )
 
 
 def zone_hint(source: Source, kind: pa.DataType) -> str:
@@ -115,12 +134,18 @@ def zone_hint(source: Source, kind: pa.DataType) -> str:
     if naive and source.time_zone is None:
         return _no_zone(source)
     if pa.types.is_timestamp(kind):
-        return f"years are 1 to 9999, finer than a microsecond needs truncate_times=True of source '{source.name}', and a local time must be there once"
+        return (
+            f"years are 1 to 9999, finer than a microsecond needs truncate_times=True of source '{source.name}', and a"
+            " local time must be there once"
+        )
     return ""
 
 
 def _no_zone(source: Source) -> str:
-    return f"they have no time zone: declare time_zone (such as UTC or Europe/Berlin) for source '{source.name}', or have them sent with an offset or Z"
+    return (
+        f"they have no time zone: declare time_zone (such as UTC or Europe/Berlin) for source '{source.name}', or have"
+        " them sent with an offset or Z"
+    )
 
 
 def _by_format(source: Source, date_format: str, text: pa.Array) -> pa.Array:

@@ -35,7 +35,10 @@ class Broken:
 
     @property
     def message(self) -> str:
-        return f"{self.rule} does not hold for {len(self.rows) or 'the table as a whole'}{' rows' if self.rows else ''}: {self.detail}"
+        return (
+            f"{self.rule} does not hold for {len(self.rows) or 'the table as a whole'}{' rows' if self.rows else ''}:"
+            f" {self.detail}"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def _broken(result: Any) -> Broken:
     for error in [errors] if "raised_exception" in errors else errors.values():
         if error.get("raised_exception"):
             raise RuntimeError(
-                f"expectation {rule} could not be evaluated: {error.get('exception_message')}; mend it in expectations.py"
+                f"expectation {rule} could not be evaluated: {error.get('exception_message')}; mend it in"
+                " expectations.py"
             )
     rows = [int(entry[ROW]) for entry in result.result.get("unexpected_index_list") or []]
     examples = result.result.get("partial_unexpected_list") or []

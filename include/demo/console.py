@@ -70,7 +70,8 @@ def demo(settings: Settings, terminal: Console, *, months: int, restart: bool) -
     terminal.print(months_table(project.metric.name, summary))
     terminal.print(_summary(summary))
     terminal.print(
-        f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow   {settings.mlflow_url}\nServing  {settings.serving_url}/docs"
+        f"\nResult   {html_path}\n         {json_path}\nAirflow  {settings.airflow_url}\nMLflow  "
+        f" {settings.mlflow_url}\nServing  {settings.serving_url}/docs"
     )
     terminal.print("The stack is up: `airloop status` shows it and how to log in, `airloop down` stops it.")
     return True
@@ -167,15 +168,17 @@ def _summary(summary: dict[str, Any]) -> str:
     ]
     if summary["auc_served_may_dec"]:
         lines.append(
-            f"AUC May to December: served {summary['auc_served_may_dec']:.4f}, first model left alone {summary['auc_first_model_may_dec']:.4f}, "
-            f"baseline {summary['auc_baseline_may_dec']:.4f}"
+            f"AUC May to December: served {summary['auc_served_may_dec']:.4f}, first model left alone"
+            f" {summary['auc_first_model_may_dec']:.4f}, baseline {summary['auc_baseline_may_dec']:.4f}"
         )
     lines.append(
-        f"{summary['requests']} retrain requests, {summary['promotions']} promotions after the first model, {len(summary['refused'])} refused"
+        f"{summary['requests']} retrain requests, {summary['promotions']} promotions after the first model,"
+        f" {len(summary['refused'])} refused"
     )
     for refused in summary["refused"]:
         lines.append(
-            f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}): {'; '.join(refused['reasons'])}"
+            f"  refused {refused['cutoff'][:10]} ({refused['injected'] or refused['reason']}):"
+            f" {'; '.join(refused['reasons'])}"
         )
     lines.append(f"Serving: {summary['serving']['agreed_with_batch']} answers compared with the batch, all equal")
     return "\n".join(lines)

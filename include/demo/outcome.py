@@ -43,10 +43,17 @@ def scored(project: Project) -> pd.DataFrame:
     first, baseline = (
         Bundle.load(folder) for folder in (versions.bundle(project, "1"), versions.baseline_bundle(project, "1"))
     )
-    return pd.DataFrame({
-        "predicted_at": rows["predicted_at"], "month": (rows["predicted_at"] - STEPS_BEGIN_AT).dt.strftime("%Y-%m"), "label": rows["label"],
-        "served": rows["prediction"], "first_model": first.predict(rows), "baseline": baseline.predict(rows), "model_version": rows["model_version"],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "predicted_at": rows["predicted_at"],
+            "month": (rows["predicted_at"] - STEPS_BEGIN_AT).dt.strftime("%Y-%m"),
+            "label": rows["label"],
+            "served": rows["prediction"],
+            "first_model": first.predict(rows),
+            "baseline": baseline.predict(rows),
+            "model_version": rows["model_version"],
+        }
+    )
 
 
 MODELS = ("served", "first_model", "baseline")
@@ -61,12 +68,20 @@ def result(project: Project, records: list[StepRecord], setup_s: float | None, r
     for month, part in ((str(m), p) for m, p in rows.groupby("month")):
         following = str(pd.Period(month, "M") + 1)
         record = by_cutoff.get(following) or by_cutoff.get(month)
-        months.append({
-            "month": month, "rows": len(part), "positive_share": float(part["label"].mean()),
-            "model_versions": [str(v) for v in sorted(part["model_version"].astype(int).unique())],
-            **{model: {n: float(metrics.metric_function(n)(part["label"], part[model])) for n in names} for model in MODELS},
-            "monitor": record.monitor if record else {}, "trainings": record.trainings if record else [],
-        })  # fmt: skip
+        months.append(
+            {
+                "month": month,
+                "rows": len(part),
+                "positive_share": float(part["label"].mean()),
+                "model_versions": [str(v) for v in sorted(part["model_version"].astype(int).unique())],
+                **{
+                    model: {n: float(metrics.metric_function(n)(part["label"], part[model])) for n in names}
+                    for model in MODELS
+                },
+                "monitor": record.monitor if record else {},
+                "trainings": record.trainings if record else [],
+            }
+        )
     later = rows[rows["month"].between("2013-05", "2013-12")]
     trainings = [training for record in records for training in record.trainings]
     promoted = [t for t in trainings if t["state"] == "deployed"]
@@ -81,11 +96,22 @@ def result(project: Project, records: list[StepRecord], setup_s: float | None, r
         "requests": len(ledger.requests(project.name)),
         "fits": sum(int(t.get("fits", 0)) for t in trainings),
         "promotions": max(0, len(promoted) - 1),
-        "refused": [{k: t.get(k) for k in ("request", "version", "cutoff", "reason", "injected", "reasons")} for t in trainings if t["state"] == "refused"],
-        "serving": {"asked": sum(r.serving_asked for r in records), "agreed_with_batch": sum(r.serving_agreed or 0 for r in records)},
-        "files": {"dropped": sum(r.files for r in records), "ledger": ledger.count_files(project.name), "bad": [kind for r in records for kind in r.bad_files]},
+        "refused": [
+            {k: t.get(k) for k in ("request", "version", "cutoff", "reason", "injected", "reasons")}
+            for t in trainings
+            if t["state"] == "refused"
+        ],
+        "serving": {
+            "asked": sum(r.serving_asked for r in records),
+            "agreed_with_batch": sum(r.serving_agreed or 0 for r in records),
+        },
+        "files": {
+            "dropped": sum(r.files for r in records),
+            "ledger": ledger.count_files(project.name),
+            "bad": [kind for r in records for kind in r.bad_files],
+        },
         "steps": [{k: v for k, v in asdict(r).items() if k != "serving_answers"} for r in records],
-    }  # fmt: skip
+    }
 
 
 def write(outcome: dict[str, Any]) -> str:

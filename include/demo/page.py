@@ -18,7 +18,7 @@ h1{margin:0 0 .2rem;font-size:1.7rem} .lead{color:#56606b;margin:0 0 1.6rem;max-
 table{border-collapse:collapse;width:100%;margin:1rem 0 2rem;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{text-align:right;padding:.38rem .6rem;border-bottom:1px solid #e4e8ec;vertical-align:top} th:first-child,td:first-child,td.text,th.text{text-align:left}
 th{color:#56606b;font-weight:600} .best{font-weight:700;color:#1b7f5c} img{width:100%;height:auto} small{color:#56606b}
-"""
+"""  # noqa: E501
 
 
 def render(project: Project, outcome: dict[str, Any]) -> Markup:
@@ -44,8 +44,11 @@ Every figure is of predictions as they were served, one hour before departure, s
         """<p><small>Serving answered {} requests of the demo; {} of their answers were compared with the
 batch's and are equal. {} files went through validation; planted bad ones:
 {}.</small></p>""",
-        outcome["serving"]["asked"], outcome["serving"]["agreed_with_batch"], outcome["files"]["ledger"], ", ".join(outcome["files"]["bad"]) or "none",
-    )  # fmt: skip
+        outcome["serving"]["asked"],
+        outcome["serving"]["agreed_with_batch"],
+        outcome["files"]["ledger"],
+        ", ".join(outcome["files"]["bad"]) or "none",
+    )
     return document(
         f"Airloop: {project.name}",
         head,

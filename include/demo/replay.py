@@ -189,7 +189,8 @@ class Replay:
                 self._check_failed("deploy", began)
                 if time.monotonic() - began > STAGE_TIMEOUT_S:
                     raise ReplayFailedError(
-                        f"retrain request {request_id} is still '{request.state}' after {STAGE_TIMEOUT_S:.0f} s; see {self.project.name}__{stage} in Airflow"
+                        f"retrain request {request_id} is still '{request.state}' after {STAGE_TIMEOUT_S:.0f} s; see"
+                        f" {self.project.name}__{stage} in Airflow"
                     )
                 time.sleep(0.3)
             stages[stage] = stages.get(stage, 0) + time.monotonic() - began
@@ -212,7 +213,8 @@ class Replay:
             self._check_failed(stage, began)
             if time.monotonic() - began > STAGE_TIMEOUT_S:
                 raise ReplayFailedError(
-                    f"{self.project.name}__{stage} did not end in {STAGE_TIMEOUT_S:.0f} s at cutoff {cutoff}; see it in Airflow: {get_settings().airflow_url}"
+                    f"{self.project.name}__{stage} did not end in {STAGE_TIMEOUT_S:.0f} s at cutoff {cutoff}; see it in"
+                    f" Airflow: {get_settings().airflow_url}"
                 )
             time.sleep(0.3)
         stages[stage] = time.monotonic() - began
@@ -242,7 +244,8 @@ class Replay:
                 t["task_id"] for t in self._patiently(self.api.task_instances, dag_id, run_id) if t["state"] == "failed"
             ]
             raise ReplayFailedError(
-                f"{dag_id} failed in {', '.join(failed)}: {get_settings().airflow_url}/dags/{dag_id}/runs/{run_id} (docs/runbooks/{stage}.md)"
+                f"{dag_id} failed in {', '.join(failed)}: {get_settings().airflow_url}/dags/{dag_id}/runs/{run_id}"
+                f" (docs/runbooks/{stage}.md)"
             )
 
     def _patiently(self, ask: Callable[..., T], *arguments: Any, **options: Any) -> T:

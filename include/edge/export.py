@@ -54,7 +54,8 @@ def export(project: Project, version: str | None = None, folder: Path | None = N
     number = version or versions.aliases(project).get(versions.CHAMPION)
     if number is None:
         raise ExportError(
-            f"project {project.name} has no champion to export: train one (airloop retrain {project.name}), or name a version"
+            f"project {project.name} has no champion to export: train one (airloop retrain {project.name}), or name a"
+            " version"
         )
     model_version = versions.find_version(project, number)
     if model_version is None:
@@ -63,7 +64,8 @@ def export(project: Project, version: str | None = None, folder: Path | None = N
     hashes = json.loads(model_version.tags.get("bundle_sha256") or "{}")
     if other := [name for name, value in model.hashes().items() if hashes and hashes.get(name) != value]:
         raise ExportError(
-            f"version {number} of {project.name}: {', '.join(other)} is not the file that was registered (its SHA-256 is another one)"
+            f"version {number} of {project.name}: {', '.join(other)} is not the file that was registered (its SHA-256"
+            " is another one)"
         )
     model.check_golden()
     key = signing.private_key(get_settings())

@@ -32,8 +32,9 @@ def private_key(settings: Settings) -> Ed25519PrivateKey:
         return _key(given.get_secret_value(), "AIRLOOP_EDGE_SIGNING_KEY")
     if settings.profile != "embedded":
         raise SettingsError(
-            "AIRLOOP_EDGE_SIGNING_KEY is not set: an edge bundle is signed with it. Create it once and keep it: `airloop init-env` adds it to the file, "
-            "or python3 -c 'import base64, secrets; print(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())'"
+            "AIRLOOP_EDGE_SIGNING_KEY is not set: an edge bundle is signed with it. Create it once and keep it:"
+            " `airloop init-env` adds it to the file, or python3 -c 'import base64, secrets;"
+            " print(base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())'"
         )
     file = settings.home / "edge" / "signing_key"
     if not file.exists():

@@ -38,12 +38,14 @@ def compute(project: Project, cutoff: str) -> dict[str, int]:
     known = KnownTables(project, until)
     if not known.current_versions():
         raise ValueError(
-            f"project {project.name} has no ingested data yet: drop files into its landing zone and run {project.name}__ingest"
+            f"project {project.name} has no ingested data yet: drop files into its landing zone and run"
+            f" {project.name}__ingest"
         )
     views = project.module("features").compute(known, since=since, cutoff=until)
     if set(views) != set(project.feature_views):
         raise ValueError(
-            f"{file_name(project.name, 'features')}: compute() gave {sorted(views)}, the project declares feature_views={sorted(project.feature_views)}"
+            f"{file_name(project.name, 'features')}: compute() gave {sorted(views)}, the project declares"
+            f" feature_views={sorted(project.feature_views)}"
         )
     if text := age.warn(project, cutoff):
         LOG.warning("%s", text)
@@ -132,8 +134,9 @@ def superseded(project: Project, cutoff: str) -> str | None:
     if until is None or until <= moment(cutoff):
         return None
     return (
-        f"features are published up to {iso(until)} already, and never go back in time: a run for {cutoff} has nothing to do. If that cutoff was wrong, "
-        f"`airloop rewind {project.name} --to {cutoff} --reason ...` takes back what is later"
+        f"features are published up to {iso(until)} already, and never go back in time: a run for {cutoff} has nothing"
+        f" to do. If that cutoff was wrong, `airloop rewind {project.name} --to {cutoff} --reason ...` takes back what"
+        " is later"
     )
 
 
@@ -175,7 +178,8 @@ def rewind(project: Project, until: datetime) -> list[str]:
         )
         if before is not None:
             actions.append(
-                f"feature view {view}: back to {_text(mark)}, {deleted} rows deleted; version {before} of its table keeps them"
+                f"feature view {view}: back to {_text(mark)}, {deleted} rows deleted; version {before} of its table"
+                " keeps them"
             )
     left = published_until(project)
     if store.known_views(project):
@@ -222,12 +226,14 @@ def _table(project: Project, view: FeatureView, rows: pd.DataFrame, until: datet
     missing = [c for c in columns if c not in rows]
     if missing:
         raise ValueError(
-            f"{file_name(project.name, 'features')}: view {view.name} lacks {missing}, which {file_name(project.name, 'feast')} declares"
+            f"{file_name(project.name, 'features')}: view {view.name} lacks {missing}, which"
+            f" {file_name(project.name, 'feast')} declares"
         )
     rows = stored(project, rows[list(columns)], f"compute() of view {view.name}")
     late = rows["event_timestamp"] > pd.Timestamp(until)
     if late.any():
         raise ValueError(
-            f"view {view.name}: {int(late.sum())} rows have an event_timestamp after the cutoff {iso(until)}: a feature must be known by then"
+            f"view {view.name}: {int(late.sum())} rows have an event_timestamp after the cutoff {iso(until)}: a feature"
+            " must be known by then"
         )
     return pa.Table.from_pandas(rows[list(columns)], schema=tables.arrow_schema(columns), preserve_index=False)

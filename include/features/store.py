@@ -44,7 +44,8 @@ def register(project: Project) -> None:
     if declared != set(project.feature_views):
         difference = ", ".join(sorted(declared ^ set(project.feature_views)))
         raise ValueError(
-            f"{file_name(project.name, 'feast')} and {file_name(project.name, '__init__')} (feature_views) differ in: {difference}"
+            f"{file_name(project.name, 'feast')} and {file_name(project.name, '__init__')} (feature_views) differ in:"
+            f" {difference}"
         )
     clock = {"clock": "replay"} if ledger.is_replay(project.name) else {}
     for service in (o for o in _objects(project) if isinstance(o, FeatureService)):

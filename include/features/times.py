@@ -28,7 +28,7 @@ def stored(project: Project, frame: pd.DataFrame, function: str) -> pd.DataFrame
             changed[column] = frame[column].dt.tz_convert("UTC").dt.as_unit("us")
         elif pd.api.types.is_datetime64_dtype(dtype):
             raise NaiveTimeError(
-                f"{file_name(project.name, 'features')}: {function} gives column '{column}' as {dtype}, which has no time zone: "
-                f"declare it, as with .dt.tz_localize('Europe/Berlin'), or pd.to_datetime(..., utc=True)"
+                f"{file_name(project.name, 'features')}: {function} gives column '{column}' as {dtype}, which has no"
+                " time zone: declare it, as with .dt.tz_localize('Europe/Berlin'), or pd.to_datetime(..., utc=True)"
             )
     return frame.assign(**changed)

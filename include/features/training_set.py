@@ -62,7 +62,8 @@ def build(project: Project, request: dict[str, Any]) -> str:
     labelled = examples[examples["label"].notna()]
     if labelled.empty:
         raise ValueError(
-            f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first (source '{project.label_source}')"
+            f"project {project.name} has no example whose label was known by {request['cutoff']}: ingest labels first"
+            f" (source '{project.label_source}')"
         )
     check_labels(project, labelled["label"])
     rows = store.historical_features(project, labelled)

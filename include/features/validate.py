@@ -7,7 +7,7 @@ from include.features import build
 from include.projects.base import Project
 
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;margin:1.5rem;max-width:75rem}table{border-collapse:collapse}td{padding:.3rem .7rem;vertical-align:top;
-border-bottom:1px solid #e4e8ec}details{margin:.5rem 0}summary{cursor:pointer;color:#2563eb}iframe{width:100%;height:70vh;border:1px solid #e4e8ec}"""
+border-bottom:1px solid #e4e8ec}details{margin:.5rem 0}summary{cursor:pointer;color:#2563eb}iframe{width:100%;height:70vh;border:1px solid #e4e8ec}"""  # noqa: E501
 
 
 class InvalidFeaturesError(ValueError):

@@ -36,13 +36,17 @@ def check_labels(project: Project, labels: pd.Series) -> None:
         distinct = ", ".join(f"{value:g}" for value in np.unique(values[wrong])[:3])
         valid = "0 or 1, as kind is binary" if binary else "finite numbers"
         raise WrongLabelsError(
-            f"project {project.name}: {int(wrong.sum())} of {len(values)} labels are not {valid}, such as {distinct}; {_fix(project)}"
+            f"project {project.name}: {int(wrong.sum())} of {len(values)} labels are not {valid}, such as {distinct};"
+            f" {_fix(project)}"
         )
 
 
 def _fix(project: Project) -> str:
     also = ", or declare kind=TaskKind.REGRESSION" if project.kind == TaskKind.BINARY else ""
-    return f"mend what examples() of {file_name(project.name, 'features')} gives as label, or the rows of source '{project.label_source}'{also}"
+    return (
+        f"mend what examples() of {file_name(project.name, 'features')} gives as label, or the rows of source"
+        f" '{project.label_source}'{also}"
+    )
 
 
 def warn_of_merged(project: Project, rows: pd.DataFrame) -> dict[str, int]:
@@ -81,4 +85,7 @@ def merged_by_float32(column: pd.Series) -> int:
 
 def merged_words(column: str, count: int) -> str:
     """Return the warning for such a column."""
-    return f"numeric input '{column}' has {count} whole numbers that are another one as float32, which models are given: an id belongs into inputs.categorical"
+    return (
+        f"numeric input '{column}' has {count} whole numbers that are another one as float32, which models are given:"
+        " an id belongs into inputs.categorical"
+    )

@@ -65,7 +65,8 @@ def migrate(url: str | None = None, *, to: str = HEAD) -> str:
                 before = version_of(connection)
             if before > HEAD:
                 raise LedgerError(
-                    f"the ledger is at version {before}, this code knows {HEAD}: it was made by a newer Airloop. Use that, or restore a backup"
+                    f"the ledger is at version {before}, this code knows {HEAD}: it was made by a newer Airloop. Use"
+                    " that, or restore a backup"
                 )
             if before < to:
                 _upgrade(connection, to)

@@ -138,7 +138,10 @@ def _is_to_be_woken(request: Request, airflow: Airflow, busy: set[str]) -> bool:
     # Airflow would drop the event. A user has paused the DAG and gets a notice. Nothing is counted.
     if airflow.is_paused(dag_id):
         waits = f"{dag_id} is paused"
-        text = f"request {request.id} ({request.reason}, cutoff {request.cutoff}) waits: {waits}. Unpause it, and the next run of monitor has it taken up"
+        text = (
+            f"request {request.id} ({request.reason}, cutoff {request.cutoff}) waits: {waits}. Unpause it, and the next"
+            " run of monitor has it taken up"
+        )
         notice, outcome = (f"request {request.id} waits for {dag_id}", text), {**request.outcome, "waits": waits}
         _change(request, notice=notice, deadline=_deadline(request.state), outcome=outcome)
         return False

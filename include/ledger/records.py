@@ -39,7 +39,8 @@ def check_cutoff(project: str, cutoff: datetime | str) -> str:
     if moment(iso(cutoff)) > present + CLOCK_SKEW:
         whose = "the time of its replay" if is_replay(project) else "the time of day"
         raise FutureCutoffError(
-            f"cutoff {iso(cutoff)} is later than the present of {project}, {iso(present)} ({whose}): give one up to that, or none"
+            f"cutoff {iso(cutoff)} is later than the present of {project}, {iso(present)} ({whose}): give one up to"
+            " that, or none"
         )
     return iso(cutoff)
 

@@ -57,7 +57,7 @@ LIVE = lifecycle.live("request")
 
 
 def request_retraining(
-    project: str, *, cutoff: datetime | str, reason: str, asked_by: str, episode: str | None = None, parameters: dict[str, Any] | None = None,
+    project: str, *, cutoff: datetime | str, reason: str, asked_by: str, episode: str | None = None, parameters: dict[str, Any] | None = None,  # noqa: E501
     by_run: bool = False,
 ) -> Request:  # fmt: skip
     """Record a request, or return the first one for the same thing.
@@ -99,10 +99,20 @@ def request_retraining(
         with transaction() as connection:
             connection.execute(
                 insert(REQUESTS).values(
-                    id=request_id, project=project, cutoff=iso(cutoff), reason=reason, asked_by=asked_by, episode=episode,
-                    parameters=wanted, state="open", outcome={}, recorded_at=stamp(), attempts=0, **_waiting("open"),
+                    id=request_id,
+                    project=project,
+                    cutoff=iso(cutoff),
+                    reason=reason,
+                    asked_by=asked_by,
+                    episode=episode,
+                    parameters=wanted,
+                    state="open",
+                    outcome={},
+                    recorded_at=stamp(),
+                    attempts=0,
+                    **_waiting("open"),
                 )
-            )  # fmt: skip
+            )
     except IntegrityError:
         # The request exists already.
         pass

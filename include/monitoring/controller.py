@@ -83,7 +83,7 @@ class DriftVerdict:
 
 
 def decide(
-    policy: RetrainPolicy, metric: Metric, evidence: Evidence, *, at: datetime, last_request: datetime | None = None, episode: Episode | None = None,
+    policy: RetrainPolicy, metric: Metric, evidence: Evidence, *, at: datetime, last_request: datetime | None = None, episode: Episode | None = None,  # noqa: E501
     last_answer: datetime | None = None,
 ) -> DriftVerdict:  # fmt: skip
     """Return the decision for the evidence.
@@ -197,7 +197,8 @@ def _judge_metric(allowed: float, metric: Metric, evidence: Evidence, beyond: li
         if loss > allowed:
             span = f"[{evidence.metric_low:.4f}, {evidence.metric_high:.4f}]"
             beyond.append(
-                f"{metric.name} {evidence.metric:.4f} {span} is surely worse than {evidence.reference:.4f} at training by more than {allowed:g}"
+                f"{metric.name} {evidence.metric:.4f} {span} is surely worse than {evidence.reference:.4f} at training"
+                f" by more than {allowed:g}"
             )
 
 
@@ -208,5 +209,6 @@ def _judge_bias(allowed: float, evidence: Evidence, beyond: list[str], missing: 
         direction = "high" if evidence.bias > 0 else "low"
         span = f"[{evidence.bias_low:+.4f}, {evidence.bias_high:+.4f}]"
         beyond.append(
-            f"bias {evidence.bias:+.4f} {span} (mean prediction minus mean outcome, too {direction}) is surely beyond {allowed:g}"
+            f"bias {evidence.bias:+.4f} {span} (mean prediction minus mean outcome, too {direction}) is surely beyond"
+            f" {allowed:g}"
         )

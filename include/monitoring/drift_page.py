@@ -18,7 +18,7 @@ from include.data.pages import Markup, document, fill, join, script_hash
 ROOT = "report"
 STYLE = """@font-face{font-family:'Material Icons';font-style:normal;font-weight:400;src:url(data:font/woff2;base64,%s) format('woff2')}
 .center-align{text-align:center}.material-icons{font-family:'Material Icons';font-weight:normal;font-style:normal;font-size:24px;line-height:1;
-letter-spacing:normal;text-transform:none;display:inline-block;white-space:nowrap;word-wrap:normal;direction:ltr;-webkit-font-smoothing:antialiased}"""
+letter-spacing:normal;text-transform:none;display:inline-block;white-space:nowrap;word-wrap:normal;direction:ltr;-webkit-font-smoothing:antialiased}"""  # noqa: E501
 
 
 class DriftPage(NamedTuple):
@@ -35,7 +35,10 @@ def drift_page(snapshot: Any) -> DriftPage:
     (parameters,) = captured
     from evidently.legacy.utils.dashboard import STATIC_PATH, NumpyEncoder, dashboard_info_to_json
 
-    data = f"var dashboard = {dashboard_info_to_json(parameters.dashboard_info)};\nvar graphs = {json.dumps(parameters.additional_graphs, cls=NumpyEncoder)};"
+    data = (
+        f"var dashboard = {dashboard_info_to_json(parameters.dashboard_info)};\nvar graphs ="
+        f" {json.dumps(parameters.additional_graphs, cls=NumpyEncoder)};"
+    )
     library = (Path(STATIC_PATH) / "index.js").read_text(encoding="utf-8")
     # Browsers normalize line ends to \n, so the hash must too.
     library = library.replace("\r\n", "\n").replace("\r", "\n")
@@ -46,7 +49,8 @@ def drift_page(snapshot: Any) -> DriftPage:
     ]
     if "</script" in library.lower():
         raise ValueError(
-            f"Evidently's {STATIC_PATH}/index.js holds a </script>: it cannot be put into a page. To do: take another version of evidently."
+            f"Evidently's {STATIC_PATH}/index.js holds a </script>: it cannot be put into a page. To do: take another"
+            " version of evidently."
         )
     font = base64.b64encode((Path(STATIC_PATH) / "material-ui-icons.woff2").read_bytes()).decode()
     hashes = [script_hash(script) for script in scripts]

@@ -106,8 +106,14 @@ def _verdict(project: Project, cutoff: str, evidence: Evidence) -> tuple[DriftVe
     earlier = [r for r in requests if r.cutoff < cutoff or (r.cutoff == cutoff and r.reason not in REASONS)]
     answered = [r for r in earlier if r.state != "failed"]
     verdict = decide(
-        project.retrain, project.metric, evidence, at=moment(cutoff), last_request=_newest(earlier), last_answer=_newest(answered), episode=known,
-    )  # fmt: skip
+        project.retrain,
+        project.metric,
+        evidence,
+        at=moment(cutoff),
+        last_request=_newest(earlier),
+        last_answer=_newest(answered),
+        episode=known,
+    )
     return verdict, episode
 
 

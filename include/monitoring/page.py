@@ -34,14 +34,18 @@ def performance_page(project: Project, cutoff: str, evidence: dict[str, Any], jo
         "Outcomes": f"{evidence['labels']:,} are known; the policy wants {project.retrain.min_labels:,}",
         f"{name} (95 % interval)": f"{_text(evidence['metric'])} {_span(evidence['ci'])}",
         f"{name} when it was judged": _text(evidence["reference"]),
-        "Bias (95 % interval)": f"{_text(evidence['bias'], sign=True)} {_span(evidence['bias_ci'], sign=True)}: mean prediction minus mean outcome",
+        "Bias (95 % interval)": (
+            f"{_text(evidence['bias'], sign=True)} {_span(evidence['bias_ci'], sign=True)}: mean prediction minus mean"
+            " outcome"
+        ),
         **{metric: _text(value) for metric, value in evidence["figures"].items() if metric != name},
     }
     table = join(fill("<tr><th>{}</th><td>{}</td></tr>", k, v) for k, v in rows.items())
     nothing = fill("<p>No outcome is known yet for any prediction of this version in the window.</p>")
     plots = _plots(project, evidence, joined) if len(joined) else nothing
     note = fill(
-        '<p class="note">Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share their luck.</p>'
+        '<p class="note">Intervals are from a bootstrap over days (for one day: over its hours): rows of one day share'
+        " their luck.</p>"
     )
     head = fill("<h1>{}: performance of the champion</h1><p>{}</p><table>{}</table>", project.name, project.goal, table)
     return document(f"{project.name}: performance at {cutoff}", head, plots, note, style=STYLE)

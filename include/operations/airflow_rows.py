@@ -42,10 +42,16 @@ def restore_airflow(settings: Settings, lines: Iterable[bytes], names: Iterable[
                     )
                     added.append(f"{table.name} {row[key]}")
     except rows.RowsError:
-        return "airflow: it was never started here; its pools, variables and connections can be restored when it was (do this again)"
+        return (
+            "airflow: it was never started here; its pools, variables and connections can be restored when it was (do"
+            " this again)"
+        )
     message = f"airflow: added {', '.join(added) or 'nothing, all is there'}"
     if unreadable:
-        message += f"; not added, as they are encrypted with another AIRLOOP_AIRFLOW_FERNET_KEY than this one: {', '.join(unreadable)}"
+        message += (
+            "; not added, as they are encrypted with another AIRLOOP_AIRFLOW_FERNET_KEY than this one:"
+            f" {', '.join(unreadable)}"
+        )
     return message
 
 

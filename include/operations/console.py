@@ -16,7 +16,8 @@ def show_project(status: ProjectStatus, say: Callable[[str], None]) -> None:
         say(f"  champion   {', '.join(f'{name} {value}' for name, value in status.champion.items())}")
     else:
         say(
-            f"  champion   {status.lost or 'none: nothing is deployed yet' if not _no_registry(status) else 'not known'}"
+            "  champion  "
+            f" {status.lost or 'none: nothing is deployed yet' if not _no_registry(status) else 'not known'}"
         )
     if status.rollout:
         say(f"  rollout    {status.rollout}")

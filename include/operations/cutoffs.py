@@ -124,8 +124,8 @@ def _rows(project: Project, until: datetime) -> list[str]:
         count = table.to_pyarrow_dataset().count_rows(filter=tables.known_after(source, until))
         if count:
             descriptions.append(
-                f"{count} rows of source {source.name} are known only after {iso(until)}: no run reads them before. If their {source.known_at} is wrong, "
-                "have them sent again under other keys, or restore the table"
+                f"{count} rows of source {source.name} are known only after {iso(until)}: no run reads them before. If"
+                f" their {source.known_at} is wrong, have them sent again under other keys, or restore the table"
             )
     return descriptions
 
@@ -158,8 +158,8 @@ def _models(project: Project, until: datetime) -> list[str]:
             raise
         return [unknown]
     return [
-        f"version {version} ({alias}) was trained for cutoff {cutoff}, so nothing before is predicted with it: `airloop rollback {project.name} --reason ...`, "
-        f"or `airloop retrain {project.name}` and deploy what passes"
+        f"version {version} ({alias}) was trained for cutoff {cutoff}, so nothing before is predicted with it: `airloop"
+        f" rollback {project.name} --reason ...`, or `airloop retrain {project.name}` and deploy what passes"
         for alias, (version, cutoff) in cutoffs.items()
         if cutoff > iso(until)
     ]

@@ -98,7 +98,10 @@ def thaw(settings: Settings, project: str | None, *, by: str, start: Start | Non
     except (httpx.HTTPError, OSError, RunNotStartedError) as error:
         left = ", ".join(dag_id for dag_id, _, _ in waiting[len(thawed.started) :])
         again = "airloop thaw --all" if project is None else f"airloop thaw {project}"
-        thawed.trouble = f"Airflow could not be asked to start {left} ({error}). Start it and do `{again}` again; the next monitor wakes train too"
+        thawed.trouble = (
+            f"Airflow could not be asked to start {left} ({error}). Start it and do `{again}` again; the next monitor"
+            " wakes train too"
+        )
     return thawed
 
 

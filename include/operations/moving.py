@@ -37,7 +37,8 @@ def bring(
         for project in [one for one in all_projects() if one.name in named]:
             source = storage.path(data_from) / project.name
             say(
-                f"{project.name}: {_copy(source, layout.project_root(project), manifest['store'], settings.store)} files brought from {source}"
+                f"{project.name}: {_copy(source, layout.project_root(project), manifest['store'], settings.store)}"
+                f" files brought from {source}"
             )
     if artifacts_from:
         source = storage.path(artifacts_from)

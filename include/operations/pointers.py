@@ -87,7 +87,8 @@ def compare_models(expected: dict[str, dict[str, str]], connection: Connection, 
             actual = here.get(version, {}).get(path)
             if actual != digest:
                 wrong.append(
-                    f"model {version}: {path} {'is not here' if actual is None else 'is another file than that of the backup'}"
+                    f"model {version}: {path}"
+                    f" {'is not here' if actual is None else 'is another file than that of the backup'}"
                 )
     return wrong
 

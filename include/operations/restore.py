@@ -84,7 +84,8 @@ def restore(
             say(f"ahead of the backup, which does no harm: {line}")
         if dry_run:
             say(
-                f"it can be restored: {', '.join(database.name for database in plan.todo) or 'everything is restored already'}"
+                "it can be restored:"
+                f" {', '.join(database.name for database in plan.todo) or 'everything is restored already'}"
             )
             return
         for name in plan.done:
@@ -111,8 +112,9 @@ def _plan(settings: Settings, manifest: dict[str, Any], *, dry_run: bool) -> Pla
     plan, problems = Plan(), []
     if manifest["databases"]["ledger"]["version"] > newest_ledger():
         problems.append(
-            f"the archive's ledger is at version {manifest['databases']['ledger']['version']}, this code knows {newest_ledger()}: it was made by Airloop "
-            f"{manifest['airloop']} ({manifest['git_sha'][:12]}), use that or a newer one"
+            f"the archive's ledger is at version {manifest['databases']['ledger']['version']}, this code knows"
+            f" {newest_ledger()}: it was made by Airloop {manifest['airloop']} ({manifest['git_sha'][:12]}), use that"
+            " or a newer one"
         )
     for database in databases(settings):
         try:
@@ -149,8 +151,9 @@ def _state(database: Database, manifest: dict[str, Any], settings: Settings, *, 
         prepared = _version(database)
     if database.name == "mlflow" and prepared != record["version"]:
         return (
-            f"MLflow's tables are at {prepared} here (mlflow {installed('mlflow')}), the archive's at {record['version']} "
-            f"(mlflow {manifest['versions']['mlflow']}): restore with that version of MLflow, and upgrade then"
+            f"MLflow's tables are at {prepared} here (mlflow {installed('mlflow')}), the archive's at"
+            f" {record['version']} (mlflow {manifest['versions']['mlflow']}): restore with that version of MLflow, and"
+            " upgrade then"
         )
     if missing and dry_run:
         return "empty"
@@ -158,7 +161,10 @@ def _state(database: Database, manifest: dict[str, Any], settings: Settings, *, 
         if _holds(database, connection, record):
             return "done"
         if used := database.in_use(connection):
-            return f"{database.setting}: the {database.name} is not empty, there are rows in {', '.join(used)}. A restore overwrites nothing: name an empty one"
+            return (
+                f"{database.setting}: the {database.name} is not empty, there are rows in {', '.join(used)}. A restore"
+                " overwrites nothing: name an empty one"
+            )
     return "empty"
 
 
@@ -197,7 +203,10 @@ def _exists(url: str) -> bool:
 def _look_at_data(settings: Settings, manifest: dict[str, Any]) -> list[str]:
     wrong, ahead = pointers.compare_tables(manifest["tables"])
     if wrong:
-        where = f"below {settings.store}. The backup was made over {manifest['store']}: mend AIRLOOP_DATA_ROOT, or bring the data with --data-from"
+        where = (
+            f"below {settings.store}. The backup was made over {manifest['store']}: mend AIRLOOP_DATA_ROOT, or bring"
+            " the data with --data-from"
+        )
         raise RestoreError([f"{line} ({where})" for line in wrong])
     return ahead
 
@@ -225,7 +234,8 @@ def _load(reader: archive.Reader, manifest: dict[str, Any], database: Database, 
         if used := database.in_use(connection):
             raise RestoreError(
                 [
-                    f"{database.setting}: since this restore began, rows came into {', '.join(used)}: stop the process that writes there"
+                    f"{database.setting}: since this restore began, rows came into {', '.join(used)}: stop the process"
+                    " that writes there"
                 ]
             )
         rows.load(connection, database.tables(connection), lines, expected)
@@ -272,7 +282,8 @@ def _open_again() -> list[str]:
                     request.id, "passed", deploy="frozen", deploy_reason="a backup was restored before it was deployed"
                 )
                 messages.append(
-                    f"{project.name}: version {request.outcome.get('version')} had passed the gate; it is deployed after the thaw"
+                    f"{project.name}: version {request.outcome.get('version')} had passed the gate; it is deployed"
+                    " after the thaw"
                 )
         finished = {request.id for request in known.values() if request.state not in {"open", "claimed"}}
         messages += [f"{project.name}: {line}" for line in moving.set_aside(project, finished, now)]

@@ -139,7 +139,8 @@ def load(connection: Connection, into: list[Table], lines: Iterable[bytes], expe
             table, columns = known.get(row["table"]), row["columns"]
             if table is None or set(columns) - set(_columns(table)):
                 raise RowsError(
-                    f"table {row['table']} of the archive does not fit: here it is {_columns(table) if table is not None else 'not known'}"
+                    f"table {row['table']} of the archive does not fit: here it is"
+                    f" {_columns(table) if table is not None else 'not known'}"
                 )
         elif table is not None:
             waiting[table.name].append(

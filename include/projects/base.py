@@ -95,11 +95,16 @@ class Search(FrozenModel):
     at_once: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of concurrent trials of one run. Default: one per slot of the pool. With fewer, each trial learns from more results.",
+        description=(
+            "Maximum number of concurrent trials of one run. Default: one per slot of the pool. With fewer, each trial"
+            " learns from more results."
+        ),
     )
     holdout: timedelta | None = Field(
         None,
-        description="Time span of the newest rows to fit. Trials are judged on these rows. Default: the gate's holdout.",
+        description=(
+            "Time span of the newest rows to fit. Trials are judged on these rows. Default: the gate's holdout."
+        ),
     )
     seed: int = Field(0, ge=0, description="Seed of the sampler.")
 
@@ -117,7 +122,9 @@ class Candidate(FrozenModel):
     workers: int = Field(
         1,
         ge=1,
-        description="Number of processes (on a cluster: pods) that fit it together. Each one computes its slice of every batch.",
+        description=(
+            "Number of processes (on a cluster: pods) that fit it together. Each one computes its slice of every batch."
+        ),
     )
     search: Search | None = Field(
         None, description="Search for better parameters before the fit. Each request repeats the search."
@@ -172,7 +179,10 @@ class RetrainPolicy(FrozenModel):
     )
     max_drifted_share: float | None = Field(
         None,
-        description="Make a request if more than this share of the input columns drifted. Off by default, because inputs drift every season.",
+        description=(
+            "Make a request if more than this share of the input columns drifted. Off by default, because inputs drift"
+            " every season."
+        ),
     )
     max_age: timedelta | None = Field(
         None, description="Make a request if a healthy champion was trained this long ago, at most once in this time."
@@ -204,7 +214,9 @@ class Project(FrozenModel):
     lookup: LookupPolicy = LookupPolicy()
     refit: bool = Field(
         True,
-        description="Refit the best candidate on all rows known by the cutoff, and deploy the refit instead of the judged fit.",
+        description=(
+            "Refit the best candidate on all rows known by the cutoff, and deploy the refit instead of the judged fit."
+        ),
     )
     retrain: RetrainPolicy = RetrainPolicy()
     rollout: RolloutPolicy = Field(
@@ -212,7 +224,9 @@ class Project(FrozenModel):
     )
     compute: dict[Name, ComputeClass] = Field(
         {},
-        description="Compute classes of the training steps, by name (cpu, gpu_<class>). A class named cpu always exists.",
+        description=(
+            "Compute classes of the training steps, by name (cpu, gpu_<class>). A class named cpu always exists."
+        ),
     )
     ingest_schedule: str | None = "0 4 * * *"
     monitor_schedule: str | None = "0 6 * * *"
@@ -240,7 +254,8 @@ class Project(FrozenModel):
         for view in self.lookup.views:
             if view not in self.feature_views:
                 raise ValueError(
-                    f"project '{self.name}': lookup.views names '{view}'; its feature_views are {', '.join(self.feature_views)}"
+                    f"project '{self.name}': lookup.views names '{view}'; its feature_views are"
+                    f" {', '.join(self.feature_views)}"
                 )
         for feature, value in self.lookup.defaults.items():
             if feature not in self.input_columns or feature in (*self.request_features, *self.entities):
@@ -249,7 +264,8 @@ class Project(FrozenModel):
                 )
             if value is not None and isinstance(value, str) != (feature in self.inputs.categorical):
                 raise ValueError(
-                    f"project '{self.name}': lookup.defaults: '{feature}' must be {'a text' if not isinstance(value, str) else 'a number'} or None"
+                    f"project '{self.name}': lookup.defaults: '{feature}' must be"
+                    f" {'a text' if not isinstance(value, str) else 'a number'} or None"
                 )
         labels = self.rollout.analysis.labels
         if labels and not (
@@ -258,8 +274,8 @@ class Project(FrozenModel):
             and self.source(labels.source).key == PREDICTION
         ):
             raise ValueError(
-                f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with the column label "
-                "and the key prediction_id, such as Source.feedback()"
+                f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with the"
+                " column label and the key prediction_id, such as Source.feedback()"
             )
         for candidate in self.candidates:
             if candidate.compute not in self.compute_classes:
@@ -282,7 +298,10 @@ class Project(FrozenModel):
         return self.compute_classes[name]
 
     def _no_such_class(self, name: str) -> str:
-        return f"project '{self.name}' has no compute class '{name}'; it has {', '.join(self.compute_classes)}: add it to Project.compute"
+        return (
+            f"project '{self.name}' has no compute class '{name}'; it has {', '.join(self.compute_classes)}: add it to"
+            " Project.compute"
+        )
 
     def workers(self, compute: str) -> int:
         """Return the largest number of workers of the candidates in this compute class.

@@ -35,7 +35,8 @@ class Toleration(BaseModel):
         # The API server would refuse each pod.
         if self.operator == "Exists" and self.value is not None:
             raise ValueError(
-                f"the toleration of {self.key} has the value '{self.value}' and operator Exists, which does not compare values: use operator='Equal'"
+                f"the toleration of {self.key} has the value '{self.value}' and operator Exists, which does not compare"
+                " values: use operator='Equal'"
             )
         return self
 

@@ -30,7 +30,9 @@ class ServedPredictions(BaseModel):
     match_tolerance: timedelta = Field(
         timedelta(minutes=1),
         ge=timedelta(0),
-        description="Maximum distance of a label by entity and time from its prediction, which is the nearest one to that time.",
+        description=(
+            "Maximum distance of a label by entity and time from its prediction, which is the nearest one to that time."
+        ),
     )
     # Limits how much of the log an ingest must read for an invented id.
     lookback: timedelta = Field(

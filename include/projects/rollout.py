@@ -41,7 +41,9 @@ class LabelPolicy(_Frozen):
     )
     wait: bool = Field(
         False,
-        description="If true, too few outcomes are inconclusive and delay the step. Otherwise the step continues without them.",
+        description=(
+            "If true, too few outcomes are inconclusive and delay the step. Otherwise the step continues without them."
+        ),
     )
 
 
@@ -77,11 +79,17 @@ class Analysis(_Frozen):
     max_psi: float | None = Field(
         0.25,
         gt=0,
-        description="Maximum population stability index of its predictions compared with the champion's. If None, it is not checked.",
+        description=(
+            "Maximum population stability index of its predictions compared with the champion's. If None, it is not"
+            " checked."
+        ),
     )
     labels: LabelPolicy | None = Field(
         None,
-        description="Rules for outcomes. If None, outcomes arrive too late for the rollout, and only the monitor evaluates them.",
+        description=(
+            "Rules for outcomes. If None, outcomes arrive too late for the rollout, and only the monitor evaluates"
+            " them."
+        ),
     )
     # One breach is already significant at 95 %. Another look would prolong the harm.
     failure_limit: int = Field(
@@ -90,7 +98,10 @@ class Analysis(_Frozen):
     inconclusive_limit: int = Field(
         5,
         ge=0,
-        description="Number of consecutive looks of a step that may be inconclusive. One more pauses the rollout for an operator.",
+        description=(
+            "Number of consecutive looks of a step that may be inconclusive. One more pauses the rollout for an"
+            " operator."
+        ),
     )
 
 
@@ -108,7 +119,9 @@ class Step(_Frozen):
     # sides differ only in the version.
     control: ArmName | None = Field(
         None,
-        description="Name of a second arm of the same weight that the champion's version answers: the A of an A/B test.",
+        description=(
+            "Name of a second arm of the same weight that the champion's version answers: the A of an A/B test."
+        ),
     )
     interval: timedelta = Field(timedelta(minutes=10), gt=timedelta(0), description="Time between two looks.")
     looks: int = Field(1, ge=1, description="Number of looks that must pass.")
@@ -137,12 +150,17 @@ class Approval(_Frozen):
 
     by: tuple[str, ...] = Field(
         (),
-        description="Ids of the Airflow users who may approve. If empty, all users with permission to run the DAG can approve.",
+        description=(
+            "Ids of the Airflow users who may approve. If empty, all users with permission to run the DAG can approve."
+        ),
     )
     within: timedelta = Field(
         timedelta(days=3),
         gt=timedelta(0),
-        description="Time limit of the approval. Without an answer the version is rejected, because its evaluation becomes outdated.",
+        description=(
+            "Time limit of the approval. Without an answer the version is rejected, because its evaluation becomes"
+            " outdated."
+        ),
     )
 
 

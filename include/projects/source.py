@@ -86,7 +86,9 @@ class Source(FrozenModel):
     max_bytes: int = Field(
         GIB,
         ge=1,
-        description="Maximum size of a file in bytes, after decompression and as Arrow holds it. A larger file is refused.",
+        description=(
+            "Maximum size of a file in bytes, after decompression and as Arrow holds it. A larger file is refused."
+        ),
     )
 
     @classmethod
@@ -102,9 +104,15 @@ class Source(FrozenModel):
                 ``include.projects.feedback.ServedPredictions``.
         """
         return cls(
-            name=name, format="parquet", columns=cast(dict[str, DType], LABEL_COLUMNS), key=PREDICTION, known_at="known_at",
-            tolerance=1.0, provenance=PROVENANCE, predictions=ServedPredictions(**policy),
-        )  # fmt: skip
+            name=name,
+            format="parquet",
+            columns=cast(dict[str, DType], LABEL_COLUMNS),
+            key=PREDICTION,
+            known_at="known_at",
+            tolerance=1.0,
+            provenance=PROVENANCE,
+            predictions=ServedPredictions(**policy),
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -122,14 +130,16 @@ class Source(FrozenModel):
         ):
             if KNOWN_AT in columns:
                 raise ValueError(
-                    f"source '{given.get('name')}': known_at is an expression, so no column may be called '{KNOWN_AT}': rename it"
+                    f"source '{given.get('name')}': known_at is an expression, so no column may be called '{KNOWN_AT}':"
+                    " rename it"
                 )
             made |= {"known_at": KNOWN_AT, "known_at_expression": known_at}
             columns[KNOWN_AT] = "timestamp"
         if "key" in given and len(given["key"]) == 0:
             if ROW_ID in columns:
                 raise ValueError(
-                    f"source '{given.get('name')}' has no key, so no column may be called '{ROW_ID}': rename it, or make it the key"
+                    f"source '{given.get('name')}' has no key, so no column may be called '{ROW_ID}': rename it, or"
+                    " make it the key"
                 )
             made |= {"key": (ROW_ID,), "row_ids": True}
             columns[ROW_ID] = "string"
@@ -152,7 +162,8 @@ class Source(FrozenModel):
             raise ValueError(f"source '{self.name}': known_at column '{self.known_at}' must be a timestamp")
         if self.predictions and self.key != PREDICTION:
             raise ValueError(
-                f"source '{self.name}' has labels of predictions, of which each may have one: its key must be prediction_id"
+                f"source '{self.name}' has labels of predictions, of which each may have one: its key must be"
+                " prediction_id"
             )
         return self
 
@@ -163,7 +174,8 @@ class Source(FrozenModel):
             raise ValueError(f"{lead}rename gives two columns of a file the same name")
         if self.delimiter in '"\r\n' or self.delimiter == self.decimal:
             raise ValueError(
-                f"{lead}delimiter {self.delimiter!r} cannot be told from quotes, line ends or the decimal sign {self.decimal!r}"
+                f"{lead}delimiter {self.delimiter!r} cannot be told from quotes, line ends or the decimal sign"
+                f" {self.decimal!r}"
             )
         try:
             if not isinstance(codecs.lookup(self.encoding).name and "".encode(self.encoding), bytes):
@@ -188,7 +200,8 @@ class Source(FrozenModel):
                 ) from error
             if date_format and "%z" not in date_format and self.time_zone is None:
                 raise ValueError(
-                    f"{lead}date_format '{date_format}' has no zone (%z), so declare time_zone, such as Europe/Berlin or UTC"
+                    f"{lead}date_format '{date_format}' has no zone (%z), so declare time_zone, such as Europe/Berlin"
+                    " or UTC"
                 )
         return self
 

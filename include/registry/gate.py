@@ -91,7 +91,8 @@ def _better(whom: str, metric: Metric, mine: float | None, other: float | None, 
     return Rule(
         whom,
         kept,
-        f"challenger's {metric.name} {mine:.4f} against the {whom}'s {other:.4f}: better by {gain:+.4f}, needed {needed}",
+        f"challenger's {metric.name} {mine:.4f} against the {whom}'s {other:.4f}: better by {gain:+.4f}, needed"
+        f" {needed}",
     )
 
 

@@ -42,8 +42,9 @@ class Lost:
     def __str__(self) -> str:
         how = "was deleted from MLflow" if self.deleted else f"has lost its alias '{versions.CHAMPION}' in MLflow"
         return (
-            f"champion lost: version {self.version} of {self.project} {how}, so no version is champion. Serving continues with the version that it has loaded. "
-            f"`airloop restore-champion {self.project} --reason ...` restores it"
+            f"champion lost: version {self.version} of {self.project} {how}, so no version is champion. Serving"
+            f" continues with the version that it has loaded. `airloop restore-champion {self.project} --reason ...`"
+            " restores it"
         )
 
 
@@ -76,8 +77,13 @@ def given_up(project: Project, version: str) -> bool:
 def give_up(project: Project, lost: Lost, *, by: str, reason: str) -> None:
     """Record the decision to continue without the lost champion, as in a new project."""
     ledger.decide(
-        project.name, "champion", f"champion {lost.version}", verdict=GIVEN_UP, reasons=[f"{by}: {reason}"], cutoff=ledger.now(project.name)
-    )  # fmt: skip
+        project.name,
+        "champion",
+        f"champion {lost.version}",
+        verdict=GIVEN_UP,
+        reasons=[f"{by}: {reason}"],
+        cutoff=ledger.now(project.name),
+    )
 
 
 def _document(project: Project) -> dict[str, Any] | None:

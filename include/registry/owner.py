@@ -29,7 +29,8 @@ def refuse_other(project: Project, owner: str | None) -> None:
     ours = ledger.known_installation() if owner else None
     if owner and ours and owner != ours:
         raise OtherInstallationError(
-            f"model {project.name} in MLflow at {get_settings().mlflow_url} belongs to installation {owner}, this one is {ours}: nothing was changed. Two "
-            "installations on one machine need their own AIRLOOP_HOME and their own ports (AIRLOOP_MLFLOW_PORT, AIRLOOP_AIRFLOW_PORT, AIRLOOP_SERVING_PORT). "
-            f"Did this one lose its ledger? Then `airloop adopt {project.name} --reason ...` makes the model its own"
+            f"model {project.name} in MLflow at {get_settings().mlflow_url} belongs to installation {owner}, this one"
+            f" is {ours}: nothing was changed. Two installations on one machine need their own AIRLOOP_HOME and their"
+            " own ports (AIRLOOP_MLFLOW_PORT, AIRLOOP_AIRFLOW_PORT, AIRLOOP_SERVING_PORT). Did this one lose its"
+            f" ledger? Then `airloop adopt {project.name} --reason ...` makes the model its own"
         )

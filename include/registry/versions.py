@@ -40,9 +40,13 @@ class AliasNotMovedError(RuntimeError):
 def judge_evaluation(project: Project, evaluation: dict[str, Any]) -> GateVerdict:
     """Return the gate's verdict on an evaluation (the content of its manifest)."""
     return judge(
-        project.gate, project.metric,
-        challenger=evaluation["challenger"], baseline=evaluation["baseline"], champion=evaluation["champion_figures"], rows=evaluation["judged_rows"],
-    )  # fmt: skip
+        project.gate,
+        project.metric,
+        challenger=evaluation["challenger"],
+        baseline=evaluation["baseline"],
+        champion=evaluation["champion_figures"],
+        rows=evaluation["judged_rows"],
+    )
 
 
 def register_judged(project: Project, model_uri: str) -> dict[str, Any]:
@@ -129,9 +133,9 @@ def describe_version(project: Project, tags: dict[str, str], evaluation: dict[st
         else f"as judged, fitted until {tags['fitted_until']}"
     )
     return (
-        f"**Gate: {tags['gate']}**\n\n{reasons}\n\n"
-        f"Judged on {tags['judged_rows']} rows against {against} and the baseline; cutoff {tags['cutoff']}. "
-        f"Candidate `{tags['candidate']}`, {refit}. Plots and figures: run {evaluation['run_id']}, `evaluation/index.html`. {project.goal}"
+        f"**Gate: {tags['gate']}**\n\n{reasons}\n\nJudged on {tags['judged_rows']} rows against {against} and the"
+        f" baseline; cutoff {tags['cutoff']}. Candidate `{tags['candidate']}`, {refit}. Plots and figures: run"
+        f" {evaluation['run_id']}, `evaluation/index.html`. {project.goal}"
     )
 
 

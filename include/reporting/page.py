@@ -11,7 +11,7 @@ from include.data.pages import Markup, document, fill, join, write_report_page
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:30rem;margin:.5rem}.yes{color:#176d2b}.no{color:#b3261e;font-weight:600}"""
+td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:30rem;margin:.5rem}.yes{color:#176d2b}.no{color:#b3261e;font-weight:600}"""  # noqa: E501
 
 
 def page(title: str, *sections: str, style: str = "", forms: bool = False) -> Markup:

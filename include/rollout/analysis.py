@@ -101,7 +101,10 @@ def latency(analysis: Analysis, candidate: ArmObservations, control: ArmObservat
     limit = max(analysis.latency_floor_ms, champions * analysis.max_latency_ratio)
     slow = int((candidate.requests["latency_ms"] > limit).sum())
     own = float(np.percentile(candidate.requests["latency_ms"], 95))
-    text = f"95th percentile {own:.1f} ms, the champion's {champions:.1f} ms; {slow} of {len(candidate.requests)} took more than {limit:.1f} ms"
+    text = (
+        f"95th percentile {own:.1f} ms, the champion's {champions:.1f} ms; {slow} of {len(candidate.requests)} took"
+        f" more than {limit:.1f} ms"
+    )
     return Check("latency", "breached" if wilson(slow, len(candidate.requests))[0] > SLOW else "passed", text)
 
 
@@ -127,7 +130,10 @@ def distribution(analysis: Analysis, candidate: ArmObservations, control: ArmObs
     share = 1 / n + 1 / m
     surely = index - share * (bins - 1) - Z * share * sqrt(2 * (bins - 1))
     means = f"mean {candidate.predictions.mean():.4g}, the champion's {control.predictions.mean():.4g}"
-    text = f"stability index {index:.3f}, at least {max(0.0, surely):.3f} of it no luck; the limit is {analysis.max_psi:g}; {means}"
+    text = (
+        f"stability index {index:.3f}, at least {max(0.0, surely):.3f} of it no luck; the limit is"
+        f" {analysis.max_psi:g}; {means}"
+    )
     return Check("predictions", "breached" if surely > analysis.max_psi else "passed", text)
 
 
@@ -151,7 +157,10 @@ def outcomes(
         )
     sign = 1.0 if higher_is_better(metric) else -1.0
     own, other, loss = _loss(metric, candidate, control, sign, paired=paired)
-    text = f"{metric} {own:.4f} on {n}, the champion's {other:.4f} on {m}; worse by {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]"
+    text = (
+        f"{metric} {own:.4f} on {n}, the champion's {other:.4f} on {m}; worse by {loss.value:+.4f} [{loss.low:+.4f},"
+        f" {loss.high:+.4f}]"
+    )
     if not np.isfinite([loss.value, loss.low]).all():
         return Check("outcomes", "inconclusive", f"{metric} has no value or no interval: {text}")
     return Check(

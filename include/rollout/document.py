@@ -129,7 +129,10 @@ def overtaken(project: Project, rollout: Rollout, current: str | None) -> Overta
 
     The rollout's arms and shadows are removed.
     """
-    reason = f"the champion alias was moved to version {current} from outside while version {rollout.version} was rolled out; it stays there"
+    reason = (
+        f"the champion alias was moved to version {current} from outside while version {rollout.version} was rolled"
+        " out; it stays there"
+    )
     over = replace(rollout, state="overtaken", reason=reason, traffic=None)
     end(project, over, "overtaken")
     keep(project, over)
@@ -165,7 +168,8 @@ def give_up(project: Project, rollout: Rollout, version: str) -> None:
 
 def taken_back(rollout: Rollout) -> TakenBackError:
     return TakenBackError(
-        f"version {rollout.version} was put back by this run before ({rollout.reason}); a new run with this version tries again"
+        f"version {rollout.version} was put back by this run before ({rollout.reason}); a new run with this version"
+        " tries again"
     )
 
 

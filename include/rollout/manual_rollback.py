@@ -62,7 +62,8 @@ class DeploymentSnapshot:
         if (now.version, now.dag_run) != (self.version, self.dag_run) or champion not in (self.champion, *its):
             newest = f", and the newest rollout is that of version {now.version}" if now.version else ""
             raise DeploymentChangedError(
-                f"the deployment has changed since you looked: version {champion or 'none'} is champion{newest}. Look again"
+                f"the deployment has changed since you looked: version {champion or 'none'} is champion{newest}. Look"
+                " again"
             )
 
 
@@ -108,7 +109,8 @@ def roll_back(
             undone = _back(project, rollout, to, why, notes, seen)
     except (SQLAlchemyError, LedgerError) as error:
         notes.append(
-            f"the ledger does not answer, so a task of deploy might have been in the way, and nothing is on record there: {_line(error)}"
+            "the ledger does not answer, so a task of deploy might have been in the way, and nothing is on record"
+            f" there: {_line(error)}"
         )
         undone = _back(project, rollout_document(project), to, why, notes, seen)
     for taken_back, run in undone:
@@ -171,7 +173,8 @@ def _back(
     if to is None and rollout is not None:
         if rollout.state == "rolled_back" and current == rollout.previous:
             notes.append(
-                f"version {rollout.version} is rolled back already ({rollout.reason}); name an older version with --to to go further back"
+                f"version {rollout.version} is rolled back already ({rollout.reason}); name an older version with --to"
+                " to go further back"
             )
             return undone
         if rollout.state == "serving" and rollout.version == current and rollout.previous:

@@ -100,7 +100,10 @@ def _take_back(project: Project, rollout: Rollout, why: str) -> None:
     except OvertakenError as error:
         records.record_end(project, chosen, "overtaken", str(error), cutoff=rollout.cutoff, dag_run=rollout.dag_run)
         return
-    text = f"version {rollout.version} was taken back by monitor: {why}; champion is version {rollout.previous or 'none'} again"
+    text = (
+        f"version {rollout.version} was taken back by monitor: {why}; champion is version {rollout.previous or 'none'}"
+        " again"
+    )
     failed = request and ledger.get_request(request).state == "failed"
     records.record_end(
         project,

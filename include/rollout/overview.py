@@ -73,7 +73,10 @@ def overview(project: Project) -> Overview:
     except (SQLAlchemyError, ledger.LedgerError):
         return Overview(
             *first,
-            gap="The ledger does not answer: whether the project is frozen, and what was decided, cannot be shown. Rolling back works.",
+            gap=(
+                "The ledger does not answer: whether the project is frozen, and what was decided, cannot be shown."
+                " Rolling back works."
+            ),
         )
 
 
@@ -133,9 +136,11 @@ def _facts(project: Project, state: Overview) -> list[tuple[str, str]]:
     return [
         (
             "champion",
-            f"version {state.champion}{about.get(state.champion, '')}"
-            if state.champion
-            else "none: nothing is deployed",
+            (
+                f"version {state.champion}{about.get(state.champion, '')}"
+                if state.champion
+                else "none: nothing is deployed"
+            ),
         ),
         ("previous", f"version {state.previous}{about.get(state.previous, '')}" if state.previous else "none"),
         (
@@ -157,7 +162,10 @@ def _step(project: Project, rollout: Rollout) -> str:
     steps = project.rollout.steps
     if rollout.step >= len(steps):
         return "all steps are over"
-    counts = f"{rollout.passed} of {steps[rollout.step].looks} looks passed, {rollout.breached} breached, {rollout.inconclusive} came to nothing"
+    counts = (
+        f"{rollout.passed} of {steps[rollout.step].looks} looks passed, {rollout.breached} breached,"
+        f" {rollout.inconclusive} came to nothing"
+    )
     return f"{rollout.step + 1} of {len(steps)}, {describe(steps[rollout.step])}: {counts}"
 
 

@@ -64,11 +64,13 @@ def smoke_test(project: Project, version: str) -> float:
     loaded = Bundle.load(versions.bundle(project, version))
     if not loaded.golden["instances"]:
         raise UnfitModelError(
-            f"version {version} has no golden requests: no outcome was new when it was judged. Request a training when there are some"
+            f"version {version} has no golden requests: no outcome was new when it was judged. Request a training when"
+            " there are some"
         )
     if loaded.contract["feature_service"] != project.feature_service:
         raise UnfitModelError(
-            f"version {version} wants feature service {loaded.contract['feature_service']}, the project has {project.feature_service}"
+            f"version {version} wants feature service {loaded.contract['feature_service']}, the project has"
+            f" {project.feature_service}"
         )
     try:
         return loaded.check_golden()
@@ -232,7 +234,8 @@ def refuse_stale(project: Project, version: str, current: str | None, *, dag_run
         raise SupersededError(f"version {version} did not pass the gate (gate: {tags.get('gate')})")
     if tags.get("judged_against", "") != (current or ""):
         raise SupersededError(
-            f"version {version} was judged against {tags.get('judged_against') or 'no champion'}, but champion is version {current} now"
+            f"version {version} was judged against {tags.get('judged_against') or 'no champion'}, but champion is"
+            f" version {current} now"
         )
 
 

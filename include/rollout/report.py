@@ -60,7 +60,10 @@ def approval_text(project: Project, version: str, dag_run: str) -> str:
     champion = versions.aliases(project).get(versions.CHAMPION)
     rollout = _of(project, version, dag_run)
     facts = "\n".join(f"| {markdown(name)} | {markdown(value)} |" for name, value in _facts(version, tags))
-    intro = f"Version **{markdown(version)}** of **{markdown(project.name)}** is to answer everybody, in the place of version {markdown(champion or 'none')}."
+    intro = (
+        f"Version **{markdown(version)}** of **{markdown(project.name)}** is to answer everybody, in the place of"
+        f" version {markdown(champion or 'none')}."
+    )
     parts = [intro, f"| | |\n|---|---|\n{facts}"]
     gate = "\n".join(f"- {markdown(reason)}" for reason in _gate_reasons(tags))
     parts.append(f"**Gate: {markdown(tags.get('gate', 'not judged'))}**\n\n{gate}")
@@ -76,7 +79,8 @@ def approval_text(project: Project, version: str, dag_run: str) -> str:
     ]
     if run := tags.get("airflow_run"):
         links.append(
-            f"[its evaluation, with plots]({settings.airflow_url}/airloop/report/{project.name}__train/{quote(run, safe='')}/evaluate/)"
+            "[its evaluation, with"
+            f" plots]({settings.airflow_url}/airloop/report/{project.name}__train/{quote(run, safe='')}/evaluate/)"
         )
     parts.append("More: " + ", ".join(links))
     return "\n\n".join(parts)
@@ -96,7 +100,10 @@ def paragraph_of(project: Project, version: str, rollout: Rollout | None) -> str
         return f"The rollout of version {version} has not begun, or is over and another one has come."
     reason = f": {rollout.reason}" if rollout.reason else ""
     if rollout.state == "trying":
-        return f"Version {version} is tried since {rollout.tried_since or rollout.written} beside version {rollout.previous}{reason}."
+        return (
+            f"Version {version} is tried since {rollout.tried_since or rollout.written} beside version"
+            f" {rollout.previous}{reason}."
+        )
     return f"Version {version}: {rollout.state.replace('_', ' ')}{reason}."
 
 

@@ -54,7 +54,8 @@ def restore_champion(project: Project, *, reason: str, by: str, version: str | N
         if gone is None:
             current = versions.aliases(project).get(CHAMPION)
             raise RestoreChampionError(
-                f"{project.name} has lost no champion: {f'version {current} is champion' if current else 'none was ever deployed'}"
+                f"{project.name} has lost no champion:"
+                f" {f'version {current} is champion' if current else 'none was ever deployed'}"
             )
         chosen = version or (_registered_again(project, gone) if gone.deleted else gone.version)
         _refuse_unfit(project, chosen)
@@ -82,7 +83,8 @@ def _registered_again(project: Project, gone: lost.Lost) -> str:
     made = layout.training(project, request) / "refit.json" if request else None
     if made is None or not made.exists():
         raise RestoreChampionError(
-            f"version {gone.version} was deleted, and no training of {project.name} is on record that made it. {_others(project)}"
+            f"version {gone.version} was deleted, and no training of {project.name} is on record that made it."
+            f" {_others(project)}"
         )
     return str(versions.register_version(project, str(made)).version)
 
@@ -107,5 +109,8 @@ def _others(project: Project, but: str | None = None) -> str:
         if str(one.version) != but and one.tags.get("gate") == "passed"
     ]
     if not there:
-        return f"No other version passed the gate. `airloop restore-champion {project.name} --give-up --reason ...` goes on as if there had never been one"
+        return (
+            f"No other version passed the gate. `airloop restore-champion {project.name} --give-up --reason ...` goes"
+            " on as if there had never been one"
+        )
     return f"Versions that passed the gate: {', '.join(there)}; name one with --version"

@@ -12,7 +12,10 @@ from include import ledger
 from include.settings import get_settings
 
 POLL_S = 0.5
-KEY_HINT = "(AIRLOOP_SERVING_API_KEY is the house's own key; serving knows its hash from the file SERVING_KEYS_FILE: docs/runbooks/access.md)"
+KEY_HINT = (
+    "(AIRLOOP_SERVING_API_KEY is the house's own key; serving knows its hash from the file SERVING_KEYS_FILE:"
+    " docs/runbooks/access.md)"
+)
 
 
 class NotServedError(RuntimeError):
@@ -62,7 +65,10 @@ def other_installation(status: dict[str, Any]) -> str | None:
     if not theirs or not ours or theirs == ours:
         return None
     where = get_settings().serving_url
-    return f"serving at {where} follows the registry of installation {theirs}, this one is {ours}: mend AIRLOOP_SERVING_URI or AIRLOOP_SERVING_PORT"
+    return (
+        f"serving at {where} follows the registry of installation {theirs}, this one is {ours}: mend"
+        " AIRLOOP_SERVING_URI or AIRLOOP_SERVING_PORT"
+    )
 
 
 def credentials() -> dict[str, str]:

@@ -244,9 +244,10 @@ def _serving_follows(project: Project, rollout: Rollout, step: Step) -> tuple[st
     if candidate["state"] in ("refused", "stopped"):
         return candidate["state"], f"serving has {candidate['state']} it: {candidate['error']}"
     waiting = [arm for arm in (candidate, arms.get(step.control or "")) if arm and arm["state"] != "ready"]
-    return "; ".join(
-        f"{arm['name']} is {arm['state']}{': ' + arm['error'] if arm['error'] else ''}" for arm in waiting
-    ), ""
+    return (
+        "; ".join(f"{arm['name']} is {arm['state']}{': ' + arm['error'] if arm['error'] else ''}" for arm in waiting),
+        "",
+    )
 
 
 def _conclude(project: Project, rollout: Rollout, step: Step, checks: list[Check], at: datetime) -> Progress:
@@ -290,7 +291,8 @@ def _take_out(project: Project, rollout: Rollout, step: Step, checks: list[Check
             now = undo(project, now, reason)
     _record(project, rollout, "breached", checks)
     return RuleBreachedError(
-        f"version {rollout.version} was taken out after {_after(rollout, at)}: {reason}; champion is version {rollout.previous}, as before"
+        f"version {rollout.version} was taken out after {_after(rollout, at)}: {reason}; champion is version"
+        f" {rollout.previous}, as before"
     )
 
 

@@ -66,11 +66,13 @@ def check_name(name: str, folder: Path) -> None:
     """Raise ProjectNameError if a project in the folder cannot have the name."""
     if not re.fullmatch(rf"[a-z][a-z0-9_]{{1,{LONGEST - 1}}}", name):
         raise ProjectNameError(
-            f"'{name}' cannot be a project's name: 2 to {LONGEST} small letters, digits and _, the first one a letter; e.g. late_parcels"
+            f"'{name}' cannot be a project's name: 2 to {LONGEST} small letters, digits and _, the first one a letter;"
+            " e.g. late_parcels"
         )
     if "__" in name or name.endswith("_"):
         raise ProjectNameError(
-            f"'{name}' cannot be a project's name: DAG ids are <project>__<stage>, so it must not contain a double _ or end in _"
+            f"'{name}' cannot be a project's name: DAG ids are <project>__<stage>, so it must not contain a double _ or"
+            " end in _"
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise ProjectNameError(f"'{name}' cannot be a project's name: it is a word of Python's")

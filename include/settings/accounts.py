@@ -12,34 +12,50 @@ class Accounts(Profile):
 
     auth_manager: Literal["simple", "fab"] | None = Field(
         None,
-        description="Airflow's auth manager: simple (one developer) or fab (users with roles). Default: simple in the profile embedded, otherwise fab.",
+        description=(
+            "Airflow's auth manager: simple (one developer) or fab (users with roles). Default: simple in the profile"
+            " embedded, otherwise fab."
+        ),
     )
     airflow_admin_password: SecretStr | None = Field(
         None, description="Password of Airflow's user admin. The profile embedded generates it at the first start."
     )
     airflow_fernet_key: SecretStr | None = Field(
         None,
-        description="Key that encrypts Airflow's stored secrets: 32 random bytes in URL-safe base64. The profile embedded generates it. "
-        "To rotate it, set NEW,OLD.",
+        description=(
+            "Key that encrypts Airflow's stored secrets: 32 random bytes in URL-safe base64. The profile embedded"
+            " generates it. To rotate it, set NEW,OLD."
+        ),
     )
     airflow_jwt_secret: SecretStr | None = Field(
         None,
-        description="Key that signs Airflow's tokens. All Airflow processes need the same one. The profile embedded generates it.",
+        description=(
+            "Key that signs Airflow's tokens. All Airflow processes need the same one. The profile embedded"
+            " generates it."
+        ),
     )
     airflow_api_secret_key: SecretStr | None = Field(
         None,
-        description="Key that signs the cookies of Airflow's API server. All its replicas need the same one. The profile embedded generates it.",
+        description=(
+            "Key that signs the cookies of Airflow's API server. All its replicas need the same one. The profile"
+            " embedded generates it."
+        ),
     )
     mlflow_username: str | None = Field(
         None,
-        description="User name that tasks and serving use to log in to MLflow. If unset, they use MLflow without a login.",
+        description=(
+            "User name that tasks and serving use to log in to MLflow. If unset, they use MLflow without a login."
+        ),
     )
     mlflow_password: SecretStr | None = Field(
         None, description="Password of the user AIRLOOP_MLFLOW_USERNAME in MLflow."
     )
     mlflow_reader_password: SecretStr | None = Field(
         None,
-        description="Password of MLflow's user reader, which serving uses to log in. If unset, serving uses AIRLOOP_MLFLOW_USERNAME.",
+        description=(
+            "Password of MLflow's user reader, which serving uses to log in. If unset, serving uses"
+            " AIRLOOP_MLFLOW_USERNAME."
+        ),
     )
     mlflow_admin_password: SecretStr | None = Field(
         None, description="Password of MLflow's user admin. If it is set, MLflow requires a login."
@@ -52,7 +68,10 @@ class Accounts(Profile):
     )
     edge_signing_key: SecretStr | None = Field(
         None,
-        description="Ed25519 key that signs the bundles of `airloop export`: 32 random bytes in URL-safe base64. The profile embedded generates it.",
+        description=(
+            "Ed25519 key that signs the bundles of `airloop export`: 32 random bytes in URL-safe base64. The profile"
+            " embedded generates it."
+        ),
     )
 
     @property

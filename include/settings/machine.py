@@ -22,20 +22,27 @@ class Machine(Profile):
     parallelism: int = Field(4, ge=2, description="Number of tasks that run concurrently on this machine.")
     projects: str | None = Field(
         None,
-        description="Absolute paths of folders with projects, names of projects, or both, separated by commas. With names, only these projects are loaded. "
-        "Without names, all projects of the folders. Default: every folder of include/projects.",
+        description=(
+            "Absolute paths of folders with projects, names of projects, or both, separated by commas. With names, only"
+            " these projects are loaded. Without names, all projects of the folders. Default: every folder of"
+            " include/projects."
+        ),
     )
     dags_folder: Path = Field(REPOSITORY / "dags", description="Folder that contains the DAG files.")
     # docs/lifecycle.md
     notify: str | None = Field(
         None,
-        description="Hook for notices to operators, for example that a request was abandoned: module:function, called with a dict, or a URL that accepts it "
-        "as JSON by POST.",
+        description=(
+            "Hook for notices to operators, for example that a request was abandoned: module:function, called with a"
+            " dict, or a URL that accepts it as JSON by POST."
+        ),
     )
     sample_days: float | None = Field(
         None,
         gt=0,
-        description="Number of days that the sample of `airloop try` spans. `airloop try` sets it (see Project.on_sample).",
+        description=(
+            "Number of days that the sample of `airloop try` spans. `airloop try` sets it (see Project.on_sample)."
+        ),
     )
 
     @property
@@ -58,7 +65,8 @@ class Machine(Profile):
         for entry in _entries(value):
             if "/" in entry and not Path(entry).is_absolute():
                 raise ValueError(
-                    f"AIRLOOP_PROJECTS: '{entry}' is a relative path, and processes have different working folders; write an absolute path"
+                    f"AIRLOOP_PROJECTS: '{entry}' is a relative path, and processes have different working folders;"
+                    " write an absolute path"
                 )
         return value
 

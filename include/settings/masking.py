@@ -9,8 +9,11 @@ from include.settings.model import get_settings, secret_fields
 # Airflow's own secrets: the URL of its database, and the keys of its connections, tokens and
 # sessions. Tasks need none of them.
 AIRFLOW_SECRET_VARIABLES = (
-    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY",
-)  # fmt: skip
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+    "AIRFLOW__CORE__FERNET_KEY",
+    "AIRFLOW__API_AUTH__JWT_SECRET",
+    "AIRFLOW__API__SECRET_KEY",
+)
 # Variables with other secrets that Airloop's processes use. Airflow masks its own secrets only
 # after tasks are forked.
 CREDENTIALS = (

@@ -68,7 +68,8 @@ class Settings(Machine, Kubernetes, ObjectStore, Training, Accounts, Servers, St
             return value
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/?#]+)*/?", value):
             raise ValueError(
-                f"AIRLOOP_{(info.field_name or '').upper()} is '{value}', but an object store must be written as s3://bucket or s3://bucket/prefix"
+                f"AIRLOOP_{(info.field_name or '').upper()} is '{value}', but an object store must be written as"
+                " s3://bucket or s3://bucket/prefix"
             )
         return value.rstrip("/")
 
@@ -76,7 +77,8 @@ class Settings(Machine, Kubernetes, ObjectStore, Training, Accounts, Servers, St
     def _one_way_in(self) -> Self:
         if self.storage_secret and self.storage_service_account:
             raise ValueError(
-                "AIRLOOP_STORAGE_SECRET and AIRLOOP_STORAGE_SERVICE_ACCOUNT are both set, but they are mutually exclusive. Unset one of them"
+                "AIRLOOP_STORAGE_SECRET and AIRLOOP_STORAGE_SERVICE_ACCOUNT are both set, but they are mutually"
+                " exclusive. Unset one of them"
             )
         needed = [
             "mlflow_username",
@@ -88,21 +90,25 @@ class Settings(Machine, Kubernetes, ObjectStore, Training, Accounts, Servers, St
         # In the other profiles, ``require`` checks this.
         if self.profile == "embedded" and asks and lacks:
             raise ValueError(
-                f"MLflow authentication is enabled (AIRLOOP_MLFLOW_ADMIN_PASSWORD, _USERNAME or _PASSWORD is set), but {', '.join(lacks)} is missing"
+                "MLflow authentication is enabled (AIRLOOP_MLFLOW_ADMIN_PASSWORD, _USERNAME or _PASSWORD is set), but"
+                f" {', '.join(lacks)} is missing"
             )
         if self.mlflow_username and self.mlflow_username.lower() in ("admin", "reader"):
             raise ValueError(
-                f"AIRLOOP_MLFLOW_USERNAME is '{self.mlflow_username}', which is another account of MLflow. Choose another name, for example airloop"
+                f"AIRLOOP_MLFLOW_USERNAME is '{self.mlflow_username}', which is another account of MLflow. Choose"
+                " another name, for example airloop"
             )
         if self.compute == "kubernetes" and self.mlflow_password and not (self.mlflow_secret or self.storage_secret):
             raise ValueError(
-                "AIRLOOP_COMPUTE is kubernetes and MLflow requires a login. Set AIRLOOP_MLFLOW_SECRET to the name of a Kubernetes secret for training pods"
+                "AIRLOOP_COMPUTE is kubernetes and MLflow requires a login. Set AIRLOOP_MLFLOW_SECRET to the name of a"
+                " Kubernetes secret for training pods"
             )
         if self.profile == "kubernetes" and self.training_image and (fault := unpinned(self.training_image)):
             raise ValueError(f"AIRLOOP_TRAINING_IMAGE is {fault}")
         if self.remote_logs and not self.storage_connection:
             raise ValueError(
-                "AIRLOOP_REMOTE_LOGS requires AIRLOOP_STORAGE_CONNECTION, because Airflow reads and writes remote logs only through a connection"
+                "AIRLOOP_REMOTE_LOGS requires AIRLOOP_STORAGE_CONNECTION, because Airflow reads and writes remote logs"
+                " only through a connection"
             )
         return self
 

@@ -23,27 +23,43 @@ class Profile(BaseSettings):
 
     profile: Literal["embedded", "compose", "kubernetes"] = Field(
         "embedded",
-        description="Deployment profile. embedded runs on one machine, and no secret has to be set. "
-        "compose and kubernetes use real stores and require real secrets.",
+        description=(
+            "Deployment profile. embedded runs on one machine, and no secret has to be set. "
+            "compose and kubernetes use real stores and require real secrets."
+        ),
     )
     secrets_dir: Path | None = Field(
         None,
-        description="Folder with one file per secret, named like its variable, for example Docker's /run/secrets or a Kubernetes volume.",
+        description=(
+            "Folder with one file per secret, named like its variable, for example Docker's /run/secrets or a"
+            " Kubernetes volume."
+        ),
     )
     # docs/runbooks/access.md
     secrets_backend: Literal["files", "aws"] = Field(
         "files",
-        description="Backend of Airflow's connections and variables: files (in AIRLOOP_SECRETS_DIR) or aws (AWS Secrets Manager).",
+        description=(
+            "Backend of Airflow's connections and variables: files (in AIRLOOP_SECRETS_DIR) or aws (AWS Secrets"
+            " Manager)."
+        ),
     )
     secrets_prefix: str = Field(
         "airloop",
-        description="Prefix of Airflow's secrets in AWS Secrets Manager: <prefix>/connections/<id> and <prefix>/variables/<name>.",
+        description=(
+            "Prefix of Airflow's secrets in AWS Secrets Manager: <prefix>/connections/<id> and"
+            " <prefix>/variables/<name>."
+        ),
     )
     secrets_id: str | None = Field(
         None,
-        description="Secret of AWS Secrets Manager that contains the secrets of these settings, as a JSON object of variables.",
+        description=(
+            "Secret of AWS Secrets Manager that contains the secrets of these settings, as a JSON object of variables."
+        ),
     )
     secrets_profile: str | None = Field(
         None,
-        description="Profile of the AWS credentials file for Secrets Manager. If unset, the process uses the standard AWS credential chain.",
+        description=(
+            "Profile of the AWS credentials file for Secrets Manager. If unset, the process uses the standard AWS"
+            " credential chain."
+        ),
     )

@@ -26,7 +26,8 @@ def with_new_names(variables: Mapping[str, str | None], prefix: str = "airloop_"
         if (value := renamed.pop(f"{prefix}{former}", None)) is None:
             continue
         warnings.warn(
-            f"AIRLOOP_{former.upper()} is now called AIRLOOP_{name.upper()}. The former name is accepted until version 0.3",
+            f"AIRLOOP_{former.upper()} is now called AIRLOOP_{name.upper()}. The former name is accepted until"
+            " version 0.3",
             FutureWarning,
             stacklevel=2,
         )

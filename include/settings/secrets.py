@@ -15,14 +15,26 @@ WEAK_PASSWORDS = {
 # Secrets that each part needs to start, outside the embedded profile. A process that runs one part
 # gets only the secrets of that part.
 REQUIRED_BY_PART = {
-    "tasks": ("ledger_url", "feast_registry_url", "online_store_url", "mlflow_username", "mlflow_password", "serving_api_key"),
+    "tasks": (
+        "ledger_url",
+        "feast_registry_url",
+        "online_store_url",
+        "mlflow_username",
+        "mlflow_password",
+        "serving_api_key",
+    ),
     "airflow": ("airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key"),
     "accounts": ("airflow_admin_password",),
     "mlflow": (
-        "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_username", "mlflow_password", "mlflow_reader_password",
+        "mlflow_database_url",
+        "mlflow_admin_password",
+        "mlflow_flask_secret_key",
+        "mlflow_username",
+        "mlflow_password",
+        "mlflow_reader_password",
     ),
     "serving": ("feast_registry_url", "online_store_url", "mlflow_reader_password", "serving_api_key"),
-}  # fmt: skip
+}
 Part = Literal["tasks", "airflow", "accounts", "mlflow", "serving"]
 
 

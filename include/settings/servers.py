@@ -12,16 +12,24 @@ class Servers(Profile):
     airflow_uri: str | None = Field(None, description="Address of Airflow. Default: http://<host>:<airflow_port>.")
     mlflow_uri: str | None = Field(
         None,
-        description="Address of an MLflow server that runs elsewhere. `airloop up` then does not start MLflow. Default: http://<host>:<mlflow_port>.",
+        description=(
+            "Address of an MLflow server that runs elsewhere. `airloop up` then does not start MLflow. Default:"
+            " http://<host>:<mlflow_port>."
+        ),
     )
     mlflow_artifacts: str | None = Field(
         None,
-        description="Where MLflow's server stores the models' files: a folder or s3://bucket/prefix. "
-        "Default: <data root>/_mlflow on S3, otherwise a folder in AIRLOOP_HOME.",
+        description=(
+            "Where MLflow's server stores the models' files: a folder or s3://bucket/prefix. "
+            "Default: <data root>/_mlflow on S3, otherwise a folder in AIRLOOP_HOME."
+        ),
     )
     serving_uri: str | None = Field(
         None,
-        description="Address of a serving process that runs elsewhere. `airloop up` then does not start serving. Default: http://<host>:<serving_port>.",
+        description=(
+            "Address of a serving process that runs elsewhere. `airloop up` then does not start serving. Default:"
+            " http://<host>:<serving_port>."
+        ),
     )
 
     host: str = Field("127.0.0.1", description="Listen address of the embedded servers.")
@@ -31,7 +39,9 @@ class Servers(Profile):
     serving_timeout: float = Field(
         60,
         gt=0,
-        description="Seconds within which serving must serve a new champion. Otherwise the previous champion is restored.",
+        description=(
+            "Seconds within which serving must serve a new champion. Otherwise the previous champion is restored."
+        ),
     )
 
     @computed_field

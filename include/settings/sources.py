@@ -78,6 +78,7 @@ def from_secrets_manager(secret_id: str | None, profile: str | None, known: Coll
         raise SettingsError(f"AIRLOOP_SECRETS_ID is '{secret_id}': {error}") from None
     if unknown := sorted(settings.keys() - set(known)):
         raise SettingsError(
-            f"AIRLOOP_SECRETS_ID is '{secret_id}', and this secret contains AIRLOOP_{unknown[0].upper()}, which is not a setting. Correct its name"
+            f"AIRLOOP_SECRETS_ID is '{secret_id}', and this secret contains AIRLOOP_{unknown[0].upper()}, which is not"
+            " a setting. Correct its name"
         )
     return settings

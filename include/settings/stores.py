@@ -37,18 +37,27 @@ class Stores(Profile):
     )
     feast_readonly_url: SecretStr | None = Field(
         None,
-        description="URL of the database of Feast's registry with a read-only user, for serving. Default: AIRLOOP_FEAST_REGISTRY_URL.",
+        description=(
+            "URL of the database of Feast's registry with a read-only user, for serving. Default:"
+            " AIRLOOP_FEAST_REGISTRY_URL."
+        ),
     )
     ledger_url: SecretStr | None = Field(
         None, description="URL of the ledger's database. Default: SQLite in AIRLOOP_HOME."
     )
     optuna_url: SecretStr | None = Field(
         None,
-        description="URL of the database for Optuna's studies. Default: the ledger's database, or a file in AIRLOOP_HOME if the ledger uses SQLite.",
+        description=(
+            "URL of the database for Optuna's studies. Default: the ledger's database, or a file in AIRLOOP_HOME if the"
+            " ledger uses SQLite."
+        ),
     )
     online_store_url: SecretStr | None = Field(
         None,
-        description="URL of Feast's online store: redis://:password@host:6379/0, or rediss:// for TLS. Default: SQLite in AIRLOOP_HOME.",
+        description=(
+            "URL of Feast's online store: redis://:password@host:6379/0, or rediss:// for TLS. Default: SQLite in"
+            " AIRLOOP_HOME."
+        ),
     )
     database_admin_url: SecretStr | None = Field(
         None, description="URL of Postgres with a superuser. Only `airloop create-databases` uses it."
@@ -144,7 +153,8 @@ class Stores(Profile):
             )
         if "," in unquote(url.password or "") + unquote(url.username or ""):
             raise ValueError(
-                "AIRLOOP_ONLINE_STORE_URL has a comma in its user or password, which Feast would interpret as its end. Choose another password"
+                "AIRLOOP_ONLINE_STORE_URL has a comma in its user or password, which Feast would interpret as its end."
+                " Choose another password"
             )
         return value
 

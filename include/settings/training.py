@@ -17,12 +17,17 @@ class Training(Profile):
     training_threads: int = Field(
         min(os.cpu_count() or 1, 8),
         ge=1,
-        description="Number of OpenMP threads of a training step that runs as a process. A pod uses one thread per core.",
+        description=(
+            "Number of OpenMP threads of a training step that runs as a process. A pod uses one thread per core."
+        ),
     )
     checkpoint_every_steps: int = Field(
         500,
         ge=1,
-        description="Number of steps between two checkpoints of a neural network's fit. It also saves one at the end of each epoch.",
+        description=(
+            "Number of steps between two checkpoints of a neural network's fit. It also saves one at the end of each"
+            " epoch."
+        ),
     )
     worker_restarts: int = Field(
         3,
@@ -31,7 +36,10 @@ class Training(Profile):
     )
     rendezvous: str | None = Field(
         None,
-        description="Address (host:port) where the workers of a fit meet, one worker per pod. The Job sets it. If unset, they run on one machine.",
+        description=(
+            "Address (host:port) where the workers of a fit meet, one worker per pod. The Job sets it. If unset, they"
+            " run on one machine."
+        ),
     )
     rendezvous_timeout: int = Field(
         900,

@@ -136,7 +136,8 @@ class AirflowApi:
         while missing := set(dag_ids) - set(self.dag_ids()):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"Airflow has not read {sorted(missing)} after {timeout:.0f} s; import errors: {self.import_errors() or 'none'}"
+                    f"Airflow has not read {sorted(missing)} after {timeout:.0f} s; import errors:"
+                    f" {self.import_errors() or 'none'}"
                 )
             time.sleep(0.3)
 
@@ -181,8 +182,9 @@ class AirflowApi:
             theirs = None
         if theirs and ours and theirs != ours:
             raise WrongAirflowError(
-                f"Airflow at {self._http.base_url} works for installation {theirs}, this one is {ours}: nothing was started. Two installations on one machine "
-                "need their own AIRLOOP_HOME and their own ports (AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT, AIRLOOP_SERVING_PORT)"
+                f"Airflow at {self._http.base_url} works for installation {theirs}, this one is {ours}: nothing was"
+                " started. Two installations on one machine need their own AIRLOOP_HOME and their own ports"
+                " (AIRLOOP_AIRFLOW_PORT, AIRLOOP_MLFLOW_PORT, AIRLOOP_SERVING_PORT)"
             )
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:

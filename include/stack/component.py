@@ -95,7 +95,8 @@ def _refuse_control_secrets(settings: Settings, part: str, given: Mapping[str, s
     """
     if settings.profile != "embedded" and (names := control_secrets(settings, given)):
         raise SettingsError(
-            f"{', '.join(names)}: set for {part}, which does not need it and whose tasks could read it. Remove it from this container"
+            f"{', '.join(names)}: set for {part}, which does not need it and whose tasks could read it. Remove it from"
+            " this container"
         )
 
 

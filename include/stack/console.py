@@ -63,7 +63,8 @@ def status(settings: Settings, console: Console) -> bool:
     for line in lines:
         if line.restarts:
             console.print(
-                f"{line.name}: died and was restarted {line.restarts} time{'' if line.restarts == 1 else 's'}; its log is {line.log}",
+                f"{line.name}: died and was restarted {line.restarts} time{'' if line.restarts == 1 else 's'}; its log"
+                f" is {line.log}",
                 soft_wrap=True,
             )
         elif line.state in {"died", "not answering"}:

@@ -21,10 +21,19 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 # secrets that Airflow reads from its own variables. Airflow's processes do not get them as
 # AIRLOOP_* variables.
 NOT_AIRFLOWS = (
-    "mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "mlflow_reader_password", "database_admin_url", "feast_readonly_url",
-    "airflow_database_url", "airflow_fernet_key", "airflow_jwt_secret", "airflow_api_secret_key", "airflow_admin_password",
+    "mlflow_database_url",
+    "mlflow_admin_password",
+    "mlflow_flask_secret_key",
+    "mlflow_reader_password",
+    "database_admin_url",
+    "feast_readonly_url",
+    "airflow_database_url",
+    "airflow_fernet_key",
+    "airflow_jwt_secret",
+    "airflow_api_secret_key",
+    "airflow_admin_password",
     "edge_signing_key",
-)  # fmt: skip
+)
 
 
 # Polling and heartbeat intervals of Airflow. A variable that the user sets takes precedence.

@@ -30,9 +30,12 @@ EXCLUDED_FIELDS = {
     "git_sha",
 }
 CHART_MANAGED_FIELDS = {
-    "connection": "airflow_database_url", "fernet-key": "airflow_fernet_key", "api-secret-key": "airflow_api_secret_key", "jwt-secret": "airflow_jwt_secret",
+    "connection": "airflow_database_url",
+    "fernet-key": "airflow_fernet_key",
+    "api-secret-key": "airflow_api_secret_key",
+    "jwt-secret": "airflow_jwt_secret",
     "admin-password": "airflow_admin_password",
-}  # fmt: skip
+}
 STORE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 OBJECT_STORE_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_REGION")
 # The chart provides mlflow_username.
@@ -67,7 +70,8 @@ def secrets(
     """
     if settings.profile != "kubernetes":
         raise SettingsError(
-            f"AIRLOOP_PROFILE is '{settings.profile}'; the secrets of a cluster are made of the settings of one: AIRLOOP_PROFILE=kubernetes"
+            f"AIRLOOP_PROFILE is '{settings.profile}'; the secrets of a cluster are made of the settings of one:"
+            " AIRLOOP_PROFILE=kubernetes"
         )
     settings.require()
     if settings.mlflow_uri is None or settings.serving_uri is None:

@@ -23,7 +23,8 @@ def require_free(settings: Settings, wanted: list[Service]) -> None:
     """
     ports = [(service.name, service.port, service.port_setting) for service in wanted if service.port]
     trouble = [
-        f"{name} wants port {port} of {settings.host}, which {_holder(port)}. Stop that, or choose another port: {setting}={port + 1}"
+        f"{name} wants port {port} of {settings.host}, which {_holder(port)}. Stop that, or choose another port:"
+        f" {setting}={port + 1}"
         for name, port, setting in ports
         if not _is_free(settings.host, port)
     ]

@@ -153,7 +153,10 @@ def _without_pool(api: AirflowApi, run: dict[str, Any], pools: set[str]) -> Iter
         if task["state"] == "scheduled" and task.get("pool")
     }
     for name in sorted(waiting - pools):
-        yield f"{run['dag_id']} {run['dag_run_id']} waits for pool {name}, which Airflow does not have: `airloop sync-pools` makes it"
+        yield (
+            f"{run['dag_id']} {run['dag_run_id']} waits for pool {name}, which Airflow does not have: `airloop"
+            " sync-pools` makes it"
+        )
 
 
 def _too_long(dag_id: str, run: dict[str, Any]) -> str | None:

@@ -32,9 +32,11 @@ def units(settings: Settings, user: str | None = None) -> dict[str, str]:
         if wrong := sorted(set(str(path)) & set("%\n\"'\\$ ")):
             raise UnitError(f"{path}: a path in a unit file must not have {' or '.join(map(repr, wrong))}; move it")
     common = [
-        f"User={user}", f"WorkingDirectory={REPOSITORY}", f"Environment=PYTHONPATH={REPOSITORY} AIRLOOP_HOME={settings.home}",
+        f"User={user}",
+        f"WorkingDirectory={REPOSITORY}",
+        f"Environment=PYTHONPATH={REPOSITORY} AIRLOOP_HOME={settings.home}",
         *([f"Environment=AIRLOOP_ENV_FILE={file}"] if file else []),
-    ]  # fmt: skip
+    ]
     names = [service.name for service in services(settings) if service.name != KEEPER]
     python = Path(sys.executable)
     made = {
@@ -53,15 +55,26 @@ def units(settings: Settings, user: str | None = None) -> dict[str, str]:
         # systemd before 254 ignores the two lines of the back-off and logs a warning.
         made[f"airloop-{name}.service"] = _unit(
             f"Airloop: {name}",
-            [f"PartOf={TARGET}", "After=airloop-migrate.service", "Requires=airloop-migrate.service", "StartLimitIntervalSec=0"],
+            [
+                f"PartOf={TARGET}",
+                "After=airloop-migrate.service",
+                "Requires=airloop-migrate.service",
+                "StartLimitIntervalSec=0",
+            ],
             {
                 "Service": [
-                    *common, f"ExecStart={python} -m include.stack.component {name}", "Restart=always", "RestartSec=5", "RestartSteps=8",
-                    "RestartMaxDelaySec=300", "KillMode=mixed", "TimeoutStopSec=60",
+                    *common,
+                    f"ExecStart={python} -m include.stack.component {name}",
+                    "Restart=always",
+                    "RestartSec=5",
+                    "RestartSteps=8",
+                    "RestartMaxDelaySec=300",
+                    "KillMode=mixed",
+                    "TimeoutStopSec=60",
                 ],
                 "Install": [f"WantedBy={TARGET}"],
             },
-        )  # fmt: skip
+        )
     return made
 
 

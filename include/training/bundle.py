@@ -115,7 +115,8 @@ class Bundle:
         """
         if self.rule is None:
             raise ValueError(
-                f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again"
+                f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it"
+                " again"
             )
         return replace(self, graph=self.rule, rule=None).predict(rows)
 

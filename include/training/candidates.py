@@ -43,7 +43,7 @@ def fitted_candidate(project: Project, command: str, given: dict[str, Any]) -> C
     )
     if candidate.workers > 1 and candidate.trainer not in DISTRIBUTED:
         raise ValueError(
-            f"candidate '{candidate.name}' asks for {candidate.workers} workers, but its trainer '{candidate.trainer}' has one only;"
-            f" several have {', '.join(sorted(DISTRIBUTED))}"
+            f"candidate '{candidate.name}' asks for {candidate.workers} workers, but its trainer '{candidate.trainer}'"
+            f" has one only; several have {', '.join(sorted(DISTRIBUTED))}"
         )
     return candidate

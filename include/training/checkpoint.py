@@ -68,7 +68,8 @@ class Checkpoints:
             made_from = state.pop("made_from")
         except Exception as error:  # whatever is wrong with the file, a fresh fit is correct
             print(
-                f"the checkpoint in {self.folder} cannot be read ({type(error).__name__}): starting from the first epoch",
+                f"the checkpoint in {self.folder} cannot be read ({type(error).__name__}): starting from the first"
+                " epoch",
                 flush=True,
             )
             return None

@@ -38,10 +38,16 @@ class Judged:
     def content(self) -> dict[str, Any]:
         """Return the fields for the manifest."""
         return {
-            "candidate": self.best, "judged_rows": len(self.rows), "candidates": self.figures,
-            "challenger": self.figures[self.best], "baseline": self.figures[BASELINE.name],
-            "champion": self.champion, "champion_figures": self.champion_figures, "champion_error": self.champion_error, "difference": self.difference,
-        }  # fmt: skip
+            "candidate": self.best,
+            "judged_rows": len(self.rows),
+            "candidates": self.figures,
+            "challenger": self.figures[self.best],
+            "baseline": self.figures[BASELINE.name],
+            "champion": self.champion,
+            "champion_figures": self.champion_figures,
+            "champion_error": self.champion_error,
+            "difference": self.difference,
+        }
 
     def by_role(self) -> dict[str, np.ndarray]:
         roles = {"challenger": self.predictions[self.best], "baseline": self.predictions[BASELINE.name]}
@@ -129,11 +135,17 @@ def record(
     champions = {f"champion.{metric}": v for metric, v in (judged.champion_figures or {}).items()}
     surely = {f"difference.{k}": v for k, v in (judged.difference or {}).items()}
     log(
-        client, request_run,
-        params={"candidate": judged.best, **fitted[judged.best]["parameters"], "champion": judged.champion or "none", "refit": project.refit},
+        client,
+        request_run,
+        params={
+            "candidate": judged.best,
+            **fitted[judged.best]["parameters"],
+            "champion": judged.champion or "none",
+            "refit": project.refit,
+        },
         metrics={**judged.figures[judged.best], **others, **champions, **surely, "judged_rows": len(judged.rows)},
         tags={"best_candidate": judged.best, "feature_service": content["feature_service"]},
-    )  # fmt: skip
+    )
     log_training_set(client, request_run, project.name, content["training_set"], training_set)
 
     moments, label = judged.rows["event_timestamp"], judged.rows["label"].to_numpy(dtype="float64")

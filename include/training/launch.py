@@ -59,7 +59,8 @@ def launch(arguments: Sequence[str], candidate: Candidate) -> None:
             **among,
         )
         print(
-            f"{candidate.name}: {config.nproc_per_node} of {count} workers here, restarted up to {config.max_restarts} times",
+            f"{candidate.name}: {config.nproc_per_node} of {count} workers here, restarted up to {config.max_restarts}"
+            " times",
             flush=True,
         )
         more = ["--launched-by", str(os.getpid()), *([] if settings.rendezvous else ["--meeting", folder])]

@@ -108,7 +108,8 @@ def check_direction(metric: Metric) -> None:
     metric_function(metric.name)
     if _METRICS[metric.name][1] != metric.higher_is_better:
         raise UnknownMetricError(
-            f"metric '{metric.name}': higher_is_better is {_METRICS[metric.name][1]}, the project says {metric.higher_is_better}"
+            f"metric '{metric.name}': higher_is_better is {_METRICS[metric.name][1]}, the project says"
+            f" {metric.higher_is_better}"
         )
 
 

@@ -105,7 +105,8 @@ def check_equal(
     if not difference <= TOLERANCE:  # also true of NaN
         row = int(np.argmax(np.where(np.isnan(relative), np.inf, relative)))
         raise ExportError(
-            f"the exported graph predicts {exported[row]:.7g} where the model predicts {native[row]:.7g} (row {row} of {len(native)}): "
-            f"the difference is {difference:.2g} of the prediction or of the predictions' scale ({scale:.3g}); at most {TOLERANCE:g} is allowed"
+            f"the exported graph predicts {exported[row]:.7g} where the model predicts {native[row]:.7g} (row {row} of"
+            f" {len(native)}): the difference is {difference:.2g} of the prediction or of the predictions' scale"
+            f" ({scale:.3g}); at most {TOLERANCE:g} is allowed"
         )
     return difference

@@ -100,12 +100,23 @@ def conclude(project: Project, request: str, candidate: Candidate) -> str:
         )
     winner = max(judged, key=lambda t: (sign * t["value"], -t["trial"]))
     target = layout.training(project, request) / f"search-{candidate.name}.json"
-    manifest.write(target, {
-        "schema": 1, "step": "search", "request": request, "candidate": candidate.name, "study": study.study_name, "metric": project.metric.name,
-        "trials": trials, "winner": winner["trial"], "parameters": winner["parameters"],
-    })  # fmt: skip
+    manifest.write(
+        target,
+        {
+            "schema": 1,
+            "step": "search",
+            "request": request,
+            "candidate": candidate.name,
+            "study": study.study_name,
+            "metric": project.metric.name,
+            "trials": trials,
+            "winner": winner["trial"],
+            "parameters": winner["parameters"],
+        },
+    )
     print(
-        f"{candidate.name}: trial {winner['trial']} won with {project.metric.name} {winner['value']:.4f} of {len(judged)}: {winner['parameters']}",
+        f"{candidate.name}: trial {winner['trial']} won with {project.metric.name} {winner['value']:.4f} of"
+        f" {len(judged)}: {winner['parameters']}",
         flush=True,
     )
     return str(target)

@@ -28,7 +28,7 @@ from include.training.workers import FitRun
 
 
 def fit(
-    project: Project, *, request: str, training_set: str, candidate: str, champion_fitted_until: str | None, parameters: str | None = None,
+    project: Project, *, request: str, training_set: str, candidate: str, champion_fitted_until: str | None, parameters: str | None = None,  # noqa: E501
     made_from: dict[str, Any], git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
 ) -> None:  # fmt: skip
     """Fit one candidate on the rows known by the split, and save it as a bundle.
@@ -51,14 +51,28 @@ def fit(
     folder = layout.training(project, request) / "models" / candidate
     bundle = make_bundle(project, graph, held_out)
     bundle.save(folder)
-    _write(manifest, made_from, {
-        "step": "fit", "project": project.name, "request": request, "candidate": candidate, "parameters": chosen.parameters, "search": parameters,
-        "bundle": str(folder), "fitted_until": iso(split), "fitted_rows": len(rows), "git_sha": git_sha, "dag_run": dag_run, **facts,
-    })  # fmt: skip
+    _write(
+        manifest,
+        made_from,
+        {
+            "step": "fit",
+            "project": project.name,
+            "request": request,
+            "candidate": candidate,
+            "parameters": chosen.parameters,
+            "search": parameters,
+            "bundle": str(folder),
+            "fitted_until": iso(split),
+            "fitted_rows": len(rows),
+            "git_sha": git_sha,
+            "dag_run": dag_run,
+            **facts,
+        },
+    )
 
 
 def trial(
-    project: Project, *, request: str, training_set: str, candidate: str, trial: int, champion_fitted_until: str | None, parameters: str,
+    project: Project, *, request: str, training_set: str, candidate: str, trial: int, champion_fitted_until: str | None, parameters: str,  # noqa: E501
     made_from: dict[str, Any], git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
 ) -> None:  # fmt: skip
     """Fit a candidate with proposed parameters on the older part of ``fit``'s rows.
@@ -95,15 +109,29 @@ def trial(
     if not run.workers.first:
         return
     print(f"{candidate}, trial {trial}: {error or f'{project.metric.name} {value:.4f}'}", flush=True)
-    _write(manifest, made_from, {
-        "step": "trial", "project": project.name, "request": request, "candidate": candidate, "trial": trial, "parameters": chosen.parameters,
-        "value": None if error else value, "figures": figures, "error": error, "history": history, "fit_s": round(time.monotonic() - began, 2),
-        "git_sha": git_sha, "dag_run": dag_run,
-    })  # fmt: skip
+    _write(
+        manifest,
+        made_from,
+        {
+            "step": "trial",
+            "project": project.name,
+            "request": request,
+            "candidate": candidate,
+            "trial": trial,
+            "parameters": chosen.parameters,
+            "value": None if error else value,
+            "figures": figures,
+            "error": error,
+            "history": history,
+            "fit_s": round(time.monotonic() - began, 2),
+            "git_sha": git_sha,
+            "dag_run": dag_run,
+        },
+    )
 
 
 def evaluate(
-    project: Project, *, request: str, training_set: str, fits: list[str], champion: str | None, champion_fitted_until: str | None,
+    project: Project, *, request: str, training_set: str, fits: list[str], champion: str | None, champion_fitted_until: str | None,  # noqa: E501
     made_from: dict[str, Any], git_sha: str, manifest: str, report: str | None = None, dag_run: str = "",
 ) -> None:  # fmt: skip
     """Judge all models on the same rows and choose the best candidate.
@@ -121,12 +149,21 @@ def evaluate(
     )
     judged = evaluation.judge(project, rows, bundles, champion)
     content = {
-        "step": "evaluate", "project": project.name, "request": request, "training_set": training_set, "cutoff": description["cutoff"],
-        "table_versions": description.get("table_versions", {}), "feature_service": description.get("feature_service", project.feature_service),
-        "fitted_until": fitted[judged.best]["fitted_until"], "bundle": fitted[judged.best]["bundle"], "fits": len(fitted),
+        "step": "evaluate",
+        "project": project.name,
+        "request": request,
+        "training_set": training_set,
+        "cutoff": description["cutoff"],
+        "table_versions": description.get("table_versions", {}),
+        "feature_service": description.get("feature_service", project.feature_service),
+        "fitted_until": fitted[judged.best]["fitted_until"],
+        "bundle": fitted[judged.best]["bundle"],
+        "fits": len(fitted),
         "parameters": fitted[judged.best]["parameters"],
-        "git_sha": git_sha, "dag_run": dag_run, **judged.content(),
-    }  # fmt: skip
+        "git_sha": git_sha,
+        "dag_run": dag_run,
+        **judged.content(),
+    }
     client = tracking.tracking_client()
     shared = {"cutoff": description["cutoff"], "git_sha": git_sha, "airflow_run": dag_run, "training_set": training_set}
     shared["table_versions"] = json.dumps(content["table_versions"])
@@ -175,11 +212,26 @@ def refit(
         client, run_id, bundle, experiment=runs.experiment, tags=tags, params=chosen.parameters
     )
     client.set_terminated(run_id)
-    _write(manifest, made_from, {
-        "step": "refit", "project": project.name, "request": request, "candidate": judged["candidate"], "model_uri": f"models:/{model_id}", "run_id": run_id,
-        "refitted": refitted, "fitted_until": fitted_until, "evaluation": evaluation, "verdict": verdict, "git_sha": git_sha, "dag_run": dag_run,
-        "bundle_sha256": bundle.hashes(), **facts,
-    })  # fmt: skip
+    _write(
+        manifest,
+        made_from,
+        {
+            "step": "refit",
+            "project": project.name,
+            "request": request,
+            "candidate": judged["candidate"],
+            "model_uri": f"models:/{model_id}",
+            "run_id": run_id,
+            "refitted": refitted,
+            "fitted_until": fitted_until,
+            "evaluation": evaluation,
+            "verdict": verdict,
+            "git_sha": git_sha,
+            "dag_run": dag_run,
+            "bundle_sha256": bundle.hashes(),
+            **facts,
+        },
+    )
 
 
 def read_examples(project: Project, training_set: str) -> pd.DataFrame:
@@ -222,7 +274,8 @@ def _fitted_graph(
     difference = check_equal(graph, native, numeric, categorical, scale=scale_of(project.kind, native))
     seconds = {"fit_s": round(fitted - began, 2), "export_s": round(time.monotonic() - fitted, 2)}
     print(
-        f"{name}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference {difference:.1e}",
+        f"{name}: fitted in {seconds['fit_s']} s, exported in {seconds['export_s']} s, largest difference"
+        f" {difference:.1e}",
         flush=True,
     )
     return graph, {"history": model.history, "onnx_difference": difference, "workers": run.workers.size, **seconds}

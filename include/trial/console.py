@@ -29,7 +29,8 @@ def try_it(settings: Settings, terminal: Console, name: str, stage: str, rows: i
             return False
         except FaultyProjectError as error:
             terminal.print(
-                f"[red]{escape(str(error))}[/red]\nNothing was run: {stage} would fail. `airloop check {name}` looks again.",
+                f"[red]{escape(str(error))}[/red]\nNothing was run: {stage} would fail. `airloop check {name}` looks"
+                " again.",
                 soft_wrap=True,
             )
             return False
@@ -79,7 +80,8 @@ def _print_outcome(terminal: Console, settings: Settings, project: Project, stag
     sample, scratch = outcome.sample, outcome.scratch
     reused = [step.stage for step in outcome.steps[: outcome.reused]]
     terminal.print(
-        f"Sample: what {project.name}'s feed publishes from {sample.since:%Y-%m-%d %H:%M} to {sample.until:%Y-%m-%d %H:%M} UTC (--rows {sample.rows})"
+        f"Sample: what {project.name}'s feed publishes from {sample.since:%Y-%m-%d %H:%M} to"
+        f" {sample.until:%Y-%m-%d %H:%M} UTC (--rows {sample.rows})"
     )
     if reused:
         terminal.print(
@@ -102,7 +104,8 @@ def _print_outcome(terminal: Console, settings: Settings, project: Project, stag
         terminal.print(f"What the tasks said: {scratch.log}; what to do: docs/runbooks/{stage}.md")
     seconds = outcome.seconds.get(stage)
     terminal.print(
-        f"{f'{stage} took {seconds:.1f} s, ' if seconds else ''}all together {outcome.seconds['all']:.1f} s. Scratch store: {scratch.work}\n"
-        f"It has its own tables, Feast, MLflow, ledger and Airflow; policies that count days or rows were cut down to the sample's size. "
-        f"Nothing of it reached the tables, the registry or the aliases of {settings.home}."
+        f"{f'{stage} took {seconds:.1f} s, ' if seconds else ''}all together {outcome.seconds['all']:.1f} s. Scratch"
+        f" store: {scratch.work}\nIt has its own tables, Feast, MLflow, ledger and Airflow; policies that count days or"
+        " rows were cut down to the sample's size. Nothing of it reached the tables, the registry or the aliases of"
+        f" {settings.home}."
     )

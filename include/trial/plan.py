@@ -115,7 +115,8 @@ def sample_of(project: Project, rows: int) -> Sample:
     )
     if until <= since:
         raise ValueError(
-            f"{file_name(project.name, 'feed')}: sample_window({rows}) ends ({iso(until)}) before it begins ({iso(since)})"
+            f"{file_name(project.name, 'feed')}: sample_window({rows}) ends ({iso(until)}) before it begins"
+            f" ({iso(since)})"
         )
     middle = (since + (until - since) * 2 / 3).astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     return Sample(rows, since, middle, until)

@@ -142,7 +142,9 @@ def run_dags(
         if code != 0 and not ended:
             yield {
                 "event": "error",
-                "error": f"the process that ran the DAGs ended with exit status {process.returncode}; see {scratch.log}",
+                "error": (
+                    f"the process that ran the DAGs ended with exit status {process.returncode}; see {scratch.log}"
+                ),
             }
 
 
@@ -172,9 +174,16 @@ def _child(
     """Run a process that ends with this block or with this process, including its children."""
     libc = ctypes.CDLL(None)
     process = subprocess.Popen(
-        command, env=environment, cwd=scratch.work, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=pass_fds,
-        start_new_session=True, preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-    )  # fmt: skip
+        command,
+        env=environment,
+        cwd=scratch.work,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
     try:
         yield process
     finally:

@@ -154,7 +154,10 @@ class Scratch:
                 "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow}",
                 "_MLFLOW_SERVER_ARTIFACT_ROOT": str(self.template),
             }
-            make_mlflow = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1], sys.argv[1]).get_experiment_by_name('-')"
+            make_mlflow = (
+                "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1],"
+                " sys.argv[1]).get_experiment_by_name('-')"
+            )
             commands = {
                 "Airflow": [sys.executable, "-m", "airflow", "db", "migrate"],
                 "MLflow": [sys.executable, "-c", make_mlflow, f"sqlite:///{self.template / 'mlflow.db'}"],

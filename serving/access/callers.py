@@ -280,7 +280,10 @@ def _unauthorized(detail: str) -> ProblemError:
 
 
 def _cross_site(why: str) -> ProblemError:
-    detail = f"a web page of another site sent this request ({why}); without keys the service answers programs of this machine only"
+    detail = (
+        f"a web page of another site sent this request ({why}); without keys the service answers programs of this"
+        " machine only"
+    )
     return ProblemError(403, "cross-site", "Request of another site", detail)
 
 

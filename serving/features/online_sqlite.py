@@ -105,7 +105,8 @@ def _statement(tables: tuple[tuple[str, int], ...]) -> str:
     for number, (table, count) in enumerate(tables):
         quoted = '"' + table.replace('"', '""') + '"'
         selects.append(
-            f"SELECT {number}, entity_key, feature_name, value, event_ts FROM {quoted} WHERE entity_key IN ({','.join('?' * count)})"
+            f"SELECT {number}, entity_key, feature_name, value, event_ts FROM {quoted} WHERE entity_key IN"
+            f" ({','.join('?' * count)})"
         )
     return " UNION ALL ".join(selects)
 

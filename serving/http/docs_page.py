@@ -32,9 +32,12 @@ def add_docs(app: FastAPI) -> None:
     The page uses relative addresses, so that it works behind a proxy that adds a path prefix.
     """
     page = get_swagger_ui_html(
-        openapi_url="openapi.json", title=app.title, swagger_js_url="docs/assets/swagger-ui-bundle.js", swagger_css_url="docs/assets/swagger-ui.css",
+        openapi_url="openapi.json",
+        title=app.title,
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon.png",
-    )  # fmt: skip
+    )
     content = bytes(page.body)
     headers = HEADERS | {"Content-Security-Policy": _policy(content.decode())}
 
@@ -64,6 +67,6 @@ def _policy(page: str) -> str:
     ]
     hashes = " ".join(f"'sha256-{one}'" for one in scripts)
     return (
-        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
-        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+        " connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
     )

@@ -27,8 +27,10 @@ class PredictRequest(BaseModel):
     instances: Annotated[
         list[dict[str, StrictBool | StrictInt | StrictFloat | StrictStr | None]], Field(min_length=1)
     ] = Field(
-        description="Flat objects with join keys (null if there is none), request features (null if unknown), and features of a view that replace the "
-        "looked-up ones."
+        description=(
+            "Flat objects with join keys (null if there is none), request features (null if unknown), and features of a"
+            " view that replace the looked-up ones."
+        )
     )
 
 
@@ -40,13 +42,17 @@ class Tensor(BaseModel):
 
     name: str = Field(examples=["numeric"])
     datatype: str = Field(
-        description="BOOL, INT8 to INT64, UINT8 to UINT64, FP16, BF16, FP32 or FP64 for numeric, and BYTES for categorical.",
+        description=(
+            "BOOL, INT8 to INT64, UINT8 to UINT64, FP16, BF16, FP32 or FP64 for numeric, and BYTES for categorical."
+        ),
         examples=["FP32"],
     )
     shape: list[int] = Field(description="Number of rows and number of columns.", examples=[[1, 2]])
     parameters: Parameters = Field(
         None,
-        description="binary_data_size is the number of bytes of the raw tensor that follows the JSON and replaces data.",
+        description=(
+            "binary_data_size is the number of bytes of the raw tensor that follows the JSON and replaces data."
+        ),
     )
     data: list[Any] | None = Field(
         None, description="Values row by row, flat or nested. Missing values are null.", examples=[[18.0, 187.0]]
@@ -81,7 +87,9 @@ class ResponseOutput(BaseModel):
     shape: list[int] = Field(examples=[[1]])
     parameters: dict[str, Any] | None = Field(
         None,
-        description="binary_data_size is the number of bytes of the raw tensor that follows the JSON and replaces data.",
+        description=(
+            "binary_data_size is the number of bytes of the raw tensor that follows the JSON and replaces data."
+        ),
     )
     data: list[Any] | None = Field(None, examples=[[0.37]])
 
@@ -100,8 +108,10 @@ class GapDocument(BaseModel):
     """A gap of the lookup for one instance, and the action taken."""
 
     kind: str = Field(
-        description="unknown_entity (the view does not have a row of the entity), stale_feature (the row is older than the view's TTL) or missing_feature "
-        "(the row lacks a value).",
+        description=(
+            "unknown_entity (the view does not have a row of the entity), stale_feature (the row is older than the"
+            " view's TTL) or missing_feature (the row lacks a value)."
+        ),
         examples=["unknown_entity"],
     )
     entity: dict[str, Any] = Field(examples=[{"tailnum": "N503JB"}])
@@ -109,7 +119,10 @@ class GapDocument(BaseModel):
     features: list[str] = Field(description="Inputs without a value.", examples=[["plane_year", "plane_seats"]])
     feature_time: str | None = Field(None, description="Event time of the existing row.", examples=[None])
     action: str = Field(
-        description="Action of the project's policy: default (the model got the defaults or null) or baseline (the baseline rule answered).",
+        description=(
+            "Action of the project's policy: default (the model got the defaults or null) or baseline (the baseline"
+            " rule answered)."
+        ),
         examples=["default"],
     )
 
@@ -123,7 +136,10 @@ class PredictionDocument(BaseModel):
         description="Probability of class 1 (binary) or predicted number (regression).", examples=[0.37]
     )
     feature_times: dict[str, str | None] = Field(
-        description="Feature view -> event time of the values used. It is null if none was found or if the request contains all of them.",
+        description=(
+            "Feature view -> event time of the values used. It is null if none was found or if the request contains all"
+            " of them."
+        ),
         examples=[{"origin_weather": "2013-06-01T10:00:00Z", "plane": None}],
     )
     missing: list[str] = Field(description="Inputs without a value.", examples=[["plane_year", "plane_seats"]])
@@ -171,8 +187,10 @@ class ModelDocument(BaseModel):
     version: str | None = Field(description="Version that answers.", examples=["3"])
     loaded_at: str | None = Field(examples=["2026-01-01T12:00:00+00:00"])
     state: str = Field(
-        description="loading, ready, refused (the champion did not pass its checks), error (it cannot be fetched) or lost (no version is champion any more, "
-        "and the last one keeps answering).",
+        description=(
+            "loading, ready, refused (the champion did not pass its checks), error (it cannot be fetched) or lost (no"
+            " version is champion any more, and the last one keeps answering)."
+        ),
         examples=["ready"],
     )
     hash_checked: bool = Field(description="True if the loaded files are those that training wrote.", examples=[True])

@@ -87,12 +87,17 @@ class Label(BaseModel):
         Annotated[dict[Text, Text | StrictBool | StrictInt | Number], Field(min_length=1, max_length=MOST_NAMES)] | None
     ) = Field(
         None,
-        description="All join keys, as the prediction was asked for; request features too, where one entity is asked for often.",
+        description=(
+            "All join keys, as the prediction was asked for; request features too, where one entity is asked for often."
+        ),
         examples=[None],
     )
     event_timestamp: Moment | None = Field(
         None,
-        description="When it was asked for: the label is of the entity's prediction nearest to this, within what the project allows (a minute).",
+        description=(
+            "When it was asked for: the label is of the entity's prediction nearest to this, within what the project"
+            " allows (a minute)."
+        ),
         examples=[None],
     )
     label: Annotated[float, Field(strict=True, allow_inf_nan=False)] = Field(examples=[1])
@@ -119,7 +124,10 @@ class Feedback(BaseModel):
     labels: Annotated[list[Label], FailFast(), Field(min_length=1, max_length=MOST)]
     corrects: StrictBool = Field(
         False,
-        description="The labels and their known_at, which each of them needs then, replace those that were sent before. The key must be allowed to correct.",
+        description=(
+            "The labels and their known_at, which each of them needs then, replace those that were sent before. The key"
+            " must be allowed to correct."
+        ),
     )
 
 
@@ -142,7 +150,10 @@ async def take(context: ServingContext, request: ParsedRequest) -> RawResponse:
     given, ids = await context.turns.run(request.caller.name, lambda: _checked(document))
     request.caller.check_model(given.model)
     if given.corrects and not request.caller.corrects:
-        detail = f"key '{request.caller.name}' may not replace labels; `python -m serving.keys create --corrects` makes one that may"
+        detail = (
+            f"key '{request.caller.name}' may not replace labels; `python -m serving.keys create --corrects` makes one"
+            " that may"
+        )
         raise ProblemError(403, "may-not-correct", "The key may not correct labels", detail, field="corrects")
     if given.corrects and any(label.known_at is None for label in given.labels):
         number = next(number for number, label in enumerate(given.labels) if label.known_at is None)
@@ -253,7 +264,7 @@ def _file_name(given: Feedback, ids: list[str], caller: Caller) -> str:
         [label_id, _iso(label.known_at) if label.known_at else None]
         for label_id, label in zip(ids, given.labels, strict=True)
     )
-    return f"feedback-{hashlib.sha256(dumps([caller.name, given.corrects, sorted(caller.labels_of or ()), label_times])).hexdigest()[:32]}.parquet"
+    return f"feedback-{hashlib.sha256(dumps([caller.name, given.corrects, sorted(caller.labels_of or ()), label_times])).hexdigest()[:32]}.parquet"  # noqa: E501
 
 
 def _write(files: Any, given: Feedback, ids: list[str], caller: Caller, name: str) -> bool:

@@ -471,7 +471,8 @@ def gateway_of(application: Any) -> Gateway:
         inner = getattr(inner, "app", None)
         if inner is None:
             raise TypeError(
-                f"serving.http.connection serves the application of serving.app.create_app, not {type(application).__name__}"
+                "serving.http.connection serves the application of serving.app.create_app, not"
+                f" {type(application).__name__}"
             )
     return inner
 

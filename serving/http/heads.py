@@ -18,8 +18,18 @@ from serving.problems import ProblemError
 # Headers that `read_head` evaluates. The connection collects them during parsing, so that the
 # headers of a request are not scanned twice.
 WATCHED = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", b"content-encoding", b"x-request-id", b"traceparent")
-)  # fmt: skip
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"upgrade",
+        b"expect",
+        b"content-encoding",
+        b"x-request-id",
+        b"traceparent",
+    )
+)
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~-]+)(?::[0-9]{1,5})?")
 ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(?:[/?].*)?", re.IGNORECASE)
 WITHOUT_PATH = re.compile(rb"(https?://[^/?#]+)(\?.*)?", re.IGNORECASE)

@@ -29,7 +29,10 @@ class Share:
             )
         mine = self._by_caller.get(caller, 0) + amount
         if mine > self.most_per_caller:
-            detail = f"{mine - amount} {self.what} of '{caller}' are being answered; one caller may have {self.most_per_caller} at once"
+            detail = (
+                f"{mine - amount} {self.what} of '{caller}' are being answered; one caller may have"
+                f" {self.most_per_caller} at once"
+            )
             raise ProblemError(429, "share-used", "Too many requests at once", detail, retry_after=1)
         self._by_caller[caller] = mine
         self.used += amount

@@ -40,9 +40,13 @@ def metadata(context: ServingContext, name: str, version: str | None = None) -> 
     ]
     outputs = [{"name": output, "datatype": datatype, "shape": [-1]} for output, datatype in OUTPUTS.items()]
     return {
-        "name": name, "versions": list(dict.fromkeys(answering)), "platform": "onnx_onnxv1", "inputs": inputs, "outputs": outputs,
+        "name": name,
+        "versions": list(dict.fromkeys(answering)),
+        "platform": "onnx_onnxv1",
+        "inputs": inputs,
+        "outputs": outputs,
         "parameters": context.registry.document(name),
-    }  # fmt: skip
+    }
 
 
 def not_ready(why: str) -> dict[str, Any]:

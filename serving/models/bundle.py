@@ -54,7 +54,8 @@ class Golden(BaseModel):
         for answers in (self.predictions, *([self.baseline] if self.baseline is not None else [])):
             if not self.instances or len(self.instances) != len(answers):
                 raise ValueError(
-                    f"{len(self.instances)} instances with {len(answers)} predictions: there must be one each, and at least one"
+                    f"{len(self.instances)} instances with {len(answers)} predictions: there must be one each, and at"
+                    " least one"
                 )
         return self
 
@@ -102,7 +103,8 @@ class Bundle:
             baseline.check(golden.instances, golden.baseline, golden.tolerance, seconds, scale=golden.scale)
         elif contract.lookup.takes("baseline"):
             raise BundleError(
-                f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it again"
+                f"the project's look-up policy answers by its baseline rule, and the version has no {RULE}: train it"
+                " again"
             )
         return cls(contract, graph, baseline, files.digests)
 

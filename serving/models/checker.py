@@ -61,7 +61,8 @@ class Checker:
                 answer = self._ask(self._started(), request, self.seconds)
         except TimeoutError:
             raise CheckError(
-                f"the test of its golden requests did not end within {self.seconds:g} s (SERVING_CHECK_SECONDS); it was ended"
+                f"the test of its golden requests did not end within {self.seconds:g} s (SERVING_CHECK_SECONDS); it was"
+                " ended"
             ) from None
         except OSError as error:
             raise CheckError(f"the process that tests it ended: {error}") from None
@@ -127,8 +128,14 @@ class Checker:
             "ORT_DISABLE_TELEMETRY": "1",
         }
         process = self._process = subprocess.Popen(
-            command, cwd="/", env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd="/",
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             self._ask(process, b"", START_SECONDS)
         except OSError as error:

@@ -66,7 +66,10 @@ class LookupRefusedError(ProblemError):
             "stale_feature": f"feature view '{gap.view}' has of {entity} only values{at}, older than its TTL",
             "missing_feature": f"feature view '{gap.view}' has no value of {', '.join(gap.features)} for {entity}",
         }[gap.kind]
-        detail = f"{reason}; the model is not asked without (its project's look-up policy). Features that the request gives are not looked up"
+        detail = (
+            f"{reason}; the model is not asked without (its project's look-up policy). Features that the request gives"
+            " are not looked up"
+        )
         named = next(iter(gap.entity)) if gap.kind == "unknown_entity" else gap.features[0]
         super().__init__(
             422,

@@ -159,7 +159,8 @@ class Graph:
             first = int(wrong[0])
             whose = "" if self.name == GRAPH else f"{self.name}: "
             raise BundleError(
-                f"{whose}golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got {answers[first]}"
+                f"{whose}golden request {first} ({wrong.size} of {len(expected)}): expected {expected[first]}, got"
+                f" {answers[first]}"
             )
         self.seconds = slowest
 
@@ -255,7 +256,8 @@ def _session(name: str, content: bytes, contract: Contract, threads: int) -> onn
         if element != ELEMENT[tensor] or len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != columns):
             raise BundleError(
                 printable(
-                    f"{name}: input '{tensor}' is {element} {shape}; the contract needs {ELEMENT[tensor]} [n, {columns}]"
+                    f"{name}: input '{tensor}' is {element} {shape}; the contract needs {ELEMENT[tensor]} [n,"
+                    f" {columns}]"
                 )
             )
     outputs = [entry.name for entry in session.get_outputs()]

@@ -50,7 +50,7 @@ class Loader:
     """
 
     def __init__(
-        self, cache: ModelCache, checkers: Checkers, uri: str, *, threads: int, limits: FileLimits, fetch_seconds: float, poll_seconds: float,
+        self, cache: ModelCache, checkers: Checkers, uri: str, *, threads: int, limits: FileLimits, fetch_seconds: float, poll_seconds: float,  # noqa: E501
         cancelled: threading.Event,
     ) -> None:  # fmt: skip
         self.cache, self.checkers, self.uri, self.threads, self.limits = cache, checkers, uri, threads, limits

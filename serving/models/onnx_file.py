@@ -19,10 +19,28 @@ READ_FILES = frozenset(("EPContext",))  # Operators of ``com.microsoft`` that re
 UNBOUNDED = frozenset(("Loop", "Scan", "SequenceMap", "BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
 # Operators whose output size is the value of some of their inputs, with the places of these inputs.
 SIZED_BY: dict[str, tuple[int, ...]] = {
-    "ConstantOfShape": (0,), "Range": (0, 1, 2), "Reshape": (1,), "Expand": (1,), "Tile": (1, 2), "Pad": (1, 3), "Resize": (1, 2, 3), "Upsample": (1,),
-    "OneHot": (1,), "TopK": (1,), "CenterCropPad": (1,), "MaxUnpool": (2,), "Col2Im": (1, 2), "AffineGrid": (1,), "DFT": (1,), "STFT": (1, 3),
-    "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,), "MelWeightMatrix": (0, 1, 2, 3, 4), "CropAndResize": (3,),
-}  # fmt: skip
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Tile": (1, 2),
+    "Pad": (1, 3),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "OneHot": (1,),
+    "TopK": (1,),
+    "CenterCropPad": (1,),
+    "MaxUnpool": (2,),
+    "Col2Im": (1, 2),
+    "AffineGrid": (1,),
+    "DFT": (1,),
+    "STFT": (1, 3),
+    "HannWindow": (0,),
+    "HammingWindow": (0,),
+    "BlackmanWindow": (0,),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "CropAndResize": (3,),
+}
 # Operators whose output depends on the shape of their input only.
 SIZES = frozenset(("Shape", "Size"))
 EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
@@ -32,27 +50,48 @@ ORT_FORMAT = b"ORTM"
 # Message -> field -> (number, type or message, repeated).
 MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "Model": {
-        "opset_import": (8, "Opset", True), "graph": (7, "Graph", False), "training_info": (20, "Training", True), "functions": (25, "Function", True),
+        "opset_import": (8, "Opset", True),
+        "graph": (7, "Graph", False),
+        "training_info": (20, "Training", True),
+        "functions": (25, "Function", True),
     },
     "Opset": {"domain": (1, "string", False)},
     "Training": {"initialization": (1, "Graph", False), "algorithm": (2, "Graph", False)},
-    "Function": {"node": (7, "Node", True), "attribute_proto": (11, "Attribute", True), "domain": (10, "string", False)},
+    "Function": {
+        "node": (7, "Node", True),
+        "attribute_proto": (11, "Attribute", True),
+        "domain": (10, "string", False),
+    },
     "Graph": {
-        "node": (1, "Node", True), "initializer": (5, "Tensor", True), "sparse_initializer": (15, "Sparse", True), "input": (11, "Value", True),
+        "node": (1, "Node", True),
+        "initializer": (5, "Tensor", True),
+        "sparse_initializer": (15, "Sparse", True),
+        "input": (11, "Value", True),
     },
     "Value": {"name": (1, "string", False)},
     "Node": {
-        "input": (1, "string", True), "output": (2, "string", True), "op_type": (4, "string", False), "domain": (7, "string", False),
+        "input": (1, "string", True),
+        "output": (2, "string", True),
+        "op_type": (4, "string", False),
+        "domain": (7, "string", False),
         "attribute": (5, "Attribute", True),
     },
     "Attribute": {
-        "t": (5, "Tensor", False), "g": (6, "Graph", False), "tensors": (10, "Tensor", True), "graphs": (11, "Graph", True),
-        "sparse_tensor": (22, "Sparse", False), "sparse_tensors": (23, "Sparse", True),
+        "t": (5, "Tensor", False),
+        "g": (6, "Graph", False),
+        "tensors": (10, "Tensor", True),
+        "graphs": (11, "Graph", True),
+        "sparse_tensor": (22, "Sparse", False),
+        "sparse_tensors": (23, "Sparse", True),
     },
     "Sparse": {"values": (1, "Tensor", False), "indices": (2, "Tensor", False)},
-    "Tensor": {"name": (8, "string", False), "external_data": (13, "Entry", True), "data_location": (14, "int32", False)},
+    "Tensor": {
+        "name": (8, "string", False),
+        "external_data": (13, "Entry", True),
+        "data_location": (14, "int32", False),
+    },
     "Entry": {},
-}  # fmt: skip
+}
 
 
 class OnnxFileError(ValueError):

@@ -59,8 +59,8 @@ class ModelRegistry(ModelCatalog):
     """
 
     def __init__(
-        self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None,
-        limits: FileLimits = FileLimits(), fetch_seconds: float = 120, check_seconds: float = 30, check_bytes: int = 4 * 2**30,
+        self, uri: str, cache: Path, *, names: tuple[str, ...] = (), poll_seconds: float = 1, threads: int = 1, client: Callable[[str], Any] | None = None,  # noqa: E501
+        limits: FileLimits = FileLimits(), fetch_seconds: float = 120, check_seconds: float = 30, check_bytes: int = 4 * 2**30,  # noqa: E501
         stale_seconds: float | None = None, patience: float = 10,
     ) -> None:  # fmt: skip
         super().__init__(names, stale_seconds or max(30.0, 10 * poll_seconds))
@@ -110,9 +110,13 @@ class ModelRegistry(ModelCatalog):
     def status(self) -> dict[str, Any]:
         polled = self.polled_at.isoformat() if self.polled_at else None
         return {
-            "uri": self.uri, "polled_at": polled, "age_seconds": round(self.age, 1), "stale": self.stale, "error": self.error,
+            "uri": self.uri,
+            "polled_at": polled,
+            "age_seconds": round(self.age, 1),
+            "stale": self.stale,
+            "error": self.error,
             "unreadable": self.unreadable,
-        }  # fmt: skip
+        }
 
     def waiting(self) -> list[str]:
         """Return the reasons of the models why the service is not ready yet.
@@ -233,9 +237,12 @@ class ModelRegistry(ModelCatalog):
         """Return the updated state of a model, and True if a job is needed to follow it."""
         if version is None:
             if model.served is None:
-                return replace(
-                    model, state="loading", wanted=None, trying=None, error=f"no version has the alias '{CHAMPION}'"
-                ), False
+                return (
+                    replace(
+                        model, state="loading", wanted=None, trying=None, error=f"no version has the alias '{CHAMPION}'"
+                    ),
+                    False,
+                )
             # The version or its alias was deleted. The last champion keeps answering.
             state: State = "ready" if withdrawn(self._entry_document(model.name)) else "lost"
             error = f"no version has the alias '{CHAMPION}' any more; the last champion keeps answering"

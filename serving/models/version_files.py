@@ -66,7 +66,8 @@ class FileLimits:
                 )
         if sum(sizes.values()) > self.total_bytes:
             raise BundleError(
-                f"the version has {sum(sizes.values())} bytes; at most {self.total_bytes} are loaded (SERVING_MAX_MODEL_BYTES)"
+                f"the version has {sum(sizes.values())} bytes; at most {self.total_bytes} are loaded"
+                " (SERVING_MAX_MODEL_BYTES)"
             )
 
     def limit_for(self, name: str) -> int:
@@ -103,7 +104,8 @@ def hashes_of(tag: str) -> dict[str, str]:
     for name, value in hashes.items():
         if not NAME.fullmatch(name) or not isinstance(value, str) or not SHA256.fullmatch(value):
             raise BundleError(
-                f"the version's tag bundle_sha256: '{printable(name, 100)}' is not a file name with the hex of its SHA-256"
+                f"the version's tag bundle_sha256: '{printable(name, 100)}' is not a file name with the hex of its"
+                " SHA-256"
             )
     return hashes
 

@@ -35,16 +35,28 @@ class ServingContext:
     def from_settings(cls, settings: Settings) -> "ServingContext":
         def log(folder: str) -> PredictionLog:
             return PredictionLog(
-                settings.log_root, folder=folder, flush_seconds=settings.log_flush_seconds, capacity=settings.log_capacity,
-                capacity_bytes=settings.log_bytes, endpoint=settings.s3_endpoint, region=settings.s3_region,
-            )  # fmt: skip
+                settings.log_root,
+                folder=folder,
+                flush_seconds=settings.log_flush_seconds,
+                capacity=settings.log_capacity,
+                capacity_bytes=settings.log_bytes,
+                endpoint=settings.s3_endpoint,
+                region=settings.s3_region,
+            )
 
         registry = ModelRegistry(
-            settings.mlflow_uri, settings.cache, names=settings.model_names, poll_seconds=settings.poll_seconds, threads=settings.threads,
-            limits=FileLimits(settings.max_model_files, settings.max_model_bytes, settings.max_model_bytes), fetch_seconds=settings.fetch_seconds,
-            check_seconds=settings.check_seconds, check_bytes=settings.check_bytes, stale_seconds=settings.registry_stale_seconds or None,
+            settings.mlflow_uri,
+            settings.cache,
+            names=settings.model_names,
+            poll_seconds=settings.poll_seconds,
+            threads=settings.threads,
+            limits=FileLimits(settings.max_model_files, settings.max_model_bytes, settings.max_model_bytes),
+            fetch_seconds=settings.fetch_seconds,
+            check_seconds=settings.check_seconds,
+            check_bytes=settings.check_bytes,
+            stale_seconds=settings.registry_stale_seconds or None,
             patience=POLL_PATIENCE,
-        )  # fmt: skip
+        )
         lookup = FeatureLookup(settings.feature_repo, refresh_seconds=settings.feature_registry_seconds)
         return cls(settings, registry, lookup, log("prediction_log"), log("shadow_log"), CallerTurns())
 

@@ -53,12 +53,30 @@ WHO = {
 # Clients and servers. Any two services that share a network are listed here, or are clients of one
 # server on it.
 SERVERS = {
-    "edge": "proxy", "proxy-airflow": "api-server", "proxy-mlflow": "mlflow", "proxy-serving": "serving", "proxy-grafana": "grafana", "proxy-metrics": "proxy",
-    "airflow": "api-server", "airflow-postgres": "postgres", "airflow-redis": "redis", "airflow-s3": "s3", "airflow-mlflow": "mlflow",
-    "airflow-serving": "serving", "airflow-metrics": "statsd-exporter", "celery": "broker", "mlflow-postgres": "postgres", "mlflow-s3": "s3",
-    "serving-postgres": "postgres", "serving-redis": "redis", "serving-mlflow": "mlflow", "serving-s3": "s3", "serving-metrics": "serving",
-    "statsd-metrics": "statsd-exporter", "grafana-prometheus": "prometheus",
-}  # fmt: skip
+    "edge": "proxy",
+    "proxy-airflow": "api-server",
+    "proxy-mlflow": "mlflow",
+    "proxy-serving": "serving",
+    "proxy-grafana": "grafana",
+    "proxy-metrics": "proxy",
+    "airflow": "api-server",
+    "airflow-postgres": "postgres",
+    "airflow-redis": "redis",
+    "airflow-s3": "s3",
+    "airflow-mlflow": "mlflow",
+    "airflow-serving": "serving",
+    "airflow-metrics": "statsd-exporter",
+    "celery": "broker",
+    "mlflow-postgres": "postgres",
+    "mlflow-s3": "s3",
+    "serving-postgres": "postgres",
+    "serving-redis": "redis",
+    "serving-mlflow": "mlflow",
+    "serving-s3": "s3",
+    "serving-metrics": "serving",
+    "statsd-metrics": "statsd-exporter",
+    "grafana-prometheus": "prometheus",
+}
 # A network's clients are of one kind. Each kind has its own network to a server.
 KINDS = {**dict.fromkeys(AIRFLOW | {"buckets", "databases"}, "airflow")}
 
@@ -232,18 +250,56 @@ def test_the_stack_s_parts_are_those_of_the_issue(compose):
         ("serving", "mem_limit", None, "serving has no limit of memory"),
         ("api-server", "cap_drop", [], "api-server may write its root, or has more rights than it needs"),
         ("grafana", "image", "grafana/grafana:latest", "grafana's image grafana/grafana:latest is not pinned"),
-        ("redis", "image", "${X:-docker.io/library/redis:7.4.9}", "redis's image ${X:-docker.io/library/redis:7.4.9} is not pinned"),
-        ("worker", "environment", {"X": "${AIRLOOP_AIRFLOW_FERNET_KEY:?run make secrets}"},
-         "worker has AIRLOOP_AIRFLOW_FERNET_KEY, which is for airloop, api-server, dag-processor, migrate, operations, scheduler, triggerer"),
-        ("scheduler", "environment", {"X": "${AIRLOOP_AIRFLOW_ADMIN_PASSWORD:?run make secrets}"},
-         "scheduler has AIRLOOP_AIRFLOW_ADMIN_PASSWORD, which is for airloop, migrate, operations"),
+        (
+            "redis",
+            "image",
+            "${X:-docker.io/library/redis:7.4.9}",
+            "redis's image ${X:-docker.io/library/redis:7.4.9} is not pinned",
+        ),
+        (
+            "worker",
+            "environment",
+            {"X": "${AIRLOOP_AIRFLOW_FERNET_KEY:?run make secrets}"},
+            (
+                "worker has AIRLOOP_AIRFLOW_FERNET_KEY, which is for airloop, api-server, dag-processor, migrate,"
+                " operations, scheduler, triggerer"
+            ),
+        ),
+        (
+            "scheduler",
+            "environment",
+            {"X": "${AIRLOOP_AIRFLOW_ADMIN_PASSWORD:?run make secrets}"},
+            "scheduler has AIRLOOP_AIRFLOW_ADMIN_PASSWORD, which is for airloop, migrate, operations",
+        ),
         ("s3", "volumes", ["./data:/data"], "s3's volume ./data:/data has no name, or lets it write to the host"),
-        ("proxy", "networks", ["edge", "mlflow-postgres", "proxy-airflow", "proxy-mlflow", "proxy-serving", "proxy-grafana", "proxy-metrics"],
-         "network mlflow-postgres joins strangers: ['mlflow', 'proxy']"),
-        ("serving", "environment", {"X": "${S3_ROOT_SECRET:?run make secrets}"}, "serving has S3_ROOT_SECRET, which is for buckets, operations, s3"),
-        ("postgres", "environment", {"POSTGRES_PASSWORD": "${POSTGRES_PASSWORD:-postgres}"}, "POSTGRES_PASSWORD has a default"),
+        (
+            "proxy",
+            "networks",
+            [
+                "edge",
+                "mlflow-postgres",
+                "proxy-airflow",
+                "proxy-mlflow",
+                "proxy-serving",
+                "proxy-grafana",
+                "proxy-metrics",
+            ],
+            "network mlflow-postgres joins strangers: ['mlflow', 'proxy']",
+        ),
+        (
+            "serving",
+            "environment",
+            {"X": "${S3_ROOT_SECRET:?run make secrets}"},
+            "serving has S3_ROOT_SECRET, which is for buckets, operations, s3",
+        ),
+        (
+            "postgres",
+            "environment",
+            {"POSTGRES_PASSWORD": "${POSTGRES_PASSWORD:-postgres}"},
+            "POSTGRES_PASSWORD has a default",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_fault_is_seen(service, key, value, fault, compose):
     if value is None:
         del compose["services"][service][key]

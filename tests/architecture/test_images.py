@@ -70,7 +70,7 @@ for package in (feature_repo, include):
 print(lacking)
 wrong = [one for one in lacking if not one[0].startswith("include.training.") or one[1] not in ("torch", "onnx", "skl2onnx")]
 raise SystemExit(str(wrong) if wrong else 0)
-"""
+"""  # noqa: E501
 UNKNOWN = """
 import sys
 class Unknown:
@@ -347,8 +347,13 @@ def test_nothing_but_training_steps_needs_their_libraries(tmp_path):
     imported without it.
     """
     done = subprocess.run(
-        [sys.executable, "-c", UNKNOWN % (STEPS_ONLY,) + IMPORTS], env={**os.environ, "AIRLOOP_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", UNKNOWN % (STEPS_ONLY,) + IMPORTS],
+        env={**os.environ, "AIRLOOP_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "include.training.onnx" in done.stdout, "nothing was missed: they were there"

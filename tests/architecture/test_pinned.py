@@ -24,7 +24,7 @@ from tests.unit.helm.test_secrets import settings
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PINNED = "registry.example.org/airloop-training@sha256:" + "a" * 64
 # An image with a registry prefix counts as a reference in every file.
-REFERENCE = r"\b(?:docker\.io|quay\.io|ghcr\.io|gcr\.io|registry\.k8s\.io|public\.ecr\.aws|mcr\.microsoft\.com)/[a-z0-9][a-z0-9._/-]*[a-z0-9](?:[:@][\w.@:-]+)?"
+REFERENCE = r"\b(?:docker\.io|quay\.io|ghcr\.io|gcr\.io|registry\.k8s\.io|public\.ecr\.aws|mcr\.microsoft\.com)/[a-z0-9][a-z0-9._/-]*[a-z0-9](?:[:@][\w.@:-]+)?"  # noqa: E501
 BUILT_HERE = r"airloop-(airflow|mlflow|serving|training):\$\{IMAGE_TAG:-compose\}"
 
 

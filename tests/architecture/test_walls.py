@@ -196,7 +196,8 @@ def test_a_fault_in_a_dag_file_is_seen(source, fault):
     assert dag_file_faults(source) == [fault]
     assert (
         dag_file_faults(
-            "import json\nfrom airflow.sdk import dag\nfrom include.dag_kit.defaults import tags\ndef task():\n    import pandas"
+            "import json\nfrom airflow.sdk import dag\nfrom include.dag_kit.defaults import tags\ndef task():\n   "
+            " import pandas"
         )
         == []
     )

@@ -37,9 +37,12 @@ def _claim(api: Any, namespace: str, path: str) -> dict[str, Any]:
     volume = f"{namespace}-{name}"
     shared = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     spec = {
-        **shared, "capacity": {"storage": "1Gi"}, "hostPath": {"path": path, "type": "Directory"}, "persistentVolumeReclaimPolicy": "Retain",
+        **shared,
+        "capacity": {"storage": "1Gi"},
+        "hostPath": {"path": path, "type": "Directory"},
+        "persistentVolumeReclaimPolicy": "Retain",
         "claimRef": {"name": name, "namespace": namespace},
-    }  # fmt: skip
+    }
     claim = {
         "metadata": {"name": name},
         "spec": {**shared, "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}},

@@ -34,9 +34,12 @@ def pod_template(cluster: Cluster, shared: Path | None = None, code: Path = REPO
         mounts.append({"name": "shared", "mountPath": str(shared)})
         volumes.append({"name": "shared", "hostPath": {"path": str(shared), "type": "Directory"}})
     container = {
-        "name": "base", "image": "replaced", "workingDir": str(code), "env": [{"name": k, "value": v} for k, v in environment.items()],
+        "name": "base",
+        "image": "replaced",
+        "workingDir": str(code),
+        "env": [{"name": k, "value": v} for k, v in environment.items()],
         "volumeMounts": mounts,
-    }  # fmt: skip
+    }
     spec = {"containers": [container], "volumes": on_claims(cluster.api, cluster.namespace, volumes)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "template"}, "spec": spec}
 

@@ -146,11 +146,17 @@ def an_account(namespace: str) -> Iterator[Path]:
             file.touch(mode=0o600)
             authority = base64.b64encode(Path(server.ssl_ca_cert).read_bytes()).decode()
             content = {
-                "apiVersion": "v1", "kind": "Config", "current-context": "test",
-                "clusters": [{"name": "test", "cluster": {"server": server.host, "certificate-authority-data": authority}}],
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [
+                    {"name": "test", "cluster": {"server": server.host, "certificate-authority-data": authority}}
+                ],
                 "users": [{"name": "airflow", "user": {"token": token}}],
-                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "airflow", "namespace": namespace}}],
-            }  # fmt: skip
+                "contexts": [
+                    {"name": "test", "context": {"cluster": "test", "user": "airflow", "namespace": namespace}}
+                ],
+            }
             file.write_text(json.dumps(content))
             yield file
     finally:
@@ -165,7 +171,13 @@ def rules_of_runbook() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
     text = (REPOSITORY / "docs" / "runbooks" / "train.md").read_text()
     rows = re.findall(r"^\| `([a-z/]+)`(?: \(`?([a-z]+)`?\))? \| ([a-z, ]+) \|$", text, re.MULTILINE)
-    of = {where: [{"apiGroups": ["batch" if resource == "jobs" else ""], "resources": [resource], "verbs": verbs.split(", ")}
-                  for resource, scope, verbs in rows if (scope == "cluster") is (where == "cluster")] for where in ("namespace", "cluster")}  # fmt: skip
+    of = {
+        where: [
+            {"apiGroups": ["batch" if resource == "jobs" else ""], "resources": [resource], "verbs": verbs.split(", ")}
+            for resource, scope, verbs in rows
+            if (scope == "cluster") is (where == "cluster")
+        ]
+        for where in ("namespace", "cluster")
+    }
     assert len(of["namespace"]) == 4 and len(of["cluster"]) == 1, rows
     return of["namespace"], of["cluster"]

@@ -276,15 +276,21 @@ def test_values(cluster: Cluster, data_root: str, s3: S3) -> dict[str, Any]:
     values_: dict[str, Any] = {}
     parts = {
         "mlflow": {
-            "command": ["python", "-m", "include.stack.component"], "args": ["mlflow"], "artifacts": data_root, "allowedHosts": ["10.*"],
+            "command": ["python", "-m", "include.stack.component"],
+            "args": ["mlflow"],
+            "artifacts": data_root,
+            "allowedHosts": ["10.*"],
             "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}},
         },
         "serving": {
-            "command": ["python", "-m", "serving"], "args": ["--host", "0.0.0.0", "--port", "8000"],
+            "command": ["python", "-m", "serving"],
+            "args": ["--host", "0.0.0.0", "--port", "8000"],
             "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-            "autoscaling.minReplicas": 2, "autoscaling.maxReplicas": 2, "startupSeconds": 600,
+            "autoscaling.minReplicas": 2,
+            "autoscaling.maxReplicas": 2,
+            "startupSeconds": 600,
         },
-    }  # fmt: skip
+    }
     for name, special in parts.items():
         values_ |= {f"{name}.{key}": value for key, value in {**part, **special}.items()}
     return values_ | {"storage.dataRoot": data_root, "storage.endpoint": s3.endpoint, **training_values(cluster)}

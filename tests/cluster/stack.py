@@ -29,9 +29,25 @@ HERE = Path(__file__).parent
 CODE = ("config", "feature_repo", "include", "plugins", "serving", "tests")
 # Pools of all compute classes of the tests: enough for the soak test's ten concurrent steps.
 POOLS = {
-    "cpu": 2, "gpu_test": 2, "gpu_many": 48,
-    **dict.fromkeys(("small", "patient", "impatient", "anywhere", "badly_named", "unknown_image", "gpu_nowhere", "tight", "hasty", "shaky"), 16),
-}  # fmt: skip
+    "cpu": 2,
+    "gpu_test": 2,
+    "gpu_many": 48,
+    **dict.fromkeys(
+        (
+            "small",
+            "patient",
+            "impatient",
+            "anywhere",
+            "badly_named",
+            "unknown_image",
+            "gpu_nowhere",
+            "tight",
+            "hasty",
+            "shaky",
+        ),
+        16,
+    ),
+}
 
 
 def new_request() -> str:
@@ -186,10 +202,19 @@ def settings_of(cluster: Cluster, root: Path) -> Settings:
     return Settings(
         # The tests kill and start processes themselves.
         restart=False,
-        home=root / "home", dags_folder=dags, parallelism=4, projects="flights,tiny", compute="kubernetes", kubernetes_namespace=cluster.namespace,
-        training_image=cluster.image, pod_template=template, host=address_for_pods(cluster), **mlflow_accounts(cluster),
-        pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()), **ports,
-    )  # fmt: skip
+        home=root / "home",
+        dags_folder=dags,
+        parallelism=4,
+        projects="flights,tiny",
+        compute="kubernetes",
+        kubernetes_namespace=cluster.namespace,
+        training_image=cluster.image,
+        pod_template=template,
+        host=address_for_pods(cluster),
+        **mlflow_accounts(cluster),
+        pools=",".join(f"{name}={slots}" for name, slots in POOLS.items()),
+        **ports,
+    )
 
 
 def mlflow_accounts(cluster: Cluster) -> dict[str, Any]:
@@ -216,9 +241,15 @@ def airloop_command(cluster: Cluster, settings: Settings, *arguments: str) -> su
     # Pods run as user nobody and must be able to write to the files of this Airflow, so the umask
     # is 0.
     return subprocess.run(
-        [sys.executable, "-m", "include.cli", *arguments], cwd=code, env=kept | settings.environment(), capture_output=True, text=True, timeout=1000,
-        check=False, umask=0,
-    )  # fmt: skip
+        [sys.executable, "-m", "include.cli", *arguments],
+        cwd=code,
+        env=kept | settings.environment(),
+        capture_output=True,
+        text=True,
+        timeout=1000,
+        check=False,
+        umask=0,
+    )
 
 
 @contextmanager

@@ -176,9 +176,13 @@ def made(release, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
     step = PodStep("flights", "r1", "fit-mlp", "s3://bucket/fit-mlp.json", "cpu", "0123abc", None)
     settings = Settings(
-        compute="kubernetes", kubernetes_namespace=release.training, data_root="s3://bucket/prefix", training_image=release.cluster.image,
-        storage_service_account="airloop-training", storage_role="arn:aws:iam::000000000000:role/x",
-    )  # fmt: skip
+        compute="kubernetes",
+        kubernetes_namespace=release.training,
+        data_root="s3://bucket/prefix",
+        training_image=release.cluster.image,
+        storage_service_account="airloop-training",
+        storage_role="arn:aws:iam::000000000000:role/x",
+    )
     resources = ComputeClass(cpu=0.05, memory="64Mi", memory_max="64Mi", ephemeral_storage="64Mi")
     given: dict[str, Any] = {
         "task_id": "fit",

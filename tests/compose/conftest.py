@@ -25,14 +25,19 @@ PROJECT = "airloop-test"
 STANDINS = Path(__file__).parent / "standins"
 # Variable of docker-compose.yaml -> stage of the stand-ins' Dockerfile.
 OTHERS = {
-    "POSTGRES_IMAGE": "postgres", "REDIS_IMAGE": "redis", "VERSITYGW_IMAGE": "versitygw", "CADDY_IMAGE": "caddy", "PROMETHEUS_IMAGE": "prometheus",
-    "STATSD_EXPORTER_IMAGE": "statsd-exporter", "GRAFANA_IMAGE": "grafana",
-}  # fmt: skip
+    "POSTGRES_IMAGE": "postgres",
+    "REDIS_IMAGE": "redis",
+    "VERSITYGW_IMAGE": "versitygw",
+    "CADDY_IMAGE": "caddy",
+    "PROMETHEUS_IMAGE": "prometheus",
+    "STATSD_EXPORTER_IMAGE": "statsd-exporter",
+    "GRAFANA_IMAGE": "grafana",
+}
 NOT_SHOWN = """not shown here:
   Grafana and the statsd exporter, which are in no package (stand-ins: one reads the provisioning, one counts by the mapping)
   the official images' own entrypoints, versions and digests (Debian's packages stand in)
   health checks by the engine's own timer, and starts that wait for them (Podman 4.3, no systemd: deploy/compose/wait.py runs the checks)
-  Let's Encrypt (the proxy's own certificate authority is used)"""
+  Let's Encrypt (the proxy's own certificate authority is used)"""  # noqa: E501
 
 
 @dataclass
@@ -89,8 +94,15 @@ class Stack:
         )
 
     def container(self, service: str) -> str:
-        named = self.engine("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}", "--filter",
-                            f"label=com.docker.compose.service={service}").stdout.split()  # fmt: skip
+        named = self.engine(
+            "ps",
+            "--all",
+            "--quiet",
+            "--filter",
+            f"label=com.docker.compose.project={PROJECT}",
+            "--filter",
+            f"label=com.docker.compose.service={service}",
+        ).stdout.split()
         assert len(named) == 1, (service, named)
         return named[0]
 

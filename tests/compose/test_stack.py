@@ -45,7 +45,7 @@ records = Replay(flights, api, Silent()).run(steps)
 result = {"trained": [t["state"] for t in records[0].trainings], "asked": records[0].serving_asked, "agreed": records[0].serving_agreed,
          "labels": records[1].monitor["labels"], "gate": [d["verdict"] for d in ledger.decisions("flights", "gate")]}
 print("FOUND " + json.dumps(result))
-"""
+"""  # noqa: E501
 CONNECT = """
 import socket, sys
 for address in sys.argv[1:]:

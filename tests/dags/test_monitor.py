@@ -30,5 +30,7 @@ def test_lost_events_are_sent_again_also_when_a_report_fails():
         for name in ("wake_train", "wake_deploy", "request_retraining")
     }
     assert wakes == {
-        "wake_train": ["flights.retrain_request"], "wake_deploy": ["flights.challenger_model"], "request_retraining": ["flights.retrain_request"],
-    }  # fmt: skip
+        "wake_train": ["flights.retrain_request"],
+        "wake_deploy": ["flights.challenger_model"],
+        "request_retraining": ["flights.retrain_request"],
+    }

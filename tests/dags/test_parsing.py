@@ -26,10 +26,37 @@ pytestmark = pytest.mark.slow
 DAG_FILES = [REPOSITORY / "dags" / f"{name}.py" for name in (*STAGES, "broken_projects", "sweep_pods")]
 BULLETS = ("Starts", "Updates", "Safe to rerun", "On failure")
 FORBIDDEN = (
-    "boto3", "catboost", "dask", "deltalake", "duckdb", "evidently", "feast", "great_expectations", "ibis", "kubernetes", "kubernetes_asyncio", "lightgbm",
-    "matplotlib", "mlflow", "nannyml", "numpy", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "polars", "pyarrow", "scipy", "shap", "skl2onnx",
-    "sklearn", "statsmodels", "torch", "xgboost",
-)  # fmt: skip
+    "boto3",
+    "catboost",
+    "dask",
+    "deltalake",
+    "duckdb",
+    "evidently",
+    "feast",
+    "great_expectations",
+    "ibis",
+    "kubernetes",
+    "kubernetes_asyncio",
+    "lightgbm",
+    "matplotlib",
+    "mlflow",
+    "nannyml",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "pandas",
+    "plotly",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "shap",
+    "skl2onnx",
+    "sklearn",
+    "statsmodels",
+    "torch",
+    "xgboost",
+)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +130,8 @@ def test_an_order_that_depends_on_the_hash_seed_is_seen(home, tmp_path):
     """The previous check detects a DAG that depends on the hash seed."""
     file = tmp_path / "unstable.py"
     file.write_text(
-        "from airflow.sdk import DAG\nwith DAG('unstable', schedule=None, doc_md=str({'a', 'b', 'c', 'd', 'e', 'f', 'g'})):\n    pass\n"
+        "from airflow.sdk import DAG\nwith DAG('unstable', schedule=None, doc_md=str({'a', 'b', 'c', 'd', 'e', 'f',"
+        " 'g'})):\n    pass\n"
     )
     first, second = (parsed(file, home, seed)["versions"] for seed in (1, 2))
     assert first.keys() == second.keys() == {"unstable"}
@@ -215,7 +243,10 @@ def test_unpausing_a_dag_starts_nothing(home):
 
 
 def test_airflow_itself_imports_none_of_them():
-    code = f"import airflow.sdk, sys; print(sorted(set({FORBIDDEN!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
+    code = (
+        f"import airflow.sdk, sys; print(sorted(set({FORBIDDEN!r}) & {{name.partition('.')[0] for name in"
+        " sys.modules}))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True, timeout=120, check=True
     )

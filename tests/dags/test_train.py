@@ -43,9 +43,17 @@ def test_a_project_of_one_class_has_each_step_once():
 def test_a_project_of_two_classes_fits_and_refits_in_both():
     steps = steps_of(project_with(trees(search=SEARCH), network(), gpu_small=ComputeClass(gpus=2)))
     assert set(steps) == {
-        "plan_trials", "trial", "choose_candidates", "fit", "choose_candidates_gpu_small", "fit_gpu_small", "evaluate", "choose_refit", "refit",
+        "plan_trials",
+        "trial",
+        "choose_candidates",
+        "fit",
+        "choose_candidates_gpu_small",
+        "fit_gpu_small",
+        "evaluate",
+        "choose_refit",
+        "refit",
         "refit_gpu_small",
-    }  # fmt: skip
+    }
     assert {(steps[task].pool, steps[task].pool_slots) for task in ("trial", "fit", "refit", "evaluate")} == {
         ("cpu", 1)
     }

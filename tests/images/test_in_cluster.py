@@ -74,9 +74,17 @@ def run_pod(
         "securityContext": hardened,
     }
     spec = {
-        "restartPolicy": "Never", "automountServiceAccountToken": False, "volumes": on_claims(api, namespace, volumes), "containers": [container],
-        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
-    }  # fmt: skip
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "volumes": on_claims(api, namespace, volumes),
+        "containers": [container],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
     api.create_namespaced_pod(namespace, {"metadata": {"name": name}, "spec": spec})
 
     def ended():

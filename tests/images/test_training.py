@@ -28,7 +28,7 @@ names = [found.name for found in pkgutil.walk_packages(include.training.__path__
 for name in names:
     importlib.import_module(name)
 print(len(names), "modules, projects", [project.name for project in all_projects()])
-"""
+"""  # noqa: E501
 # Proposes trials with Optuna, which only Airflow's tasks do.
 ELSEWHERE = ["include.training.search"]
 ABSENT = """

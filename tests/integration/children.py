@@ -14,11 +14,24 @@ from typing import IO
 # One server per pytest process, shared by all test files. It therefore preloads the modules that
 # any of them needs. Its own environment, which may hold settings of another test, is not used.
 _SERVED = multiprocessing.get_context("forkserver")
-_SERVED.set_forkserver_preload([
-    "great_expectations.expectations", "include.data.ingest", "include.data.feed", "include.projects.flights.feed",
-    # For training steps:
-    "mlflow", "torch", "onnx", "onnxruntime", "skl2onnx", "sklearn.pipeline", "sklearn.ensemble", "sklearn.linear_model", "matplotlib.figure",
-])  # fmt: skip
+_SERVED.set_forkserver_preload(
+    [
+        "great_expectations.expectations",
+        "include.data.ingest",
+        "include.data.feed",
+        "include.projects.flights.feed",
+        # For training steps:
+        "mlflow",
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "skl2onnx",
+        "sklearn.pipeline",
+        "sklearn.ensemble",
+        "sklearn.linear_model",
+        "matplotlib.figure",
+    ]
+)
 
 
 def child(work: Callable[..., None], *arguments, **variables: str) -> multiprocessing.Process:

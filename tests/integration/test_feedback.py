@@ -235,7 +235,15 @@ def test_a_project_to_which_nobody_sends_anything_is_none_the_worse(parcels, run
     run = run_dag(f"{NAME}__ingest", {"cutoff": iso(until)})
     assert run.state == "success" and set(run.tasks.values()) == {"success"}
     assert run.results["ingest_feedback"] | {"report": None} == {
-        "source": "feedback", "files": 0, "rows": 0, "table": 0, "quarantine": 0, "refused": 0, "refused_files": [], "version": None, "report": None,
-    }  # fmt: skip
+        "source": "feedback",
+        "files": 0,
+        "rows": 0,
+        "table": 0,
+        "quarantine": 0,
+        "refused": 0,
+        "refused_files": [],
+        "version": None,
+        "report": None,
+    }
     known = tables.read(parcels, "feedback", known_by=ledger.moment(iso(until)), columns=["prediction_id", "label"])
     assert not len(known) and known["label"].dtype == np.float64

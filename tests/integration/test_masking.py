@@ -12,9 +12,12 @@ from include.settings import REPOSITORY, Settings, get_settings, known_secrets
 from include.stack.environment import airflow_environment
 
 SECRETS = {
-    "mlflow_password": "of-mlflow-0815-4711", "serving_api_key": "of-serving-0815-4711", "ledger": "of-the-ledger+0815", "connection": "of-a-connection-0815",
+    "mlflow_password": "of-mlflow-0815-4711",
+    "serving_api_key": "of-serving-0815-4711",
+    "ledger": "of-the-ledger+0815",
+    "connection": "of-a-connection-0815",
     "store": "of-the-store-0815",
-}  # fmt: skip
+}
 OTHERS = (
     "airflow_admin_password",
     "mlflow_admin_password",

@@ -51,7 +51,7 @@ for step in steps:
     runs[step["name"]] = {"run_id": run.run_id, "state": str(run.state), "tasks": {k: v[0] for k, v in tasks.items()}, "events": events,
                           "seconds": {k: v[1] for k, v in tasks.items()}}
 open(result, "w").write(json.dumps(runs))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

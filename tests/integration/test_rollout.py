@@ -187,7 +187,8 @@ def test_a_bad_canary_is_taken_out_and_nobody_notices(how, deployed, run_dag, fr
     bad = [row["predicted_at"] for row in rows if row["failed_arm"]]
     own = [row for row in rows if row["failed_arm"] or row["arm"] == "canary"]
     print(
-        f"{how}: {len(own)} requests of its own, {len(bad)} bad, {(max(bad) - min(bad)).total_seconds():.2f} s from the first bad answer to the last"
+        f"{how}: {len(own)} requests of its own, {len(bad)} bad, {(max(bad) - min(bad)).total_seconds():.2f} s from the"
+        " first bad answer to the last"
     )
     assert bad and sum(min(bad) <= row["predicted_at"] <= max(bad) for row in own) <= 200
     assert {row["model_version"] for row in rows if row["failed_arm"] == "" and row["arm"] == "champion"} == {"1"}

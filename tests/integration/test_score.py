@@ -48,10 +48,15 @@ def dying(*arguments, **named):
 batch.tables.append = dying
 batch.predict_due(PROJECT, CUTOFF)
 """
-PROJECT = flights.model_copy(update={
-    "candidates": (Candidate(name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 20, "max_leaf_nodes": 7}),),
-    "gate": GatePolicy(min_rows=50, holdout=timedelta(days=3)), "lookup": POLICY,
-})  # fmt: skip
+PROJECT = flights.model_copy(
+    update={
+        "candidates": (
+            Candidate(name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 20, "max_leaf_nodes": 7}),
+        ),
+        "gate": GatePolicy(min_rows=50, holdout=timedelta(days=3)),
+        "lookup": POLICY,
+    }
+)
 
 
 def in_small_partitions(module) -> None:
@@ -171,10 +176,16 @@ def test_serving_gives_the_same_predictions_policy_included(ready, another_table
     """
     count = 40
     moments = pd.date_range(CUTOFF, AFTERWARDS, periods=count + 1)[1:].floor("s").astype("datetime64[us, UTC]")
-    later = frames["schedule"].tail(count).assign(
-        flight=range(9000, 9000 + count), scheduled_departure=moments + timedelta(hours=1), scheduled_arrival=moments + timedelta(hours=3),
-        published_at=pd.Timestamp(CUTOFF).as_unit("us") - timedelta(days=1),
-    )  # fmt: skip
+    later = (
+        frames["schedule"]
+        .tail(count)
+        .assign(
+            flight=range(9000, 9000 + count),
+            scheduled_departure=moments + timedelta(hours=1),
+            scheduled_arrival=moments + timedelta(hours=3),
+            published_at=pd.Timestamp(CUTOFF).as_unit("us") - timedelta(days=1),
+        )
+    )
     # No flight ever went to XXX, so the policy refuses its route.
     later["dest"] = ["IAH", "MIA", "XXX", "IAH"] * (count // 4)
     planes = later[["carrier", "flight", "scheduled_departure", "published_at"]].assign(

@@ -237,9 +237,13 @@ def on_pods(cluster: Cluster, credentials: dict[str, str], folder: Path) -> dict
     template = folder / "pod.json"
     template.write_text(json.dumps(pod_template(cluster)))
     return {
-        "compute": "kubernetes", "kubernetes_namespace": cluster.namespace, "training_image": cluster.image, "pod_template": template,
-        "storage_secret": "airloop-storage", "host": address_for_pods(cluster),
-    }  # fmt: skip
+        "compute": "kubernetes",
+        "kubernetes_namespace": cluster.namespace,
+        "training_image": cluster.image,
+        "pod_template": template,
+        "storage_secret": "airloop-storage",
+        "host": address_for_pods(cluster),
+    }
 
 
 def forget_all():

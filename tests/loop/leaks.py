@@ -29,14 +29,22 @@ def accounts() -> dict[str, object]:
     Their values are unique, so any occurrence elsewhere is a leak.
     """
     made = (
-        "airflow_admin_password", "airflow_jwt_secret", "airflow_api_secret_key", "mlflow_password", "mlflow_reader_password", "mlflow_admin_password",
-        "mlflow_flask_secret_key", "serving_api_key",
-    )  # fmt: skip
+        "airflow_admin_password",
+        "airflow_jwt_secret",
+        "airflow_api_secret_key",
+        "mlflow_password",
+        "mlflow_reader_password",
+        "mlflow_admin_password",
+        "mlflow_flask_secret_key",
+        "serving_api_key",
+    )
     fernet = urlsafe_b64encode(token_bytes(32)).decode()
     return {
         **{name: SecretStr(f"{name}-{token_hex(16)}") for name in made},
-        "airflow_fernet_key": SecretStr(fernet), "mlflow_username": "airloop", "auth_manager": "fab",
-    }  # fmt: skip
+        "airflow_fernet_key": SecretStr(fernet),
+        "mlflow_username": "airloop",
+        "auth_manager": "fab",
+    }
 
 
 def secrets_of(settings: Settings, **more: str) -> dict[str, str]:
@@ -101,27 +109,47 @@ def error_answers(settings: Settings, api: AirflowApi, model: str) -> dict[str, 
     house, wrong = {"X-API-Key": key}, {"X-API-Key": "wrong"}
     login = {"Authorization": f"Bearer {api.token}"}
     asked: list[tuple[str, str, dict]] = [
-        *((method, f"{settings.serving_url}{path}", {"headers": headers, "content": body})
-          for headers in ({}, wrong, house)
-          for method, path, body in (
-              ("GET", f"/models/{model}", None), ("GET", "/ready", None), ("GET", "/metrics", None), ("GET", "/nothing", None),
-              ("POST", f"/models/{model}/predict", b"{no json"), ("POST", f"/models/{model}/predict", b'{"instances": [{}]}'),
-              ("POST", "/models/nobody/predict", b'{"instances": []}'), ("POST", f"/v2/models/{model}/infer", b"{}"),
-          )),
-        *((method, f"{settings.mlflow_url}/api/2.0/mlflow/{path}", {"auth": user, "json": body})
-          for user in (None, ("admin", "wrong"), mlflow)
-          for method, path, body in (
-              ("GET", "experiments/get?experiment_id=4711", None), ("GET", "registered-models/get?name=nobody", None), ("POST", "runs/create", {}),
-              ("GET", "users/get?username=airloop", None),
-          )),
-        *(("GET", f"{settings.airflow_url}{path}", {"headers": headers})
-          for headers in ({}, {"Authorization": "Bearer wrong"}, login)
-          for path in (
-              "/api/v2/config", "/api/v2/connections", "/api/v2/variables", "/api/v2/plugins", "/api/v2/providers", "/api/v2/dags/nobody",
-              "/api/v2/eventLogs?limit=1000", "/api/v2/dags/~/dagRuns?limit=1000", "/airloop/report/nobody__train/x/y/",
-          )),
+        *(
+            (method, f"{settings.serving_url}{path}", {"headers": headers, "content": body})
+            for headers in ({}, wrong, house)
+            for method, path, body in (
+                ("GET", f"/models/{model}", None),
+                ("GET", "/ready", None),
+                ("GET", "/metrics", None),
+                ("GET", "/nothing", None),
+                ("POST", f"/models/{model}/predict", b"{no json"),
+                ("POST", f"/models/{model}/predict", b'{"instances": [{}]}'),
+                ("POST", "/models/nobody/predict", b'{"instances": []}'),
+                ("POST", f"/v2/models/{model}/infer", b"{}"),
+            )
+        ),
+        *(
+            (method, f"{settings.mlflow_url}/api/2.0/mlflow/{path}", {"auth": user, "json": body})
+            for user in (None, ("admin", "wrong"), mlflow)
+            for method, path, body in (
+                ("GET", "experiments/get?experiment_id=4711", None),
+                ("GET", "registered-models/get?name=nobody", None),
+                ("POST", "runs/create", {}),
+                ("GET", "users/get?username=airloop", None),
+            )
+        ),
+        *(
+            ("GET", f"{settings.airflow_url}{path}", {"headers": headers})
+            for headers in ({}, {"Authorization": "Bearer wrong"}, login)
+            for path in (
+                "/api/v2/config",
+                "/api/v2/connections",
+                "/api/v2/variables",
+                "/api/v2/plugins",
+                "/api/v2/providers",
+                "/api/v2/dags/nobody",
+                "/api/v2/eventLogs?limit=1000",
+                "/api/v2/dags/~/dagRuns?limit=1000",
+                "/airloop/report/nobody__train/x/y/",
+            )
+        ),
         ("POST", f"{settings.airflow_url}/auth/token", {"json": {"username": "admin", "password": "wrong"}}),
-    ]  # fmt: skip
+    ]
     with httpx.Client(timeout=60, trust_env=False) as client:
         answers = [
             (f"{method} {url} ({number})", client.request(method, url, **given))

@@ -55,7 +55,7 @@ def probe():
 
 
 probe()
-'''
+'''  # noqa: E501
 
 # Password of a connection, as in a user's DAG.
 PROBES = f"of-the-probe-{token_hex(16)}"

@@ -28,10 +28,16 @@ from tests.loop.probe import assert_nothing_leaks
 
 THIRD = SECOND + timedelta(days=10)
 KILLS = (
-    "include.features.training_set:build", "include.registry.requests:apply_gate", "include.registry.versions:register_judged",
-    "include.registry.requests:settle", "include.rollout.promotion:smoke_test", "include.rollout.promotion:promote",
-    "include.rollout.promotion:wait_for_serving", "include.rollout.records:record_end", "include.data.ingest:ingest_source",
-)  # fmt: skip
+    "include.features.training_set:build",
+    "include.registry.requests:apply_gate",
+    "include.registry.versions:register_judged",
+    "include.registry.requests:settle",
+    "include.rollout.promotion:smoke_test",
+    "include.rollout.promotion:promote",
+    "include.rollout.promotion:wait_for_serving",
+    "include.rollout.records:record_end",
+    "include.data.ingest:ingest_source",
+)
 
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(3000)]

@@ -29,9 +29,14 @@ def environment(copy, tmp_path_factory):  # noqa: F811
     """Start a stack with the copy's code for both generated projects. Return its environment."""
     home = tmp_path_factory.mktemp("two") / "home"
     given = {
-        "AIRLOOP_HOME": str(home), "AIRLOOP_PROJECTS": ",".join(KINDS), "AIRLOOP_POOLS": "cpu=1", "AIRLOOP_PARALLELISM": "4", "AIRLOOP_RESTART": "false",
-        **{f"AIRLOOP_{name}_PORT": str(free_port("")) for name in ("AIRFLOW", "MLFLOW", "SERVING")}, **CALM,
-    }  # fmt: skip
+        "AIRLOOP_HOME": str(home),
+        "AIRLOOP_PROJECTS": ",".join(KINDS),
+        "AIRLOOP_POOLS": "cpu=1",
+        "AIRLOOP_PARALLELISM": "4",
+        "AIRLOOP_RESTART": "false",
+        **{f"AIRLOOP_{name}_PORT": str(free_port("")) for name in ("AIRFLOW", "MLFLOW", "SERVING")},
+        **CALM,
+    }
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -169,5 +174,5 @@ def poll(ask: Callable[[], dict], reached: Callable[[dict], bool]) -> dict:
 
 
 def _cutoff(api: AirflowApi, run: dict) -> str:
-    path = f"dags/{run['dag_id']}/dagRuns/{api.quoted(run['dag_run_id'])}/taskInstances/decide_cutoff/xcomEntries/return_value"
+    path = f"dags/{run['dag_id']}/dagRuns/{api.quoted(run['dag_run_id'])}/taskInstances/decide_cutoff/xcomEntries/return_value"  # noqa: E501
     return json.loads(value) if (value := api.call("GET", path)["value"]).startswith('"') else value

@@ -46,8 +46,12 @@ def _throws():
 
 def _nan():
     """Compute 0 / 0 for late hours."""
-    nodes = [helper.make_node("Sub", ["one", "latest"], ["left"]), helper.make_node("Max", ["left", "zero"], ["some"]),
-             helper.make_node("Div", ["some", "some"], ["one_or_nan"]), helper.make_node("Sub", ["one_or_nan", "one"], ["zero_or_worse"])]  # fmt: skip
+    nodes = [
+        helper.make_node("Sub", ["one", "latest"], ["left"]),
+        helper.make_node("Max", ["left", "zero"], ["some"]),
+        helper.make_node("Div", ["some", "some"], ["one_or_nan"]),
+        helper.make_node("Sub", ["one_or_nan", "one"], ["zero_or_worse"]),
+    ]
     return nodes, {"one": np.float32(1)}
 
 
@@ -57,12 +61,16 @@ def _slow():
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Mul", ["value", "half"], ["next"])],
         "round",
         [
-            helper.make_tensor_value_info("number", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
             helper.make_tensor_value_info("value", TensorProto.FLOAT, []),
         ],
-        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, [])],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, []),
+        ],
         [numpy_helper.from_array(np.float32(0.5), "half")],
-    )  # fmt: skip
+    )
     nodes = [
         helper.make_node("Mul", ["whole", "many"], ["rounds"]),
         helper.make_node("Loop", ["rounds", "yes", "zero"], ["zero_or_worse"], body=body),

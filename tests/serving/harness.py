@@ -102,7 +102,7 @@ def graph(bias: float = 0, numeric: int = len(NUMERIC), output: str = "predictio
 
 
 def write_bundle(
-    folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None,
+    folder: Path, bias: float = 0, *, contract: dict[str, Any] | None = None, golden: dict[str, Any] | None = None, model: bytes | None = None,  # noqa: E501
     rule: float | None = None,
 ) -> Path:  # fmt: skip
     """Write a bundle's files. The given parts replace matching ones.
@@ -184,10 +184,9 @@ class FeatureRepository:
         self.folder = folder
         online = online or f"{{type: sqlite, path: {folder / 'online.db'}}}"
         (folder / "feature_store.yaml").write_text(
-            "project: tests\nprovider: local\nentity_key_serialization_version: 3\n"
-            f"registry: {{registry_type: sql, path: '{registry or f'sqlite:///{folder}/registry.db'}', cache_ttl_seconds: 60}}\n"
-            "offline_store: {type: feature_repo_that_is_not_there.Store}\n"
-            f"online_store: {online}\n"
+            "project: tests\nprovider: local\nentity_key_serialization_version: 3\nregistry: {registry_type: sql,"
+            f" path: '{registry or f'sqlite:///{folder}/registry.db'}', cache_ttl_seconds: 60}}\noffline_store: {{type:"
+            f" feature_repo_that_is_not_there.Store}}\nonline_store: {online}\n"
         )
 
     def store(self):

@@ -44,21 +44,26 @@ SCHEMAS = {
     "data": array({"anyOf": [part("data"), NUMBER, TEXT, FLAG]}),
     "request": structure(
         {"inputs": array(structure({**TENSOR, "data": part("data")}, parameters=optional(PARAMETERS)))},
-        id=optional(TEXT), parameters=optional(PARAMETERS), outputs=optional(array(structure({"name": TEXT}, parameters=optional(PARAMETERS)))),
+        id=optional(TEXT),
+        parameters=optional(PARAMETERS),
+        outputs=optional(array(structure({"name": TEXT}, parameters=optional(PARAMETERS)))),
     ),
     "response": structure(
         {"model_name": TEXT, "outputs": array(structure({**TENSOR, "data": part("data")}, parameters=PARAMETERS))},
-        model_version=TEXT, id=TEXT, parameters=PARAMETERS,
+        model_version=TEXT,
+        id=TEXT,
+        parameters=PARAMETERS,
     ),
     "server": structure({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
     "model": structure(
-        {"name": TEXT, "platform": TEXT, "inputs": array(structure(METADATA)), "outputs": array(structure(METADATA))}, versions=array(TEXT)
+        {"name": TEXT, "platform": TEXT, "inputs": array(structure(METADATA)), "outputs": array(structure(METADATA))},
+        versions=array(TEXT),
     ),
     "live": structure({"live": FLAG}),
     "ready": structure({"ready": FLAG}),
     "model_ready": structure({"name": TEXT, "ready": FLAG}),
     "error": structure({"error": TEXT}),
-}  # fmt: skip
+}
 
 
 def _operation(answer: str, request: str | None = None) -> dict[str, Any]:

@@ -52,12 +52,16 @@ def test_a_prediction_with_version_and_feature_times(client):
     assert first == {
         "prediction_id": first["prediction_id"],
         "prediction": expected(MODEL_INPUT, 1),
-        "feature_times": {"shop_sales": "2013-06-01T10:00:00Z", "shop_weather": "2013-06-01T08:00:00Z", "customer_orders": "2010-12-14T10:00:00Z"},
+        "feature_times": {
+            "shop_sales": "2013-06-01T10:00:00Z",
+            "shop_weather": "2013-06-01T08:00:00Z",
+            "customer_orders": "2010-12-14T10:00:00Z",
+        },
         "missing": [],
         "model_version": "1",
         "arm": "champion",
         "gaps": [],
-    }  # fmt: skip
+    }
     assert (second["missing"], second["feature_times"]["shop_weather"]) == (["sales_7d", "late_rate"], None)
 
 
@@ -199,17 +203,25 @@ def test_a_fault_is_a_problem_without_its_insides(client, monkeypatch):
 def test_a_thousand_instances_are_answered(client):
     answer = ask(client, *({**ASKED, "shop": shop} for shop in ("a", "b") * 500))
     assert {p["prediction"] for p in answer.json()["predictions"]} == {
-        expected(MODEL_INPUT, 1), expected({**MODEL_INPUT, "sales_7d": 20.0, "late_rate": None, "temp": -1.0, "shop": "b"}, 1)
-    }  # fmt: skip
+        expected(MODEL_INPUT, 1),
+        expected({**MODEL_INPUT, "sales_7d": 20.0, "late_rate": None, "temp": -1.0, "shop": "b"}, 1),
+    }
 
 
 def test_ready_tells_of_each_part(client):
     details = client.get("/ready").json()
     assert (details["status"], details["lookup"]["state"]) == ("ready", "ready")
     assert details["models"][0] | {"loaded_at": ""} == {
-        "name": NAME, "version": "1", "loaded_at": "", "state": "ready", "error": None, "hash_checked": False, "arms": [], "rollout_error": None,
+        "name": NAME,
+        "version": "1",
+        "loaded_at": "",
+        "state": "ready",
+        "error": None,
+        "hash_checked": False,
+        "arms": [],
+        "rollout_error": None,
         "installation": None,
-    }  # fmt: skip
+    }
     assert details["registry"]["error"] is None
     assert details["prediction_log"]["errors"] == 0
 

@@ -64,10 +64,15 @@ def test_predictions_are_counted_by_version_and_arm_whichever_worker_answered(re
     of_feast = tmp_path / "feast_metrics"
     of_feast.mkdir()
     settings = {
-        "SERVING_MLFLOW_URI": registry.uri, "SERVING_FEATURE_REPO": features.folder, "SERVING_LOG_ROOT": tmp_path / "store",
-        "SERVING_CACHE": tmp_path / "cache", "SERVING_POLL_SECONDS": 0.5, "SERVING_WORKERS": workers,
-        "SERVING_REQUEST_SECONDS": 240, "PROMETHEUS_MULTIPROC_DIR": of_feast,
-    }  # fmt: skip
+        "SERVING_MLFLOW_URI": registry.uri,
+        "SERVING_FEATURE_REPO": features.folder,
+        "SERVING_LOG_ROOT": tmp_path / "store",
+        "SERVING_CACHE": tmp_path / "cache",
+        "SERVING_POLL_SECONDS": 0.5,
+        "SERVING_WORKERS": workers,
+        "SERVING_REQUEST_SECONDS": 240,
+        "PROMETHEUS_MULTIPROC_DIR": of_feast,
+    }
     environment = {name: str(value) for name, value in settings.items()}
     service = Process(["serving"], environment, tmp_path / "serving.log")
     raw = {"shop": "b", "hour": 1, "sales_7d": 1.5, "late_rate": 0, "temp": -3, "orders": 2}
@@ -88,9 +93,12 @@ def test_predictions_are_counted_by_version_and_arm_whichever_worker_answered(re
             f"airloop_serving_predictions_total{labels}": 60,
             f"airloop_serving_prediction_seconds_count{labels}": 30,
             'airloop_serving_log_rows_total{fate="written"}': 60,
-            'airloop_serving_requests_total{route="predict",status="200"}': 30, 'airloop_serving_requests_total{route="predict",status="422"}': 1,
-            f'airloop_serving_model_up{{model="{NAME}"}}': 1, "airloop_serving_registry_up": 1, "airloop_serving_lookup_up": 1,
-        }  # fmt: skip
+            'airloop_serving_requests_total{route="predict",status="200"}': 30,
+            'airloop_serving_requests_total{route="predict",status="422"}': 1,
+            f'airloop_serving_model_up{{model="{NAME}"}}': 1,
+            "airloop_serving_registry_up": 1,
+            "airloop_serving_lookup_up": 1,
+        }
         metrics = {}
 
         def all_counted() -> bool:

@@ -32,7 +32,7 @@ def test_good_and_bad_load(server):
     answered = result["statuses"]
     # Without a registry it is unknown which models exist.
     for kind, status in (
-        ("raw", 200), ("looked up", 200), ("tensors", 200), ("binary tensors", 200), ("unknown entity", 200), ("text for a number", 422), ("no JSON", 400),
+        ("raw", 200), ("looked up", 200), ("tensors", 200), ("binary tensors", 200), ("unknown entity", 200), ("text for a number", 422), ("no JSON", 400),  # noqa: E501
         ("another model", 503), ("metrics", 200), ("wrong feedback", 422),
     ):  # fmt: skip
         assert answered.get(f"{kind} {status}"), (kind, answered)

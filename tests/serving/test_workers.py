@@ -79,7 +79,8 @@ def test_no_accepted_prediction_is_missing_but_those_of_the_last_second(registry
     kept = {row["prediction_id"] for row in logged(tmp_path / "store")}
     missing = [response.received_at - killed for identifier, response in answered.items() if identifier not in kept]
     print(
-        f"{len(answered)} answered, {len(missing)} of them lost: {min(missing, default=0):.2f} to {max(missing, default=0):.2f} s from the kill"
+        f"{len(answered)} answered, {len(missing)} of them lost: {min(missing, default=0):.2f} to"
+        f" {max(missing, default=0):.2f} s from the kill"
     )
     assert all(-1 <= when <= 0.1 for when in missing), sorted(missing)
     assert [caller.wrong for caller in callers if caller.wrong] == []

@@ -52,17 +52,27 @@ def boto(port):
 
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=SECONDS)
     boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="r", aws_access_key_id="k", aws_secret_access_key="s", config=config
-    ).list_buckets()  # fmt: skip
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region_name="r",
+        aws_access_key_id="k",
+        aws_secret_access_key="s",
+        config=config,
+    ).list_buckets()
 
 
 def delta(port):
     from deltalake import DeltaTable
 
     options = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "r", "AWS_ALLOW_HTTP": "true",
-        "max_retries": "0", "retry_timeout": f"{SECONDS}s",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_REGION": "r",
+        "AWS_ALLOW_HTTP": "true",
+        "max_retries": "0",
+        "retry_timeout": f"{SECONDS}s",
+    }
     DeltaTable("s3://bucket/table", storage_options=options)
 
 

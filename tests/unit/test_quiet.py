@@ -21,13 +21,15 @@ print(json.dumps({
     "connections": [str(c) for c in psutil.Process().net_connections()],
     "home": [os.path.join(folder, file) for folder, _, files in os.walk(os.environ["HOME"]) for file in files if "Microsoft" in folder],
 }))
-"""
+"""  # noqa: E501
 # The first importer of a library, in the service and in the scheduler. The scheduler's workers are
 # forks of it.
 FIRST = {
     "serving": "import serving.models.graph",
     "an edge client": "import sys; sys.path.insert(0, 'include/edge/client'); import client",
-    "the scheduler": "import sys; sys.argv = ['airflow', 'scheduler']; import airflow_local_settings; import onnxruntime",
+    "the scheduler": (
+        "import sys; sys.argv = ['airflow', 'scheduler']; import airflow_local_settings; import onnxruntime"
+    ),
 }
 
 
@@ -36,9 +38,14 @@ def test_no_library_starts_a_thread_to_tell_of_us(who, tmp_path):
     # ONNX Runtime sends no telemetry when it detects a test.
     loud = {*TELEMETRY_OFF, "CI", "ORT_RUNNING_UNIT_TESTS"}
     environment = {name: value for name, value in os.environ.items() if name not in loud} | {
-        "HOME": str(tmp_path), "AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRLOOP_HOME": str(tmp_path / "airloop"), "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "config"), str(REPOSITORY / "include" / "edge")]),
-    }  # fmt: skip
+        "HOME": str(tmp_path),
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRLOOP_HOME": str(tmp_path / "airloop"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), str(REPOSITORY / "config"), str(REPOSITORY / "include" / "edge")]
+        ),
+    }
     ran = subprocess.run(
         [sys.executable, "-c", FIRST[who] + SAYS],
         cwd=REPOSITORY,

@@ -19,9 +19,21 @@ BAD_CONFIG = ("CreateContainerConfigError",)
 # The registry is busy or temporarily unavailable. The kubelet retries automatically until the start
 # timeout.
 PASSING = (
-    "timeout", "rate limit", "too many requests", "toomanyrequests", "qps exceeded", "temporarily unavailable", "service unavailable", "bad gateway",
-    "internal server error", "connection refused", "connection reset", "deadline exceeded", "unexpected eof", ": eof",
-)  # fmt: skip
+    "timeout",
+    "rate limit",
+    "too many requests",
+    "toomanyrequests",
+    "qps exceeded",
+    "temporarily unavailable",
+    "service unavailable",
+    "bad gateway",
+    "internal server error",
+    "connection refused",
+    "connection reset",
+    "deadline exceeded",
+    "unexpected eof",
+    ": eof",
+)
 # A kubelet before 1.32 reports this between two pulls, without the reason. The reason was in the
 # previous ErrImagePull and will be in the next one.
 BACK_OFF = re.compile(r'back-off pulling image "[^"]*"')
@@ -135,7 +147,8 @@ def _disrupted(pod: dict[str, Any]) -> End | None:
     if ended and ended.get("reason") in FORGOTTEN:
         return End(
             Kind.NODE_LOST,
-            f"lost: {node(pod)} knows nothing of its container any more, as after a restart ({ended.get('message') or message})",
+            f"lost: {node(pod)} knows nothing of its container any more, as after a restart"
+            f" ({ended.get('message') or message})",
         )
     return None
 
@@ -162,7 +175,8 @@ def _judged(pod: dict[str, Any], verdict: PodVerdict) -> End | None:
     if verdict == PodVerdict.NOT_SCHEDULED:
         return End(
             Kind.UNSCHEDULABLE,
-            f"no node had room for it: {(_condition(pod, 'PodScheduled') or {}).get('message', 'the scheduler said nothing')}",
+            "no node had room for it:"
+            f" {(_condition(pod, 'PodScheduled') or {}).get('message', 'the scheduler said nothing')}",
         )
     if verdict == PodVerdict.NOT_STARTED:
         return End(Kind.NOT_STARTED, f"given a node ({node(pod)}) and not started there: {_waits_for(pod)}")

@@ -129,7 +129,8 @@ class StepPodGroup(StepPod):
             self._ensure_service(current)
             return current
         raise AirflowException(
-            f"the job of {self.step.name} can be neither found nor created: other objects of its name appear and disappear"
+            f"the job of {self.step.name} can be neither found nor created: other objects of its name appear and"
+            " disappear"
         )
 
     def build_job(
@@ -191,12 +192,16 @@ class StepPodGroup(StepPod):
             ),
         ]
         spec = k8s.V1JobSpec(
-            completion_mode="Indexed", completions=self.workers, parallelism=self.workers, template=template, backoff_limit=2 * self.workers,
+            completion_mode="Indexed",
+            completions=self.workers,
+            parallelism=self.workers,
+            template=template,
+            backoff_limit=2 * self.workers,
             pod_failure_policy=k8s.V1PodFailurePolicy(rules=rules),
             # Replace a pod only after it has ended, never while it is still terminating.
             pod_replacement_policy="Failed",
             active_deadline_seconds=int(self._deadline.total_seconds()),
-        )  # fmt: skip
+        )
         return k8s.V1Job(metadata=k8s.V1ObjectMeta(name=name, labels=labels, annotations=annotations), spec=spec)
 
     def jobs_of_step(self) -> list[k8s.V1Job]:
@@ -326,7 +331,8 @@ class StepPodGroup(StepPod):
         ):
             if time.monotonic() > deadline:
                 raise AirflowException(
-                    f"job {job.metadata.name} of this step was told to stop, and does not: is the cluster's controller manager there?"
+                    f"job {job.metadata.name} of this step was told to stop, and does not: is the cluster's controller"
+                    " manager there?"
                 )
             time.sleep(0.3)
         self._await_gone(self._pods_of(job.metadata.uid))
@@ -364,7 +370,8 @@ class StepPodGroup(StepPod):
                     raise
             time.sleep(0.5)
         raise AirflowException(
-            f"the service {name}, by which the workers of {self.step.name} find each other, cannot be made: another one of that name stays"
+            f"the service {name}, by which the workers of {self.step.name} find each other, cannot be made: another one"
+            " of that name stays"
         )
 
     def _pods_of(self, uid: str) -> list[k8s.V1Pod]:

@@ -131,6 +131,12 @@ def event(
     """
     telling = verdict[1]
     return {
-        "job": {"name": name, "uid": uid}, "namespace": namespace, "verdict": verdict[0].value, "name": telling["metadata"]["name"], "seen": telling,
-        "pods": list(gone.values()), "shown": shown, "logged": logged,
-    }  # fmt: skip
+        "job": {"name": name, "uid": uid},
+        "namespace": namespace,
+        "verdict": verdict[0].value,
+        "name": telling["metadata"]["name"],
+        "seen": telling,
+        "pods": list(gone.values()),
+        "shown": shown,
+        "logged": logged,
+    }

@@ -47,8 +47,8 @@ def explain(
 
 def out_of_memory(step: PodStep, compute: ComputeClass, most: str) -> str:
     return (
-        f"{Kind.OUT_OF_MEMORY.value}: {step.name} was killed for memory at {most}, and compute class {step.compute} gives no more "
-        f"(memory_max {compute.memory_max}): raise it in the project, or have the step do with less"
+        f"{Kind.OUT_OF_MEMORY.value}: {step.name} was killed for memory at {most}, and compute class {step.compute}"
+        f" gives no more (memory_max {compute.memory_max}): raise it in the project, or have the step do with less"
     )
 
 
@@ -77,7 +77,8 @@ def _allocatable(nodes: Callable[[], Any], compute: ComputeClass) -> str:
     resources = ("cpu", "memory", "ephemeral-storage", compute.gpu_resource)
     return (
         "; ".join(
-            f"{node.metadata.name} ({', '.join(f'{name} {amount}' for name, amount in (node.status.allocatable or {}).items() if name in resources)}"
+            f"{node.metadata.name}"
+            f" ({', '.join(f'{name} {amount}' for name, amount in (node.status.allocatable or {}).items() if name in resources)}"  # noqa: E501
             + "".join(f", taint {t.key}:{t.effect}" for t in node.spec.taints or [])
             + ")"
             for node in items

@@ -58,9 +58,14 @@ def labels_of(step: PodStep) -> dict[str, str]:
     A label value is limited to 63 characters. Longer values are cut and get a hash.
     """
     labels = {
-        "project": step.project, "request": step.request, "episode": step.episode, "step": step.name, "compute": step.compute, "git_sha": step.git_sha,
+        "project": step.project,
+        "request": step.request,
+        "episode": step.episode,
+        "step": step.name,
+        "compute": step.compute,
+        "git_sha": step.git_sha,
         "manifest": _hash(step.manifest),
-    }  # fmt: skip
+    }
     return {f"airloop/{name}": make_safe_label_value(value) for name, value in labels.items() if value}
 
 

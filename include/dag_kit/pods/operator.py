@@ -191,7 +191,10 @@ class StepPod(KubernetesPodOperator):
         """
         began = since or datetime.now(UTC).isoformat()
         if datetime.now(UTC) - datetime.fromisoformat(began) > self.compute_class.schedule_timeout:
-            waited = f"{self.step.name}: for {self.compute_class.schedule_timeout} the quota of namespace {self.namespace} had no room for its pod: {error}"
+            waited = (
+                f"{self.step.name}: for {self.compute_class.schedule_timeout} the quota of namespace {self.namespace}"
+                f" had no room for its pod: {error}"
+            )
             raise AirflowFailException(f"{Kind.UNSCHEDULABLE.value}: {waited}")
         self.log.info("Waiting for room in the quota of namespace %s: %s", self.namespace, error)
         self.defer(trigger=TimeDeltaTrigger(QUOTA_AGAIN), method_name="pod_wanted", kwargs={"since": began})
@@ -255,7 +258,8 @@ class StepPod(KubernetesPodOperator):
         # Another try would be refused too.
         if error.status in (400, 403, 404, 422):
             raise AirflowFailException(
-                f"the cluster takes no pod of {self.step.name} in namespace {self.namespace}: {message}. {HINTS.get(error.status, '')}"
+                f"the cluster takes no pod of {self.step.name} in namespace {self.namespace}: {message}."
+                f" {HINTS.get(error.status, '')}"
             )
         raise error
 
@@ -335,8 +339,9 @@ class StepPod(KubernetesPodOperator):
             while (there := self._read(pod)) is not None and not pod_ends.has_ended(self._as_json(there)):
                 if time.monotonic() > deadline:
                     raise AirflowException(
-                        f"pod {pod.metadata.name} of this step is still {pod_ends.is_at(self._as_json(there))}, {patience:.0f} s after its deletion. "
-                        "Does that node answer? No new pod may run until then. If the node is gone for good: kubectl delete node, and clear this task."
+                        f"pod {pod.metadata.name} of this step is still {pod_ends.is_at(self._as_json(there))},"
+                        f" {patience:.0f} s after its deletion. Does that node answer? No new pod may run until then."
+                        " If the node is gone for good: kubectl delete node, and clear this task."
                     )
                 time.sleep(0.5)
 

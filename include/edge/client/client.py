@@ -32,17 +32,26 @@ class Model:
             self.contract, golden = json.loads(files.read("contract.json")), json.loads(files.read("golden.json"))
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
-            self._session = onnxruntime.InferenceSession(files.read("model.onnx"), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                files.read("model.onnx"), options, providers=["CPUExecutionProvider"]
+            )
         off = np.abs(np.array(self.predict(golden["instances"])) - golden["predictions"])
         if not (off <= golden["tolerance"] * np.maximum(golden.get("scale", 1.0), np.abs(golden["predictions"]))).all():
-            raise BundleRefusedError(f"{bundle} answers its golden requests otherwise here (onnxruntime {onnxruntime.__version__})")
+            raise BundleRefusedError(
+                f"{bundle} answers its golden requests otherwise here (onnxruntime {onnxruntime.__version__})"
+            )
 
     def predict(self, instances: list[dict[str, object]]) -> list[float]:
         """Return a float for each instance (every input of the contract; null if missing)."""
-        numbers = np.array([[row[name] for name in self.contract["numeric"]] for row in instances], dtype="float64")  # None becomes NaN
+        numbers = np.array(
+            [[row[name] for name in self.contract["numeric"]] for row in instances], dtype="float64"
+        )  # None becomes NaN
         feeds = {"numeric": numbers.reshape(len(instances), -1).astype("float32")}
         if self.contract["categorical"]:
-            feeds["categorical"] = np.array([["" if row[n] is None else str(row[n]) for n in self.contract["categorical"]] for row in instances], dtype=object)
+            feeds["categorical"] = np.array(
+                [["" if row[n] is None else str(row[n]) for n in self.contract["categorical"]] for row in instances],
+                dtype=object,
+            )
         return list(self._session.run(["prediction"], feeds)[0].astype("float64").tolist())
 
 

@@ -139,7 +139,8 @@ def _aliases(registry: Registry) -> Iterator[Finding]:
                 )
                 yield fault(
                     "aliases",
-                    f"alias {alias['alias']} of model {name} points at version {version_}, which is not there; there is {there}",
+                    f"alias {alias['alias']} of model {name} points at version {version_}, which is not there; there is"
+                    f" {there}",
                     how,
                 )
     if not wrong:
@@ -267,8 +268,8 @@ def _champions(settings: Settings, key: dict[str, str]) -> Iterator[Finding]:
             return
     for name, model in wrong.items():
         what = (
-            f"champion of {name} is version {champions[name]}, serving answers with {model.get('version') or 'nothing'}: "
-            f"{model.get('error') or 'no reason told'}"
+            f"champion of {name} is version {champions[name]}, serving answers with"
+            f" {model.get('version') or 'nothing'}: {model.get('error') or 'no reason told'}"
         )
         yield fault("serving", what, f"see serving's log; to go back, start {name}__deploy with an older version")
     if not wrong:

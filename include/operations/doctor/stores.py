@@ -98,8 +98,8 @@ def _server(name: str, connection: Connection, before: float) -> Iterator[Findin
         return
     row = connection.execute(
         text(
-            "SELECT extract(epoch FROM clock_timestamp()) AS now, current_setting('server_version_num')::int / 10000 AS version, "
-            "pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only"
+            "SELECT extract(epoch FROM clock_timestamp()) AS now, current_setting('server_version_num')::int / 10000 AS"
+            " version, pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS read_only"
         )
     ).one()
     yield from clock(f"{name} (Postgres)", float(row.now), before, time.time())

@@ -29,7 +29,10 @@ def requests(_: Settings) -> Iterator[Finding]:
         known = ledger.requests(project.name)
         late = [one for one in known if one.live and one.deadline and times.utc_now() - moment(one.deadline) > OVERDUE]
         for one in late:
-            fix = f"let {project.name}__monitor run: its sweep brings requests on. Is it paused, or does it fail before `sweep_overdue`?"
+            fix = (
+                f"let {project.name}__monitor run: its sweep brings requests on. Is it paused, or does it fail before"
+                " `sweep_overdue`?"
+            )
             yield fault("requests", f"{project.name}: {next_step(one)}; that has passed", fix)
         waiting = [one for one in known if one.live and one not in late]
         for one in waiting:
@@ -68,7 +71,8 @@ def runs(settings: Settings) -> Iterator[Finding]:
             yield fault(
                 "runs",
                 str(run),
-                f"see its log at {where} and docs/runbooks/{run.dag_id.partition('__')[2]}.md; then clear the failed tasks",
+                f"see its log at {where} and docs/runbooks/{run.dag_id.partition('__')[2]}.md; then clear the failed"
+                " tasks",
             )
         for line in dag_runs.long:
             yield fault(

@@ -115,13 +115,32 @@ _SOURCES = {
     "actuals": _actuals,
 }
 _ENTITY = {
-    "origin_departures": "origin", "origin_delays": "origin", "carrier_departures": "carrier", "carrier_delays": "carrier",
-    "destination_delays": "dest", "route_delays": "route", "origin_weather": "origin", "plane": "tailnum",
-}  # fmt: skip
+    "origin_departures": "origin",
+    "origin_delays": "origin",
+    "carrier_departures": "carrier",
+    "carrier_delays": "carrier",
+    "destination_delays": "dest",
+    "route_delays": "route",
+    "origin_weather": "origin",
+    "plane": "tailnum",
+}
 _NAMES = {
-    "origin_departures": [f"origin_departure_{n}" for n in ("delay_1h", "delay_3h", "delay_24h", "late_rate_1h", "late_rate_3h", "count_1h")],
+    "origin_departures": [
+        f"origin_departure_{n}"
+        for n in ("delay_1h", "delay_3h", "delay_24h", "late_rate_1h", "late_rate_3h", "count_1h")
+    ],
     "origin_delays": [
-        f"origin_arrival_{n}" for n in ("delay_1h", "delay_3h", "delay_24h", "late_rate_3h", "late_rate_24h", "late_rate_7d", "late_rate_28d", "count_1h")
+        f"origin_arrival_{n}"
+        for n in (
+            "delay_1h",
+            "delay_3h",
+            "delay_24h",
+            "late_rate_3h",
+            "late_rate_24h",
+            "late_rate_7d",
+            "late_rate_28d",
+            "count_1h",
+        )
     ],
     "carrier_departures": [f"carrier_departure_{n}" for n in ("delay_3h", "late_rate_3h", "late_rate_24h")],
     "carrier_delays": [f"carrier_arrival_{n}" for n in ("delay_3h", "late_rate_24h", "late_rate_7d", "late_rate_28d")],
@@ -129,4 +148,4 @@ _NAMES = {
     "route_delays": [f"route_arrival_late_rate_{w}" for w in ("7d", "28d")],
     "origin_weather": [],
     "plane": [],
-}  # fmt: skip
+}

@@ -54,15 +54,35 @@ def compute(tables: Tables, *, since: datetime | None, cutoff: datetime) -> dict
     hourly = _grid(start, cutoff, HOUR)
     daily = _grid(start, cutoff, DAY, offset=pd.Timedelta(hours=DAILY_AT))
     return {
-        "origin_departures": _rolling(departures, "origin", half_hourly, "origin_departure", delay=("1h", "3h", "24h"), late_rate=("1h", "3h"), count=("1h",)),
-        "origin_delays": _rolling(outcomes, "origin", hourly, "origin_arrival", delay=("1h", "3h", "24h"), late_rate=("3h", "24h", "7d", "28d"), count=("1h",)),
-        "carrier_departures": _rolling(departures, "carrier", hourly, "carrier_departure", delay=("3h",), late_rate=("3h", "24h")),
-        "carrier_delays": _rolling(outcomes, "carrier", hourly, "carrier_arrival", delay=("3h",), late_rate=("24h", "7d", "28d")),
+        "origin_departures": _rolling(
+            departures,
+            "origin",
+            half_hourly,
+            "origin_departure",
+            delay=("1h", "3h", "24h"),
+            late_rate=("1h", "3h"),
+            count=("1h",),
+        ),
+        "origin_delays": _rolling(
+            outcomes,
+            "origin",
+            hourly,
+            "origin_arrival",
+            delay=("1h", "3h", "24h"),
+            late_rate=("3h", "24h", "7d", "28d"),
+            count=("1h",),
+        ),
+        "carrier_departures": _rolling(
+            departures, "carrier", hourly, "carrier_departure", delay=("3h",), late_rate=("3h", "24h")
+        ),
+        "carrier_delays": _rolling(
+            outcomes, "carrier", hourly, "carrier_arrival", delay=("3h",), late_rate=("24h", "7d", "28d")
+        ),
         "destination_delays": _rolling(outcomes, "dest", daily, "destination_arrival", late_rate=("24h", "7d", "28d")),
         "route_delays": _rolling(outcomes, "route", daily, "route_arrival", late_rate=("7d", "28d")),
         "origin_weather": _weather(tables, since),
         "plane": _planes(tables, since),
-    }  # fmt: skip
+    }
 
 
 def examples(tables: Tables, *, since: datetime | None, until: datetime, cutoff: datetime) -> pd.DataFrame:

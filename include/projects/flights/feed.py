@@ -94,11 +94,19 @@ def upstream() -> dict[str, pd.DataFrame]:
     arrival = _scheduled_arrival(flights, departure, day)
     key = {"carrier": flights["carrier"], "flight": flights["flight"], "scheduled_departure": departure}
 
-    schedule = pd.DataFrame({
-        **key, "scheduled_arrival": arrival, "origin": flights["origin"], "dest": flights["dest"], "distance": flights["distance"].astype("float64"),
-        "local_departure": np.datetime_as_string(day + pd.to_timedelta(flights["hour"] * 60 + flights["minute"], unit="min"), unit="m"),
-        "published_at": day.dt.tz_localize("UTC") - pd.Timedelta(hours=2),
-    })  # fmt: skip
+    schedule = pd.DataFrame(
+        {
+            **key,
+            "scheduled_arrival": arrival,
+            "origin": flights["origin"],
+            "dest": flights["dest"],
+            "distance": flights["distance"].astype("float64"),
+            "local_departure": np.datetime_as_string(
+                day + pd.to_timedelta(flights["hour"] * 60 + flights["minute"], unit="min"), unit="m"
+            ),
+            "published_at": day.dt.tz_localize("UTC") - pd.Timedelta(hours=2),
+        }
+    )
     morning = day.dt.tz_localize("UTC") + pd.Timedelta(hours=8)
     assigned = morning.where(morning <= departure - pd.Timedelta(hours=2), departure - pd.Timedelta(hours=2))
     rotation = pd.DataFrame({**key, "tailnum": flights["tailnum"], "published_at": assigned})[

@@ -44,9 +44,10 @@ def is_exposed_without_auth(settings: Settings) -> str | None:
     if settings.mlflow_uri or mlflow_users.users(settings) or _is_loopback(settings.host):
         return None
     return (
-        f"AIRLOOP_HOST is {settings.host}, where others than this machine reach MLflow, and it asks nobody who they are: whoever writes its registry decides "
-        "what is served. Set AIRLOOP_MLFLOW_ADMIN_PASSWORD, AIRLOOP_MLFLOW_USERNAME, AIRLOOP_MLFLOW_PASSWORD and AIRLOOP_MLFLOW_FLASK_SECRET_KEY, or take "
-        "AIRLOOP_HOST away"
+        f"AIRLOOP_HOST is {settings.host}, where others than this machine reach MLflow, and it asks nobody who they"
+        " are: whoever writes its registry decides what is served. Set AIRLOOP_MLFLOW_ADMIN_PASSWORD,"
+        " AIRLOOP_MLFLOW_USERNAME, AIRLOOP_MLFLOW_PASSWORD and AIRLOOP_MLFLOW_FLASK_SECRET_KEY, or take AIRLOOP_HOST"
+        " away"
     )
 
 

@@ -81,8 +81,9 @@ def in_order(engine: Engine, settings: Settings) -> bool:
             text("SELECT password FROM ab_user WHERE username = :name AND active"), {"name": ADMIN}
         ).scalar()
         rights = (
-            "SELECT r.name FROM ab_role r JOIN ab_permission_view_role pr ON pr.role_id = r.id JOIN ab_permission_view pv ON pv.id = pr.permission_view_id "
-            "JOIN ab_permission p ON p.id = pv.permission_id JOIN ab_view_menu v ON v.id = pv.view_menu_id WHERE p.name = 'can_read' AND v.name = 'Plugins'"
+            "SELECT r.name FROM ab_role r JOIN ab_permission_view_role pr ON pr.role_id = r.id JOIN ab_permission_view"
+            " pv ON pv.id = pr.permission_view_id JOIN ab_permission p ON p.id = pv.permission_id JOIN ab_view_menu v"
+            " ON v.id = pv.view_menu_id WHERE p.name = 'can_read' AND v.name = 'Plugins'"
         )
         sees = set(connection.execute(text(rights)).scalars())
     return bool(stored) and check_password_hash(stored, password.get_secret_value()) and set(SEES_PLUGINS) <= sees
@@ -101,8 +102,8 @@ def command(settings: Settings, *arguments: str) -> Command:
 def _run(settings: Settings, *arguments: str, given: str = "") -> str:
     if settings.users != "fab":
         raise UsersError(
-            "Airflow has one developer's account here (AIRLOOP_AUTH_MANAGER is simple): `airloop status` shows its password. For accounts with roles: "
-            "AIRLOOP_AUTH_MANAGER=fab and AIRLOOP_AIRFLOW_ADMIN_PASSWORD"
+            "Airflow has one developer's account here (AIRLOOP_AUTH_MANAGER is simple): `airloop status` shows its"
+            " password. For accounts with roles: AIRLOOP_AUTH_MANAGER=fab and AIRLOOP_AIRFLOW_ADMIN_PASSWORD"
         )
     process = command(settings, *arguments)
     done = subprocess.run(

@@ -39,7 +39,8 @@ def make_databases(settings: Settings, say: Callable[[str], None] = lambda line:
 
     if settings.database_admin_url is None:
         raise DatabasesError(
-            "AIRLOOP_DATABASE_ADMIN_URL is not set: the URL of a Postgres superuser, postgresql://postgres:...@host:5432/postgres"
+            "AIRLOOP_DATABASE_ADMIN_URL is not set: the URL of a Postgres superuser,"
+            " postgresql://postgres:...@host:5432/postgres"
         )
     admin = make_url(settings.database_admin_url.get_secret_value())
     wanted = {name: _url(settings, name) for name in OWNERS}
@@ -47,7 +48,8 @@ def make_databases(settings: Settings, say: Callable[[str], None] = lambda line:
         values = [getattr(url, what) for url in wanted.values()]
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise DatabasesError(
-                f"two stores have the same {what} '{twice[0]}': give each its own, so that none can read or break another's"
+                f"two stores have the same {what} '{twice[0]}': give each its own, so that none can read or break"
+                " another's"
             )
     try:
         with closing(_connect(admin)) as connection, connection.cursor() as server:

@@ -349,7 +349,9 @@ def _pools(settings: Settings) -> None:
 
 def _mlflow(url: str) -> None:
     from mlflow.store.db import utils
-    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401  its models must be known, or nothing seems to be missing
+
+    # Its models must be known. Otherwise no table seems to be missing.
+    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
 
     engine = utils.create_sqlalchemy_engine_with_retry(url)
     try:
@@ -380,7 +382,8 @@ def _set_ours(url: str, component: str, wanted: str, make: Callable[[Engine], No
         with engine.begin() as connection:
             connection.execute(
                 text(
-                    f"CREATE TABLE IF NOT EXISTS {OURS} (component VARCHAR(40) PRIMARY KEY, version VARCHAR(80) NOT NULL)"
+                    f"CREATE TABLE IF NOT EXISTS {OURS} (component VARCHAR(40) PRIMARY KEY, version VARCHAR(80) NOT"
+                    " NULL)"
                 )
             )
             connection.execute(text(f"DELETE FROM {OURS} WHERE component = :component"), {"component": component})

@@ -68,7 +68,8 @@ def pools_of_settings(settings: Settings) -> dict[str, int]:
     for name, count in named.items():
         if count < needed.get(name, 0):
             raise PoolsError(
-                f"AIRLOOP_POOLS gives {name} {count} slots, and one step of that class takes {needed[name]}: none would ever run"
+                f"AIRLOOP_POOLS gives {name} {count} slots, and one step of that class takes {needed[name]}: none would"
+                " ever run"
             )
     return {
         name: needed[name] if compute_class.gpus else max(needed[name], settings.parallelism)
@@ -106,7 +107,8 @@ def pools_of_cluster(nodes: Iterable[dict[str, Any]], classes: dict[str, Compute
             )
             times = f"{workers} times " if (workers := needed // classes[name].slots) > 1 else ""
             raise PoolsError(
-                f"the cluster has no room for one step of compute class {name}: it asks for {times}{compute_class} on nodes with labels {wanted}"
+                f"the cluster has no room for one step of compute class {name}: it asks for {times}{compute_class} on"
+                f" nodes with labels {wanted}"
             )
     return slots
 
@@ -143,7 +145,8 @@ def classes_of_projects() -> dict[str, ComputeClass]:
                 bool(compute_class.gpus),
             ):
                 raise PoolsError(
-                    f"compute class {name} goes to other nodes in project {project.name} than in {whose}: give one of them another name"
+                    f"compute class {name} goes to other nodes in project {project.name} than in {whose}: give one of"
+                    " them another name"
                 )
             if compute_class.gpus > known.gpus or compute_class.cpu > known.cpu:
                 # The larger step determines the room.

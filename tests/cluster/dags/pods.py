@@ -14,9 +14,15 @@ from include.projects import get_project
 from include.projects.compute import ComputeClass
 
 SMALL = {
-    "cpu": 0.05, "memory": "64Mi", "memory_max": "256Mi", "ephemeral_storage": "64Mi", "timeout": timedelta(minutes=20),
-    "schedule_timeout": timedelta(minutes=1), "start_timeout": timedelta(minutes=3), "node_lost_after": timedelta(seconds=15),
-}  # fmt: skip
+    "cpu": 0.05,
+    "memory": "64Mi",
+    "memory_max": "256Mi",
+    "ephemeral_storage": "64Mi",
+    "timeout": timedelta(minutes=20),
+    "schedule_timeout": timedelta(minutes=1),
+    "start_timeout": timedelta(minutes=3),
+    "node_lost_after": timedelta(seconds=15),
+}
 CLASSES = {
     "small": ComputeClass(**SMALL),
     "patient": ComputeClass(**SMALL | {"node_lost_after": timedelta(minutes=5)}),

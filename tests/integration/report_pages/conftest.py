@@ -25,7 +25,10 @@ from tests.ports import free_port
 DAG, RUN, TASK = "flights__monitor", "manual__2013-02-01T00:00:00+00:00", "detect"
 PATH = f"/airloop/report/{DAG}/{quote(RUN)}/{TASK}/"
 # Frames plugin pages as Airflow's UI does.
-UI_FRAME = '<!doctype html><iframe sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" src="{}" width="1200" height="1500"></iframe>'
+UI_FRAME = (
+    '<!doctype html><iframe sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" src="{}" width="1200"'
+    ' height="1500"></iframe>'
+)
 
 
 class Listener:
@@ -135,8 +138,8 @@ def browser(request, site, token):
     with (
         open_browser()
         if getattr(request, "param", "shared") == "own"
-        else nullcontext(request.getfixturevalue("shared_browser")) as browser
-    ):
+        else nullcontext(request.getfixturevalue("shared_browser"))
+    ) as browser:
         browser.driver.get("about:blank")
         browser.driver.delete_all_cookies()
         browser.log_in(site.url, token)

@@ -37,16 +37,24 @@ def data_docs(text: str):
     )
     cell, figure = rows.columns[:2]
     suite = [
-        gxe.ExpectColumnValuesToBeInSet(column=cell, value_set=["ok", text]), gxe.ExpectColumnValuesToNotBeNull(column=cell),
-        gxe.ExpectColumnDistinctValuesToBeInSet(column=cell, value_set=[text]), gxe.ExpectColumnValuesToMatchRegex(column=cell, regex=f"^ok{text}"),
+        gxe.ExpectColumnValuesToBeInSet(column=cell, value_set=["ok", text]),
+        gxe.ExpectColumnValuesToNotBeNull(column=cell),
+        gxe.ExpectColumnDistinctValuesToBeInSet(column=cell, value_set=[text]),
+        gxe.ExpectColumnValuesToMatchRegex(column=cell, regex=f"^ok{text}"),
         gxe.ExpectColumnValuesToBeBetween(column=figure, min_value=3, notes=f"**a note** {text}"),
-        gxe.ExpectTableColumnsToMatchSet(column_set=["z", text]), gxe.ExpectTableColumnsToMatchOrderedList(column_list=[text, "n"]),
-        gxe.ExpectColumnMostCommonValueToBeInSet(column=cell, value_set=[text]), gxe.ExpectColumnMaxToBeBetween(column="n", max_value=3),
-        gxe.ExpectColumnValuesToBeUnique(column=cell), gxe.ExpectColumnValueLengthsToBeBetween(column=cell, max_value=2),
-        gxe.ExpectTableRowCountToBeBetween(min_value=100), gxe.ExpectColumnPairValuesToBeEqual(column_A=cell, column_B=figure),
-        gxe.ExpectCompoundColumnsToBeUnique(column_list=[cell, figure]), gxe.ExpectColumnValuesToNotMatchRegexList(column=cell, regex_list=["k", "<"]),
-        gxe.ExpectColumnValuesToBeOfType(column=cell, type_="int"), gxe.ExpectColumnDistinctValuesToContainSet(column=cell, value_set=[text, "q"]),
-    ]  # fmt: skip
+        gxe.ExpectTableColumnsToMatchSet(column_set=["z", text]),
+        gxe.ExpectTableColumnsToMatchOrderedList(column_list=[text, "n"]),
+        gxe.ExpectColumnMostCommonValueToBeInSet(column=cell, value_set=[text]),
+        gxe.ExpectColumnMaxToBeBetween(column="n", max_value=3),
+        gxe.ExpectColumnValuesToBeUnique(column=cell),
+        gxe.ExpectColumnValueLengthsToBeBetween(column=cell, max_value=2),
+        gxe.ExpectTableRowCountToBeBetween(min_value=100),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A=cell, column_B=figure),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=[cell, figure]),
+        gxe.ExpectColumnValuesToNotMatchRegexList(column=cell, regex_list=["k", "<"]),
+        gxe.ExpectColumnValuesToBeOfType(column=cell, type_="int"),
+        gxe.ExpectColumnDistinctValuesToContainSet(column=cell, value_set=[text, "q"]),
+    ]
     return validate(f"flights.{text}", rows, suite)
 
 
@@ -107,9 +115,19 @@ def performance(text: str, folder) -> None:
     from include.monitoring.page import performance_page
 
     evidence = {
-        "version": text, "champion_cutoff": text, "since": text, "predictions": 1, "labels": 1, "days": 1, "metric": 0.7, "ci": [0.6, 0.8],
-        "reference": 0.7, "bias": 0.0, "bias_ci": [0.0, 0.0], "figures": {text: 0.5},
-    }  # fmt: skip
+        "version": text,
+        "champion_cutoff": text,
+        "since": text,
+        "predictions": 1,
+        "labels": 1,
+        "days": 1,
+        "metric": 0.7,
+        "ci": [0.6, 0.8],
+        "reference": 0.7,
+        "bias": 0.0,
+        "bias_ci": [0.0, 0.0],
+        "figures": {text: 0.5},
+    }
     times = pd.date_range("2013-01-01", periods=60, freq="6h", tz="UTC")
     joined = pd.DataFrame({"predicted_at": times, "prediction": np.linspace(0, 1, 60), "label": [0.0, 1.0] * 30})
     project = project_of(text).model_copy(update={"metric": FLIGHTS.metric})
@@ -121,9 +139,14 @@ def evaluation(text: str, folder) -> None:
     from include.training.evaluation import evaluation_page
 
     judged = SimpleNamespace(
-        best=text, figures={text: {"auc": 0.7, "brier": 0.1, "log_loss": 0.1, "accuracy": 0.5}}, champion_figures=None, champion=text, champion_error=text,
-        difference={"low": 0.0, "high": 0.1, "difference": 0.1, "days": 3}, rows=[1],
-    )  # fmt: skip
+        best=text,
+        figures={text: {"auc": 0.7, "brier": 0.1, "log_loss": 0.1, "accuracy": 0.5}},
+        champion_figures=None,
+        champion=text,
+        champion_error=text,
+        difference={"low": 0.0, "high": 0.1, "difference": 0.1, "days": 3},
+        rows=[1],
+    )
     content = {
         "cutoff": text,
         "fitted_until": text,
@@ -179,9 +202,16 @@ def demo(text: str, folder) -> None:
     }
     refused = {"cutoff": text, "injected": None, "reason": text, "reasons": [text]}
     outcome = {
-        "auc_served_may_dec": 0.7, "auc_first_model_may_dec": 0.7, "auc_baseline_may_dec": 0.7, "promotions": 1, "refused": [refused], "replay_s": 1.0,
-        "months": [month], "serving": {"asked": 1, "agreed_with_batch": text}, "files": {"ledger": text, "bad": [text]},
-    }  # fmt: skip
+        "auc_served_may_dec": 0.7,
+        "auc_first_model_may_dec": 0.7,
+        "auc_baseline_may_dec": 0.7,
+        "promotions": 1,
+        "refused": [refused],
+        "replay_s": 1.0,
+        "months": [month],
+        "serving": {"asked": 1, "agreed_with_batch": text},
+        "files": {"ledger": text, "bad": [text]},
+    }
     write_report_page(folder, render(project_of(text).model_copy(update={"metric": FLIGHTS.metric}), outcome))
 
 
@@ -222,6 +252,12 @@ def hostile_registry(text: str) -> None:
 
 
 PRODUCERS: dict[str, Callable] = {
-    "ingest": ingest, "features": features, "drift": drift, "performance": performance, "evaluation": evaluation, "rollout": rollout, "frozen": frozen,
+    "ingest": ingest,
+    "features": features,
+    "drift": drift,
+    "performance": performance,
+    "evaluation": evaluation,
+    "rollout": rollout,
+    "frozen": frozen,
     "demo": demo,
-}  # fmt: skip
+}

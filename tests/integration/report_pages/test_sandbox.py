@@ -42,14 +42,14 @@ document.documentElement.dataset.ran = "yes";
   await attempt(() => { parent.location = "HOST/parent" });
   setTimeout(() => { location = "HOST/self?" + document.title }, 2500);
 })();
-"""
+"""  # noqa: E501
 # Attacks that need no script, or run one without a <script> element.
 MARKUP = """<title>secret</title><img src=x onerror="window.__xss=1;new Image().src='HOST/onerror'"><svg onload="window.__xss=1"></svg>
 <link rel="preconnect" href="HOST/"><LINK rel=prefetch href="HOST/prefetch"><link rel="stylesheet" href="HOST/style.css"><style>@import "HOST/import.css";
 body{background:url(HOST/background)}</style><iframe src="HOST/frame"></iframe><iframe src="javascript:parent.__xss=1"></iframe>
 <object data="HOST/object"></object>
 <embed src="HOST/embed"><video src="HOST/video" poster="HOST/poster" autoplay></video><base href="HOST/"><form id=f action="HOST/form"></form>
-<iframe srcdoc="<script>top.__xss=1</script><img src='HOST/nested'>"></iframe><meta http-equiv="refresh" content="1;url=HOST/refresh">"""
+<iframe srcdoc="<script>top.__xss=1</script><img src='HOST/nested'>"></iframe><meta http-equiv="refresh" content="1;url=HOST/refresh">"""  # noqa: E501
 
 
 def write(folder, host: str, name: str = "index.html", *, declared: bool = False, markup: str = MARKUP) -> None:
@@ -137,10 +137,15 @@ def test_every_answer_has_the_headers(site, token, folder):
     write(folder, "http://127.0.0.1:1")
     browser = httpx.Client(base_url=site.url, cookies={"_token": token}, timeout=60, trust_env=False)
     answers = {
-        200: browser.get(PATH), 404: browser.get(f"{PATH}nothing.html"), 401: httpx.get(f"{site.url}{PATH}", trust_env=False), 405: browser.post(PATH),
-        1404: browser.get("/airloop/nothing"), 2404: browser.get(PATH.replace("flights", "nobody")), 2200: browser.get(f"{PATH}index.html"),
+        200: browser.get(PATH),
+        404: browser.get(f"{PATH}nothing.html"),
+        401: httpx.get(f"{site.url}{PATH}", trust_env=False),
+        405: browser.post(PATH),
+        1404: browser.get("/airloop/nothing"),
+        2404: browser.get(PATH.replace("flights", "nobody")),
+        2200: browser.get(f"{PATH}index.html"),
         1200: browser.get(f"{PATH}index.html{SCRIPTS_SUFFIX}x"),
-    }  # fmt: skip
+    }
     assert {code % 1000: answer.status_code for code, answer in answers.items() if code < 1000} == {
         200: 200,
         404: 404,

@@ -16,10 +16,17 @@ from tests.integration.rollout_page.browsing import act
 pytestmark = [pytest.mark.timeout(600)]
 MARK = "zq"
 HOSTILE = (
-    f"{MARK}<img src=x onerror=window.__xss=1;fetch('HOST/')>", f"{MARK}</script><script>window.__xss=1</script><!--<script>",
-    f"{MARK}\" onmouseover=window.__xss=1 x='' autofocus onfocus=window.__xss=1 a=\"</title></style></iframe><svg onload=window.__xss=1>",
-    f"{MARK}&lt;img src=x onerror=window.__xss=1&gt;</td></table><a href=\"javascript:window.__xss=1\">x</a>{{{{7*7}}}}${{7*7}}$x$$",
-)  # fmt: skip
+    f"{MARK}<img src=x onerror=window.__xss=1;fetch('HOST/')>",
+    f"{MARK}</script><script>window.__xss=1</script><!--<script>",
+    (
+        f"{MARK}\" onmouseover=window.__xss=1 x='' autofocus onfocus=window.__xss=1 a=\"</title></style></iframe><svg"
+        " onload=window.__xss=1>"
+    ),
+    (
+        f"{MARK}&lt;img src=x onerror=window.__xss=1&gt;</td></table><a"
+        ' href="javascript:window.__xss=1">x</a>{{7*7}}${7*7}$x$$'
+    ),
+)
 # Resources that a page loads. The browser fetches an address in src, href and similar attributes of
 # these elements without a click.
 LOADS = re.compile(

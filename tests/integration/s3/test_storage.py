@@ -48,7 +48,10 @@ def test_a_big_file_is_put_whole_or_not_at_all(s3_store, s3):
     storage.write(target, content)
     assert target.read_bytes() == content
     # Kill another process while it writes a third version.
-    write = f"from include.data import storage\nprint('begins', flush=True)\nfor _ in range(99): storage.write(storage.path({str(target)!r}), b'2' * (1 << 26))"
+    write = (
+        "from include.data import storage\nprint('begins', flush=True)\nfor _ in range(99):"
+        f" storage.write(storage.path({str(target)!r}), b'2' * (1 << 26))"
+    )
     child = subprocess.Popen([sys.executable, "-c", write], cwd=REPOSITORY, stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"begins\n"
     for _ in range(8):
@@ -190,7 +193,7 @@ def test_a_landing_zone_is_listed_read_and_copied(s3_store):
         ("a.csv", "file", 3),
         ("below", "folder", 0),
     ]
-    ((_, content), (_, gone)) = storage.read_each([folder / "a.csv", folder / "gone.csv"])
+    (_, content), (_, gone) = storage.read_each([folder / "a.csv", folder / "gone.csv"])
     assert content == b"one"
     assert isinstance(gone, FileNotFoundError)
     assert storage.copy(folder / "a.csv", folder / "kept" / "a.csv")

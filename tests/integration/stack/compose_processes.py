@@ -77,10 +77,13 @@ class Processes:
     def environment(self, service: str) -> dict[str, str]:
         """Return the service's variables, with addresses and folders of this machine."""
         there = {
-            "AIRLOOP_HOME": str(self.folder / service), "AIRLOOP_HOST": "127.0.0.1", "AIRLOOP_AIRFLOW_PORT": str(self.port),
-            "AIRLOOP_AIRFLOW_URI": f"http://127.0.0.1:{self.port}", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            "AIRLOOP_HOME": str(self.folder / service),
+            "AIRLOOP_HOST": "127.0.0.1",
+            "AIRLOOP_AIRFLOW_PORT": str(self.port),
+            "AIRLOOP_AIRFLOW_URI": f"http://127.0.0.1:{self.port}",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRLOOP_PRELOAD_LIBRARIES": "false",
-        }  # fmt: skip
+        }
         variables = {
             name: value for name, value in environment_of(service, self.secrets).items() if name not in ELSEWHERE
         }

@@ -294,7 +294,10 @@ def test_who_sees_one_dag_only_reads_its_reports_only(fab):
 
 def _make_permission(fab: Airflow, action: str, resource: str) -> None:
     """Create the permission of an existing DAG, as `airflow sync-perm` does."""
-    code = "import sys\nfrom include.dag_kit.users import _manager\nwith _manager() as manager:\n    manager.create_permission(sys.argv[1], sys.argv[2])"
+    code = (
+        "import sys\nfrom include.dag_kit.users import _manager\nwith _manager() as manager:\n   "
+        " manager.create_permission(sys.argv[1], sys.argv[2])"
+    )
     subprocess.run(
         [sys.executable, "-c", code, action, resource],
         env=fab.environment,

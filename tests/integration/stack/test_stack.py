@@ -41,7 +41,7 @@ def probe():
     {more}
 
 probe()
-'''
+'''  # noqa: E501
 
 
 def seconds_until(condition, timeout: float = 60.0) -> float:

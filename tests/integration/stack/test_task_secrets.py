@@ -82,7 +82,7 @@ def collect():
 
 
 collect()
-'''
+'''  # noqa: E501
 # Out of reach of a task, with any executor.
 ADMINS = ("AIRLOOP_AIRFLOW_ADMIN_PASSWORD", "AIRLOOP_MLFLOW_ADMIN_PASSWORD", "POSTGRES_PASSWORD", "S3_ROOT_SECRET")
 AIRFLOWS = (

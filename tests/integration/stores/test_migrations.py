@@ -34,8 +34,13 @@ def empty(real_settings) -> Settings:
 def start(settings) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "include.cli", "migrate"],
-        cwd=REPOSITORY, env=os.environ | settings.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=os.environ | settings.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def lines_of(process) -> list[str]:
@@ -92,8 +97,8 @@ def until(condition, process, seconds=600):
 
 def test_what_is_behind_is_found_without_importing_the_products(empty):
     code = (
-        "import sys; from include.settings import get_settings; from include.stack.stores.migrations import pending; print(pending(get_settings())); "
-        "assert not {'airflow', 'mlflow', 'feast', 'optuna'} & set(sys.modules)"
+        "import sys; from include.settings import get_settings; from include.stack.stores.migrations import pending;"
+        " print(pending(get_settings())); assert not {'airflow', 'mlflow', 'feast', 'optuna'} & set(sys.modules)"
     )
     asked = subprocess.run(
         [sys.executable, "-c", code],

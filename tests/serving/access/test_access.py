@@ -92,9 +92,14 @@ def test_health_needs_no_key(ask):
 
 @pytest.mark.parametrize(
     ("path", "opened_by"),
-    [("/models", {"predict", "admin"}), ("/v2/models/x", {"predict", "admin"}), ("/feedback", {"feedback", "admin"}), ("/metrics", {"metrics", "admin"}),
-     ("/openapi.json", set(keys.ROLES))],
-)  # fmt: skip
+    [
+        ("/models", {"predict", "admin"}),
+        ("/v2/models/x", {"predict", "admin"}),
+        ("/feedback", {"feedback", "admin"}),
+        ("/metrics", {"metrics", "admin"}),
+        ("/openapi.json", set(keys.ROLES)),
+    ],
+)
 def test_each_role_opens_its_own_paths(ask, made, path, opened_by):
     answers = {role: ask(path, key).status_code for role, key in made[1].items()}
     assert {role for role, status in answers.items() if status not in (401, 403)} == opened_by

@@ -116,7 +116,7 @@ def test_a_key_for_some_models_opens_no_other(start, tmp_path):
     def ask(method: str, path: str, body: bytes = b"", key: str = "narrow"):
         client = Client(service)
         client.send(
-            f"{method} {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {made[key]}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            f"{method} {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: {made[key]}\r\nContent-Length: {len(body)}\r\n\r\n".encode()  # noqa: E501
             + body
         )
         return client.answer()
@@ -125,8 +125,8 @@ def test_a_key_for_some_models_opens_no_other(start, tmp_path):
     assert ask("POST", PATH, body)[0] == 200
     # The answer is the same for a model that exists and for one that does not.
     for other in ("nans", "nobody"):
-        for method, path in (("POST", f"/models/{other}/predict"), ("GET", f"/models/{other}"), ("GET", f"/v2/models/{other}"),
-                             ("GET", f"/v2/models/{other}/versions/1/ready"), ("POST", f"/v2/models/{other}/infer"), ("POST", "/models/%6eans/predict"),
+        for method, path in (("POST", f"/models/{other}/predict"), ("GET", f"/models/{other}"), ("GET", f"/v2/models/{other}"),  # noqa: E501
+                             ("GET", f"/v2/models/{other}/versions/1/ready"), ("POST", f"/v2/models/{other}/infer"), ("POST", "/models/%6eans/predict"),  # noqa: E501
                              ("POST", f"/v2/models/{other}/versions/1/infer")):  # fmt: skip
             status, _, problem = ask(method, path, body if method == "POST" else b"")
             assert (status, problem["type"]) == (403, "urn:airloop:model-not-allowed"), path
@@ -326,7 +326,7 @@ def test_a_long_text_is_refused_and_not_repeated(service, length):
     for path, body in (
         (PATH, {"instances": [{**RAW, "shop": "x" * length}]}),
         (PATH, {"instances": [{**RAW, "x" * length: 1}]}),
-        ("/feedback", {"model": NAME, "labels": [{"entity": {"shop": "x" * length}, "event_timestamp": "2026-01-01T00:00:00Z", "label": 1}]}),
+        ("/feedback", {"model": NAME, "labels": [{"entity": {"shop": "x" * length}, "event_timestamp": "2026-01-01T00:00:00Z", "label": 1}]}),  # noqa: E501
         (f"/v2/models/{NAME}/infer", {"inputs": [
             {"name": "numeric", "datatype": "FP32", "shape": [1, 5], "data": [1, 2, 3, 4, 5]},
             {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["x" * length]}]}),
@@ -440,7 +440,10 @@ def test_a_year_at_the_end_of_the_calendar_is_refused_by_name(feedback, field, m
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_an_entity_is_made_of_finite_numbers(value):
-    body = f'{{"model": "{NAME}", "labels": [{{"entity": {{"shop": {value}}}, "event_timestamp": "2026-01-01T00:00:00Z", "label": 1}}]}}'
+    body = (
+        f'{{"model": "{NAME}", "labels": [{{"entity": {{"shop": {value}}}, "event_timestamp": "2026-01-01T00:00:00Z",'
+        ' "label": 1}]}'
+    )
     with pytest.raises(ProblemError) as refused:
         _checked(_document(body.encode()))
     assert refused.value.status in (400, 422)

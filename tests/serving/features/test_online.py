@@ -301,10 +301,15 @@ def test_entity_keys_are_feasts_own(columns):
 
 
 SCALARS = st.one_of(
-    st.tuples(st.just("double_val"), st.floats()), st.tuples(st.just("float_val"), st.floats(width=32)), st.tuples(st.just("bool_val"), st.booleans()),
-    st.tuples(st.just("int64_val"), KEY_VALUES["INT64"]), st.tuples(st.just("int32_val"), KEY_VALUES["INT32"]), st.tuples(st.just("string_val"), st.text()),
-    st.tuples(st.just("unix_timestamp_val"), KEY_VALUES["INT64"]), st.tuples(st.just("bytes_val"), st.binary()),
-)  # fmt: skip
+    st.tuples(st.just("double_val"), st.floats()),
+    st.tuples(st.just("float_val"), st.floats(width=32)),
+    st.tuples(st.just("bool_val"), st.booleans()),
+    st.tuples(st.just("int64_val"), KEY_VALUES["INT64"]),
+    st.tuples(st.just("int32_val"), KEY_VALUES["INT32"]),
+    st.tuples(st.just("string_val"), st.text()),
+    st.tuples(st.just("unix_timestamp_val"), KEY_VALUES["INT64"]),
+    st.tuples(st.just("bytes_val"), st.binary()),
+)
 
 
 @settings(deadline=None, max_examples=300)

@@ -269,7 +269,10 @@ def test_300_idle_sockets_stop_neither_clients_nor_the_registry(registry, featur
     With 256 open files, the service keeps answering and follows the registry.
     """
     registry.add(bias=1)
-    script = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); runpy.run_module('serving', run_name='__main__')"
+    script = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); runpy.run_module('serving',"
+        " run_name='__main__')"
+    )
     service = serving_process(tmp_path, registry.uri, features, arguments=("-c", script))
     idle = []
     try:

@@ -52,9 +52,14 @@ def resident_mib() -> float:
 HEAD = b"GET /models HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /models/steady/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
 SENT = {
-    "nothing": b"", "half a head": HEAD, "a request": HEAD + b"\r\n", "a head without its body": POST, "two requests": (HEAD + b"\r\n") * 2,
-    "no request": b"\x00\x01\r\n\r\n", "an unknown path": b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
-}  # fmt: skip
+    "nothing": b"",
+    "half a head": HEAD,
+    "a request": HEAD + b"\r\n",
+    "a head without its body": POST,
+    "two requests": (HEAD + b"\r\n") * 2,
+    "no request": b"\x00\x01\r\n\r\n",
+    "an unknown path": b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
 
 
 @pytest.mark.parametrize("what", [*SENT, "a head without its body for seconds"])

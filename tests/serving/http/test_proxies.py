@@ -39,7 +39,7 @@ http {{
     }}
   }}
 }}
-"""
+"""  # noqa: E501
 
 
 def is_open(port: int) -> bool:
@@ -54,7 +54,10 @@ def site_block(port: int, upstream: int) -> str:
     block = "\n".join(lines[first + 1 : lines.index("}", first)])
     ours = block.replace("\timport site\n", "").replace("serving:8000", f"127.0.0.1:{upstream}")
     assert "reverse_proxy" in ours and str(upstream) in ours
-    return f"{{\n\tadmin off\n\tauto_https off\n}}\nhttp://127.0.0.1:{port}, http://localhost:{port} {{\n\tbind 127.0.0.1\n{ours}\n}}\n"
+    return (
+        f"{{\n\tadmin off\n\tauto_https off\n}}\nhttp://127.0.0.1:{port}, http://localhost:{port} {{\n\tbind"
+        f" 127.0.0.1\n{ours}\n}}\n"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -112,9 +112,20 @@ def test_inference_with_tensors_in_json(client):
 
 WHOLE = np.array([[1, 0, 1, 0, 1], [0, 1, 1, 1, 0]])
 DATATYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8", "INT16": "int16", "INT32": "int32",
-    "INT64": "int64", "FP16": "float16", "BF16": ml_dtypes.bfloat16, "FP32": "float32", "FP64": "float64",
-}  # fmt: skip
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "BF16": ml_dtypes.bfloat16,
+    "FP32": "float32",
+    "FP64": "float64",
+}
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])

@@ -52,7 +52,8 @@ def protocols_own() -> dict[str, Any]:
     file = os.environ.get("AIRLOOP_TEST_OIP")
     if not file:
         pytest.skip(
-            "AIRLOOP_TEST_OIP does not name the protocol's own OpenAPI file (open_inference_rest.yaml of kserve/open-inference-protocol)"
+            "AIRLOOP_TEST_OIP does not name the protocol's own OpenAPI file (open_inference_rest.yaml of"
+            " kserve/open-inference-protocol)"
         )
     document = yaml.safe_load(Path(file).read_text())
     # The file writes a path variable as ${NAME}. In OpenAPI the dollar sign is a character of the

@@ -87,7 +87,10 @@ def test_health(client):
     assert (
         client.get(f"/v2/models/{NAME}/ready").json()
         == client.get(f"/v2/models/{NAME}/versions/1/ready").json()
-        == {"name": NAME, "ready": True}
+        == {
+            "name": NAME,
+            "ready": True,
+        }
     )
     for path in ("/v2/models/nobody/ready", f"/v2/models/{NAME}/versions/9/ready"):
         answer = client.get(path)
@@ -134,12 +137,18 @@ def test_other_methods_name_the_right_one(client, method):
 @pytest.mark.parametrize(
     "path",
     [
-        f"{PATH}/", "/v2/health/ready/", "/v2/models//infer", f"/v2/models/{NAME}/versions//infer", f"/v2/models/{NAME}/versions/..%2F1/infer",
-        f"/v2/models/{NAME}%2Fversions%2F9/infer", f"/v2/models/{NAME}/versions/%2e%2e/infer", "/v2/models/%ff%00/infer",
+        f"{PATH}/",
+        "/v2/health/ready/",
+        "/v2/models//infer",
+        f"/v2/models/{NAME}/versions//infer",
+        f"/v2/models/{NAME}/versions/..%2F1/infer",
+        f"/v2/models/{NAME}%2Fversions%2F9/infer",
+        f"/v2/models/{NAME}/versions/%2e%2e/infer",
+        "/v2/models/%ff%00/infer",
         f"/v2/models/{NAME}/versions/01/infer",
         "/v2/models/" + "x" * 20_000 + "/infer",
     ],
-)  # fmt: skip
+)
 def test_paths_that_lead_nowhere(client, path):
     method = "GET" if path.endswith("/ready/") else "POST"
     answer = client.request(method, path, json=request())

@@ -204,7 +204,7 @@ def test_the_log_and_the_metrics_tell_it(served):
     ask(served, "refusing", STALE)
     metrics = scraped(served[0])
     for name, view, kind, action in (
-        ("ruled", "shop_weather", "unknown_entity", "baseline"), ("refusing", "shop_weather", "stale_feature", "refuse"),
+        ("ruled", "shop_weather", "unknown_entity", "baseline"), ("refusing", "shop_weather", "stale_feature", "refuse"),  # noqa: E501
     ):  # fmt: skip
         assert (
             metrics[

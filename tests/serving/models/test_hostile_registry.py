@@ -33,17 +33,19 @@ HOSTILE_TAGS = {
     "deep objects": '{"a":' * 15_000 + "1" + "}" * 15_000,
     "deep traffic": '{"traffic": ' + DEEP + "}",
     "traffic of 20 levels": '{"traffic": {"state": ' + "[" * 20 + "]" * 20 + "}}",
-    "salt of half a surrogate pair": '{"traffic": {"salt": "\\ud800", "arms": [{"name": "a", "version": "1", "weight": 0.5}]}}',
+    "salt of half a surrogate pair": (
+        '{"traffic": {"salt": "\\ud800", "arms": [{"name": "a", "version": "1", "weight": 0.5}]}}'
+    ),
     "salt of 65 bytes": traffic(salt="é" * 33, arms=[ARM]),
     "salt with a NUL": traffic(salt="\0", arms=[ARM]),
     "weight NaN": '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": NaN}]}}',
     "weight beyond floats": '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": 1e999}]}}',
-    "integer of 5000 digits": '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": 0.5, "max_failures": '
-    + "9" * 5000
-    + "}]}}",
-    "integer of 400 digits": '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": 0.5, "max_failures": '
-    + "9" * 400
-    + "}]}}",
+    "integer of 5000 digits": (
+        '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": 0.5, "max_failures": ' + "9" * 5000 + "}]}}"
+    ),
+    "integer of 400 digits": (
+        '{"traffic": {"arms": [{"name": "a", "version": "1", "weight": 0.5, "max_failures": ' + "9" * 400 + "}]}}"
+    ),
     "version of 5000 digits": traffic(arms=[{**ARM, "version": "9" * 5000}]),
     "names twice": traffic(arms=[ARM, ARM]),
     "key twice": '{"traffic": {"salt": "a"}, "traffic": {"salt": "b"}}',
@@ -137,8 +139,10 @@ arms = st.lists(
 )
 documents = st.fixed_dictionaries(
     {
-        "traffic": json_values
-        | st.fixed_dictionaries({"salt": json_values, "arms": arms | json_values, "shadows": json_values})
+        "traffic": (
+            json_values
+            | st.fixed_dictionaries({"salt": json_values, "arms": arms | json_values, "shadows": json_values})
+        )
     }
 )
 

@@ -122,12 +122,16 @@ def test_a_process_that_ended_for_want_of_work_is_reaped_by_the_next_poll(tmp_pa
 def test_a_fork_whose_parent_was_killed_is_reaped_by_a_service_that_is_init(tmp_path):
     """The stopped child cannot reap its fork. The service adopts the fork, as in a container."""
     program = (
-        "import ctypes, os, signal, sys, threading, time\nfrom pathlib import Path\nfrom serving.models.checker import Checker\n"
-        "from serving.models.version_files import FileLimits\nctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"  # PR_SET_CHILD_SUBREAPER
-        "tested = Checker(seconds=3, memory_bytes=4 * 2**30, threads=1, limits=FileLimits())\ntested.warm()\npid = tested._process.pid\n"
+        "import ctypes, os, signal, sys, threading, time\nfrom pathlib import Path\nfrom serving.models.checker import"
+        " Checker\n"
+        "from serving.models.version_files import FileLimits\nctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"  # PR_SET_CHILD_SUBREAPER  # noqa: E501
+        "tested = Checker(seconds=3, memory_bytes=4 * 2**30, threads=1, limits=FileLimits())\ntested.warm()\npid ="
+        " tested._process.pid\n"
         "threading.Timer(1.5, os.kill, (pid, signal.SIGSTOP)).start()\n"
-        f"try:\n    tested.check(Path({str(write_bundle(tmp_path, model=hanging_graph()))!r}), '')\nexcept Exception as error:\n    print(error)\n"
-        "children = Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text().split()\nprint('children', len(children))\n"
+        f"try:\n    tested.check(Path({str(write_bundle(tmp_path, model=hanging_graph()))!r}), '')\nexcept Exception as"
+        " error:\n    print(error)\n"
+        "children = Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text().split()\nprint('children',"
+        " len(children))\n"
     )
     root = REPOSITORY
     done = subprocess.run(
@@ -350,10 +354,10 @@ def test_a_run_in_the_event_loop_that_takes_long_is_the_last_one_there(tmp_path,
 def test_the_process_ends_although_a_graph_hangs(tmp_path):
     write_bundle(tmp_path, model=hanging_graph(late_hour=100))
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom serving.models.bundle import Bundle\nfrom serving.models.batching import Batcher\n"
-        f"graph = Bundle.load(Path({str(tmp_path)!r})).graph\n"
-        "async def main():\n    task = asyncio.create_task(Batcher(graph).run([[100., 0, 0, 0, 0]], [['a']]))\n    await asyncio.sleep(0.5)\n"
-        "asyncio.run(main())\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom serving.models.bundle import Bundle\nfrom"
+        f" serving.models.batching import Batcher\ngraph = Bundle.load(Path({str(tmp_path)!r})).graph\nasync def"
+        " main():\n    task = asyncio.create_task(Batcher(graph).run([[100., 0, 0, 0, 0]], [['a']]))\n    await"
+        " asyncio.sleep(0.5)\nasyncio.run(main())\n"
     )
     root = REPOSITORY
     done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False, capture_output=True)

@@ -190,7 +190,10 @@ def test_a_shadow_that_gives_no_answer_is_logged_as_asked_in_vain(versions, does
         ('{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 1.5}]}}', "traffic.arms.0.weight"),
         ('{"traffic": {"arms": [{"name": "champion", "version": "2", "weight": 0.1}]}}', "different names"),
         (
-            '{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 0.6}, {"name": "b", "version": "3", "weight": 0.6}]}}',
+            (
+                '{"traffic": {"arms": [{"name": "a", "version": "2", "weight": 0.6}, {"name": "b", "version": "3",'
+                ' "weight": 0.6}]}}'
+            ),
             "add up to 1.2",
         ),
     ],

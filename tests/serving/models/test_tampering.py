@@ -222,11 +222,20 @@ def test_a_file_named_as_a_path_is_not_written_there(registered, follow, tmp_pat
 @pytest.mark.parametrize(
     "change",
     [
-        {"folder": "../../etc"}, {"folder": "/etc"}, {"version": "../../x"}, {"version": 1}, {"name": "others"}, {"name": "../x"}, {"source": None},
-        {"source": "x" * 10_000}, {"hashes": {"a": 1}}, {"hashes": "["}, {"version": "9" * 400},
+        {"folder": "../../etc"},
+        {"folder": "/etc"},
+        {"version": "../../x"},
+        {"version": 1},
+        {"name": "others"},
+        {"name": "../x"},
+        {"source": None},
+        {"source": "x" * 10_000},
+        {"hashes": {"a": 1}},
+        {"hashes": "["},
+        {"version": "9" * 400},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_hostile_note_leaves_the_cache_at_most_unused(registered, follow, tmp_path, change):
     follow(registered.url).poll()
     note = tmp_path / "cache" / NAME / "current.json"
@@ -271,14 +280,33 @@ def test_links_in_the_cache_are_not_followed(registered, follow, tmp_path, what)
 # --- entries of the registry ----------------------------------------------------------------------
 
 ODD = [
-    entry("others", "../../x"), entry("others", None), entry("others", {"a": 1}), entry("others", "1" * 400), entry("others", "٣"), entry("others", -1),
-    entry("../others"), entry(None), entry(7), entry("\ud800"), entry("a" * 5000), entry("others", aliases="champion"),
+    entry("others", "../../x"),
+    entry("others", None),
+    entry("others", {"a": 1}),
+    entry("others", "1" * 400),
+    entry("others", "٣"),
+    entry("others", -1),
+    entry("../others"),
+    entry(None),
+    entry(7),
+    entry("\ud800"),
+    entry("a" * 5000),
+    entry("others", aliases="champion"),
     entry("others", aliases=[1, None, []]),
-    entry("others", aliases=[{"alias": ["champion"], "version": 1}]), entry("others", tags=7),
+    entry("others", aliases=[{"alias": ["champion"], "version": 1}]),
+    entry("others", tags=7),
     entry("others", tags=[{"key": 1}, {"key": "rollout", "value": 7}]),
-    entry("others", creation_timestamp={"a": []}), entry("others", creation_timestamp="soon"), {}, [], None, "others", 7, [[[]]],
-    entry("others", tags=[{"key": "rollout", "value": "[" * 100_000}]), entry("others", tags=[{"key": "x", "value": "y" * 9 * 2**20}]),
-]  # fmt: skip
+    entry("others", creation_timestamp={"a": []}),
+    entry("others", creation_timestamp="soon"),
+    {},
+    [],
+    None,
+    "others",
+    7,
+    [[[]]],
+    entry("others", tags=[{"key": "rollout", "value": "[" * 100_000}]),
+    entry("others", tags=[{"key": "x", "value": "y" * 9 * 2**20}]),
+]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:60])

@@ -15,13 +15,24 @@ from tests.serving.harness import graph
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[" * 17 + "]" * 17, "nested deeper than 16 levels"), ("[" * 100_000, "nested deeper than 16 levels"), ("NaN", "NaN is not a JSON number"),
-        ("[-Infinity]", "-Infinity is not"), ("1e999", "does not fit into 64 bits"), ("9" * 10_000, "does not fit into 64 bits"),
-        (str(2**63), "does not fit"), ('{"a": 1, "a": 2}', "key 'a' is given twice"), ('"\\ud800"', "is not valid Unicode"), ("\ud800", "not JSON"),
-        (b"\xff", "not JSON"), ('{"\\u0000": 1}', "holds a NUL"), ("{", "not JSON"), (" " * (128 * 1024) + "1", "at most 131072 are read"), (7, "must be text"),
+        ("[" * 17 + "]" * 17, "nested deeper than 16 levels"),
+        ("[" * 100_000, "nested deeper than 16 levels"),
+        ("NaN", "NaN is not a JSON number"),
+        ("[-Infinity]", "-Infinity is not"),
+        ("1e999", "does not fit into 64 bits"),
+        ("9" * 10_000, "does not fit into 64 bits"),
+        (str(2**63), "does not fit"),
+        ('{"a": 1, "a": 2}', "key 'a' is given twice"),
+        ('"\\ud800"', "is not valid Unicode"),
+        ("\ud800", "not JSON"),
+        (b"\xff", "not JSON"),
+        ('{"\\u0000": 1}', "holds a NUL"),
+        ("{", "not JSON"),
+        (" " * (128 * 1024) + "1", "at most 131072 are read"),
+        (7, "must be text"),
         (None, "must be text"),
     ],
-)  # fmt: skip
+)
 def test_what_breaks_a_limit_is_refused_with_its_reason(content, message):
     with pytest.raises(DocumentError) as error:
         parse(content, "the tag")

@@ -45,7 +45,8 @@ def test_a_bad_canary_is_out_within_200_of_its_requests(how, registry, features,
     bad = [row["predicted_at"] for row in rows if row["failed_arm"] == "canary"]
     seconds = (max(bad) - min(bad)).total_seconds()
     print(
-        f"{how}: out after {len(bad)} of its own requests, {seconds:.2f} s from the first bad answer to the last, of {sent} asked"
+        f"{how}: out after {len(bad)} of its own requests, {seconds:.2f} s from the first bad answer to the last, of"
+        f" {sent} asked"
     )
     assert len(rows) == sent and {row["arm"] for row in rows} == {"champion"}
     assert len(bad) == 5 <= MOST

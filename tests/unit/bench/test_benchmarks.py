@@ -13,9 +13,20 @@ TASKS = result.REPOSITORY / "include" / "dag_kit" / "tasks"
 # Tasks that only pass on a value or write a line into the ledger. They are part of an adjacent step
 # when the work is called directly.
 BOOKKEEPING = {
-    "announce_tables", "fail_on_refused_files", "find_request", "request_retraining", "find_champion", "choose_candidates", "settle_request",
-    "passed_the_gate", "announce_challenger", "announce_predictions", "choose_version", "announce_champion", "rollback",
-}  # fmt: skip
+    "announce_tables",
+    "fail_on_refused_files",
+    "find_request",
+    "request_retraining",
+    "find_champion",
+    "choose_candidates",
+    "settle_request",
+    "passed_the_gate",
+    "announce_challenger",
+    "announce_predictions",
+    "choose_version",
+    "announce_champion",
+    "rollback",
+}
 # Tasks of projects with a search or with several compute classes. The measured project flights has
 # neither.
 OTHERS = {"plan_trials", "choose_refit"}

@@ -21,11 +21,24 @@ def raw() -> Raw:
         "datetime64[us]"
     )
     delay = pd.Series(random.normal(10, 30, n).round()).where(random.random(n) > 0.03)
-    flights = pd.DataFrame({
-        "carrier": random.choice(["UA", "AA"], n), "flight": np.arange(n), "scheduled_departure": departure, "origin": random.choice(["EWR", "JFK"], n),
-        "dest": random.choice(["IAH", "MIA"], n), "tailnum": random.choice(["N1", "N2", ""], n), "hour": departure.dt.hour, "minute": departure.dt.minute,
-        "weekday": departure.dt.dayofweek, "distance": 1000, "scheduled_minutes": 120.0, "month": departure.dt.month, "dep_delay": delay, "arr_delay": delay,
-    })  # fmt: skip
+    flights = pd.DataFrame(
+        {
+            "carrier": random.choice(["UA", "AA"], n),
+            "flight": np.arange(n),
+            "scheduled_departure": departure,
+            "origin": random.choice(["EWR", "JFK"], n),
+            "dest": random.choice(["IAH", "MIA"], n),
+            "tailnum": random.choice(["N1", "N2", ""], n),
+            "hour": departure.dt.hour,
+            "minute": departure.dt.minute,
+            "weekday": departure.dt.dayofweek,
+            "distance": 1000,
+            "scheduled_minutes": 120.0,
+            "month": departure.dt.month,
+            "dep_delay": delay,
+            "arr_delay": delay,
+        }
+    )
     flights["departed_at"] = flights["scheduled_departure"] + pd.to_timedelta(delay, unit="min").astype(
         "timedelta64[us]"
     )
@@ -79,9 +92,13 @@ def log_as_of(raw: Raw, later: pd.Timedelta) -> pd.DataFrame:
 def verdicts(log: pd.DataFrame, raw: Raw, versions=VERSIONS) -> dict[str, bool]:
     rows = demo_checks.joined(log, raw)
     done = [
-        demo_checks.complete(rows, raw, FIRST_CUTOFF), demo_checks.an_hour_before(rows), demo_checks.claimed_times(rows),
-        demo_checks.models_in_time(rows, versions), demo_checks.request_features(rows, raw), *demo_checks.recomputed(rows, raw, 200, 0),
-    ]  # fmt: skip
+        demo_checks.complete(rows, raw, FIRST_CUTOFF),
+        demo_checks.an_hour_before(rows),
+        demo_checks.claimed_times(rows),
+        demo_checks.models_in_time(rows, versions),
+        demo_checks.request_features(rows, raw),
+        *demo_checks.recomputed(rows, raw, 200, 0),
+    ]
     return {check.name: bool(check.holds) for check in done}
 
 

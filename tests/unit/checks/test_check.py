@@ -43,51 +43,103 @@ def test_a_made_project_has_no_fault(parcels):
 FAULTS = {
     "a metric that there is not": ("__init__", 'name="auc"', 'name="acu"', (PROJECT, "metric", "acu", "auc", "train")),
     "a metric of another kind": ("__init__", 'name="auc"', 'name="rmse"', (PROJECT, "metric", "rmse", None, "train")),
-    "a metric's other direction": ("__init__", "higher_is_better=True", "higher_is_better=False", (PROJECT, "metric", "auc", None, "train")),
+    "a metric's other direction": (
+        "__init__",
+        "higher_is_better=True",
+        "higher_is_better=False",
+        (PROJECT, "metric", "auc", None, "train"),
+    ),
     "a trainer that there is not": (
-        "__init__", 'trainer="hist_gradient_boosting"', 'trainer="hist_gradient_bosting"',
+        "__init__",
+        'trainer="hist_gradient_boosting"',
+        'trainer="hist_gradient_bosting"',
         (PROJECT, "trainer", "hist_gradient_bosting", "hist_gradient_boosting", "train"),
     ),
-    "a parameter that it does not take": ("__init__", '"max_iter": 120', '"max_iters": 120', (PROJECT, "parameter", "max_iters", "max_iter", "train")),
-    "a value that it does not take": ("__init__", '"learning_rate": 0.06', '"learning_rate": 0', (PROJECT, "parameter", "learning_rate", None, "train")),
+    "a parameter that it does not take": (
+        "__init__",
+        '"max_iter": 120',
+        '"max_iters": 120',
+        (PROJECT, "parameter", "max_iters", "max_iter", "train"),
+    ),
+    "a value that it does not take": (
+        "__init__",
+        '"learning_rate": 0.06',
+        '"learning_rate": 0',
+        (PROJECT, "parameter", "learning_rate", None, "train"),
+    ),
     "more workers than its trainer has": (
-        "__init__", 'trainer="hist_gradient_boosting",', 'trainer="hist_gradient_boosting", workers=2,',
+        "__init__",
+        'trainer="hist_gradient_boosting",',
+        'trainer="hist_gradient_boosting", workers=2,',
         (PROJECT, "workers", "hist_gradient_boosting", None, "train"),
     ),
     "an input from nowhere": (
-        "__init__", '"customer_outcomes_28d",\n            "product', '"customer_outcome_28d",\n            "product'
-        ,
+        "__init__",
+        '"customer_outcomes_28d",\n            "product',
+        '"customer_outcome_28d",\n            "product',
         (PROJECT, "inputs", "customer_outcome_28d", "customer_outcomes_28d", "train"),
     ),
     "an input named twice": (
-        "__init__", '"hour",\n            "customer', '"hour", "amount",\n            "customer',
+        "__init__",
+        '"hour",\n            "customer',
+        '"hour", "amount",\n            "customer',
         (PROJECT, "inputs", "amount", None, "train"),
     ),
     "a view that Feast does not have": (
-        "__init__", '"parcels_product_history")', '"parcels_products_history")',
+        "__init__",
+        '"parcels_product_history")',
+        '"parcels_products_history")',
         (PROJECT, "feature views", "parcels_products_history", "parcels_product_history", "build_features"),
     ),
-    "a service of another version": ("feast", 'name="parcels_v1"', 'name="parcels_v2"', (FEAST, "feature service", "parcels_v1", "parcels_v2", "train")),
+    "a service of another version": (
+        "feast",
+        'name="parcels_v1"',
+        'name="parcels_v2"',
+        (FEAST, "feature service", "parcels_v1", "parcels_v2", "train"),
+    ),
     "an entity that the project does not have": (
-        "__init__", '"parcels_product")', '"parcels_produce")',
+        "__init__",
+        '"parcels_product")',
+        '"parcels_produce")',
         (FEAST, "entities", "parcels_product", "parcels_produce", "build_features"),
     ),
-    "a feature in two views": ("feast", '"product_outcomes_28d"', '"customer_outcomes_28d"', (FEAST, "features", "customer_outcomes_28d", None, "train")),
-    "a Feast module that raises": ("feast", "OBJECTS = [", "OBJECTS = [nobody, ", (FEAST, "feature views", "parcels", None, "build_features")),
+    "a feature in two views": (
+        "feast",
+        '"product_outcomes_28d"',
+        '"customer_outcomes_28d"',
+        (FEAST, "features", "customer_outcomes_28d", None, "train"),
+    ),
+    "a Feast module that raises": (
+        "feast",
+        "OBJECTS = [",
+        "OBJECTS = [nobody, ",
+        (FEAST, "feature views", "parcels", None, "build_features"),
+    ),
     "a function that the loop calls": (
-        "features", "def labels(", "def label(",
+        "features",
+        "def labels(",
+        "def label(",
         ("parcels/features.py", "function", "labels", "label", "build_features"),
     ),
     "an argument that the loop passes": (
-        "features", "def compute(tables, *, since: datetime | None, cutoff: datetime)", "def compute(tables, *, cutoff: datetime, since_when=None)",
+        "features",
+        "def compute(tables, *, since: datetime | None, cutoff: datetime)",
+        "def compute(tables, *, cutoff: datetime, since_when=None)",
         ("parcels/features.py", "function", "compute", None, "build_features"),
     ),
     "a file that does not parse": (
-        "feed", "def last_moment(", "def last_moment((",
+        "feed",
+        "def last_moment(",
+        "def last_moment((",
         ("parcels/feed.py", "syntax", "invalid syntax", None, "ingest"),
     ),
-    "a project that cannot be loaded": ("__init__", "project = Project(", "nobody\nproject = Project(", (PROJECT, "project", "parcels", None, "ingest")),
-}  # fmt: skip
+    "a project that cannot be loaded": (
+        "__init__",
+        "project = Project(",
+        "nobody\nproject = Project(",
+        (PROJECT, "project", "parcels", None, "ingest"),
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -121,8 +173,11 @@ def test_all_faults_are_listed_in_text_and_in_json_with_exit_status_1(parcels):
     document = CliRunner().invoke(app, ["check", "parcels", "--json"])
     content = json.loads(document.output)
     assert document.exit_code == 1 and [(one["rule"], one["value"], one["nearest"]) for one in content["findings"]] == [
-        ("metric", "acu", "auc"), ("parameter", "max_iters", "max_iter"), ("inputs", "amout", "amount"), ("request features", "amount", "amout"),
-    ]  # fmt: skip
+        ("metric", "acu", "auc"),
+        ("parameter", "max_iters", "max_iter"),
+        ("inputs", "amout", "amount"),
+        ("request features", "amount", "amout"),
+    ]
 
 
 def test_the_check_of_the_declaration_imports_no_heavy_library(parcels):

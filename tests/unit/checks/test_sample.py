@@ -52,43 +52,79 @@ def test_rows_of_a_try_will_do_where_nothing_is_ingested(parcels, rows):
 SINCE = "since=since and since - SILENT_AFTER"
 # Edited text of features.py -> rule and value of a finding, and words of its message.
 FAULTS = {
-    "an incremental run reads too little": (SINCE, "since=since and since - WEEK", ("incremental features", "customer_return_rate_28d"), "instead of"),
-    "an incremental run lacks rows": (
-        "after=since or beginning", "after=since + STEP if since else beginning",
-        ("incremental features", "parcels_customer_history"), "it lacks",
+    "an incremental run reads too little": (
+        SINCE,
+        "since=since and since - WEEK",
+        ("incremental features", "customer_return_rate_28d"),
+        "instead of",
     ),
-    "a view of another name": ('"parcels_product_history": rolling', '"parcels_product": rolling', ("compute", "parcels_product"), "compute() gives views"),
+    "an incremental run lacks rows": (
+        "after=since or beginning",
+        "after=since + STEP if since else beginning",
+        ("incremental features", "parcels_customer_history"),
+        "it lacks",
+    ),
+    "a view of another name": (
+        '"parcels_product_history": rolling',
+        '"parcels_product": rolling',
+        ("compute", "parcels_product"),
+        "compute() gives views",
+    ),
     "a feature that Feast declares is missing": (
-        '"product_outcomes_28d": (None', '"product_outcome_28d": (None',
-        ("compute", "product_outcomes_28d"), "Did you mean 'product_outcome_28d'?",
+        '"product_outcomes_28d": (None',
+        '"product_outcome_28d": (None',
+        ("compute", "product_outcomes_28d"),
+        "Did you mean 'product_outcome_28d'?",
     ),
     "a column of the examples is missing": (
-        '"pieces", "weekday", "hour", "label"', '"weekday", "hour", "label"',
-        ("examples", "pieces"), "gives no column 'pieces'",
+        '"pieces", "weekday", "hour", "label"',
+        '"weekday", "hour", "label"',
+        ("examples", "pieces"),
+        "gives no column 'pieces'",
     ),
     "naive times": (
-        'rows = orders[inside]', 'rows = orders[inside].assign(event_timestamp=lambda r: r["event_timestamp"].dt.tz_localize(None))',
-        ("examples", "event_timestamp"), "must be a time with a time zone",
+        "rows = orders[inside]",
+        'rows = orders[inside].assign(event_timestamp=lambda r: r["event_timestamp"].dt.tz_localize(None))',
+        ("examples", "event_timestamp"),
+        "must be a time with a time zone",
     ),
     "naive times of features": (
-        'times = every(STEP, after=since or beginning, until=cutoff)', 'times = every(STEP, after=since or beginning, until=cutoff).tz_localize(None)',
-        ("compute", "event_timestamp"), "must be a time with a time zone",
+        "times = every(STEP, after=since or beginning, until=cutoff)",
+        "times = every(STEP, after=since or beginning, until=cutoff).tz_localize(None)",
+        ("compute", "event_timestamp"),
+        "must be a time with a time zone",
     ),
     "an example that is predicted when its outcome is known": (
-        'event_timestamp=lambda rows: rows["ordered_at"]', 'event_timestamp=lambda rows: rows["ordered_at"] + pd.Timedelta(days=9)',
-        ("known_at", "known_at"), "became known",
+        'event_timestamp=lambda rows: rows["ordered_at"]',
+        'event_timestamp=lambda rows: rows["ordered_at"] + pd.Timedelta(days=9)',
+        ("known_at", "known_at"),
+        "became known",
     ),
     "a label that is none": (
-        'rename(columns=columns)', 'assign(returned=known["returned"] + 1).rename(columns=columns)',
-        ("label", "label"), "are not 0 or 1, such as 2",
+        "rename(columns=columns)",
+        'assign(returned=known["returned"] + 1).rename(columns=columns)',
+        ("label", "label"),
+        "are not 0 or 1, such as 2",
     ),
-    "a number that is a text": ('pieces=rows["pieces"].astype("float64")', 'pieces="many"', ("inputs", "pieces"), "has a value that is no number"),
-    "a function that raises": ("orders = _orders(tables)", "orders = _orders(nobody)", ("examples", "examples"), "NameError"),
+    "a number that is a text": (
+        'pieces=rows["pieces"].astype("float64")',
+        'pieces="many"',
+        ("inputs", "pieces"),
+        "has a value that is no number",
+    ),
+    "a function that raises": (
+        "orders = _orders(tables)",
+        "orders = _orders(nobody)",
+        ("examples", "examples"),
+        "NameError",
+    ),
     "a key that names more than one thing": (
-        'rows[columns].sort_values', 'pd.concat([rows, rows])[columns].sort_values',
-        ("example_key", "order_id"), "have the example_key",
+        "rows[columns].sort_values",
+        "pd.concat([rows, rows])[columns].sort_values",
+        ("example_key", "order_id"),
+        "have the example_key",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -94,8 +94,8 @@ def test_what_has_failed_is_asked_for_anew_with_its_reason(started, how):
     first = ask(**({"last_days": 7} if how else {}))
     ledger.settle_request(first, "failed", reason="three runs failed")
     assert (
-        f"Asked for before: request {first} (new_code, cutoff {CUTOFF}) is failed (three runs failed); this is a new request."
-        in request(*how)
+        f"Asked for before: request {first} (new_code, cutoff {CUTOFF}) is failed (three runs failed); this is a new"
+        " request." in request(*how)
     )
     assert len(started) == 1
 

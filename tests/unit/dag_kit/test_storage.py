@@ -55,8 +55,10 @@ def test_a_service_account_whose_token_is_exchanged_for_a_role(monkeypatch):
     given = parts(**S3, storage_service_account="trainer", storage_role=ROLE)
     assert given["service_account_name"] == "trainer"
     assert {entry["name"]: entry["value"] for entry in given["env"]} == {
-        "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/airloop-storage/token", "AWS_REGION": "eu-central-1"
-    }  # fmt: skip
+        "AWS_ROLE_ARN": ROLE,
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/airloop-storage/token",
+        "AWS_REGION": "eu-central-1",
+    }
     ((source,),) = [volume["projected"]["sources"] for volume in given["volumes"]]
     assert (
         source["serviceAccountToken"]["audience"] == "sts.amazonaws.com"

@@ -64,10 +64,14 @@ def test_build_features_says_it_in_its_log(ended, monkeypatch, caplog):
 
     forget_home()
     empty = {
-        view.name: pd.DataFrame({c: pd.Series(dtype="datetime64[us, UTC]" if c == "event_timestamp" else "object") for c in (
-            *view.join_keys, "event_timestamp", *(f.name for f in view.features))})
+        view.name: pd.DataFrame(
+            {
+                c: pd.Series(dtype="datetime64[us, UTC]" if c == "event_timestamp" else "object")
+                for c in (*view.join_keys, "event_timestamp", *(f.name for f in view.features))
+            }
+        )
         for view in store.feature_views(FLIGHTS)
-    }  # fmt: skip
+    }
     monkeypatch.setattr(features, "compute", lambda known, *, since, cutoff: empty)
     with caplog.at_level(logging.WARNING):
         build.compute(FLIGHTS, "2020-12-31T00:00:00Z")

@@ -29,8 +29,13 @@ pytestmark = pytest.mark.slow
 
 AT = datetime(2024, 5, 1, 6, tzinfo=UTC)
 COUNTS = Source(
-    name="counts", columns={"name": "string", "value": "int64", "at": "timestamp"}, key=("name",), known_at="at", nullable=("value",), tolerance=1.0
-)  # fmt: skip
+    name="counts",
+    columns={"name": "string", "value": "int64", "at": "timestamp"},
+    key=("name",),
+    known_at="at",
+    nullable=("value",),
+    tolerance=1.0,
+)
 FLOATS = COUNTS.model_copy(update={"columns": {**COUNTS.columns, "value": "float64"}})
 TEXTS = COUNTS.model_copy(update={"columns": {**COUNTS.columns, "value": "string"}})
 TIMES = COUNTS.model_copy(update={"columns": {**COUNTS.columns, "value": "timestamp"}})

@@ -55,10 +55,13 @@ def served(*rows: tuple[str, dict, float], caller: str = "-") -> None:
     """
     times = [NOON + timedelta(seconds=seconds) for _, _, seconds in rows]
     columns = {
-        "prediction_id": [name(one) for one, _, _ in rows], "predicted_at": times, "key": [json.dumps(key) for _, key, _ in rows],
-        **{column: ["x"] * len(rows) for column in ("model_version", "arm", "failed_arm")}, **dict.fromkeys(("prediction", "latency_ms"), [0.5] * len(rows)),
+        "prediction_id": [name(one) for one, _, _ in rows],
+        "predicted_at": times,
+        "key": [json.dumps(key) for _, key, _ in rows],
+        **{column: ["x"] * len(rows) for column in ("model_version", "arm", "failed_arm")},
+        **dict.fromkeys(("prediction", "latency_ms"), [0.5] * len(rows)),
         "caller": [caller] * len(rows),
-    }  # fmt: skip
+    }
     folder = layout.prediction_log(PROJECT)
     folder.mkdir(parents=True, exist_ok=True)
     file = f"{max(times) + timedelta(seconds=1):%Y%m%dT%H%M%S.%fZ}-host-1-{next(harness.NUMBERS)}.parquet"
@@ -118,9 +121,9 @@ def ingest(cutoff=LATER + timedelta(hours=1), source=SOURCE) -> tuple[dict[str, 
     bad = tables.open_table(layout.table(PROJECT, "quarantine"))
     rows = table.to_pyarrow_table().to_pylist() if table else []
     assert len({row["prediction_id"] for row in rows}) == len(rows)
-    return {row["prediction_id"].lstrip("0"): row["label"] for row in rows}, sorted(
-        bad.to_pyarrow_table()["rule"].to_pylist()
-    ) if bad else []
+    return {row["prediction_id"].lstrip("0"): row["label"] for row in rows}, (
+        sorted(bad.to_pyarrow_table()["rule"].to_pylist()) if bad else []
+    )
 
 
 def test_the_source_takes_what_serving_writes():
@@ -270,7 +273,10 @@ def test_what_came_after_the_cutoff_or_just_now_waits_for_the_next_run():
     assert due(LATER + timedelta(hours=1)) == [[early, replayed], [after]]
     _, why = feedback.due(SOURCE, landing.new_files(PROJECT, SOURCE), cutoff)
     assert why == {
-        after: f"its labels became known by {LATER + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}, and this run's cutoff is {cutoff:%Y-%m-%d %H:%M:%S}"
+        after: (
+            f"its labels became known by {LATER + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}, and this run's cutoff is"
+            f" {cutoff:%Y-%m-%d %H:%M:%S}"
+        )
     }
     assert ingest(cutoff) == ({"1": 1.0, "3": 1.0}, [])
     assert ingest(LATER + timedelta(minutes=5)) == ({"1": 1.0, "2": 1.0, "3": 1.0}, [])
@@ -370,7 +376,10 @@ def test_a_rollout_is_not_judged_by_labels_of_which_a_prediction_may_have_two(so
     with pytest.raises(ValidationError, match="no source with the column label and the key prediction_id"):
         flights.model_validate(
             flights.model_dump()
-            | {"sources": [*flights.sources, source.model_copy(update={"predictions": None})], **judged}
+            | {
+                "sources": [*flights.sources, source.model_copy(update={"predictions": None})],
+                **judged,
+            }
         )
 
 

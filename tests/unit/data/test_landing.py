@@ -26,9 +26,13 @@ pytestmark = pytest.mark.slow
 
 CUTOFF = "2024-05-02T00:00:00Z"
 SOURCE = Source(
-    name="orders", columns={"id": "int64", "name": "string", "amount": "float64", "known_at": "timestamp"}, key=("id",), known_at="known_at",
-    nullable=("name",), tolerance=0.9,
-)  # fmt: skip
+    name="orders",
+    columns={"id": "int64", "name": "string", "amount": "float64", "known_at": "timestamp"},
+    key=("id",),
+    known_at="known_at",
+    nullable=("name",),
+    tolerance=0.9,
+)
 PROJECT = flights.model_copy(update={"sources": (SOURCE,)})
 HEADER = "id,name,amount,known_at\n"
 
@@ -228,7 +232,7 @@ def test_an_exception_about_one_file_refuses_that_file_alone(folder, monkeypatch
     """
     for number in range(9):
         (folder / f"{number}.csv").write_bytes(
-            rows(number, name="odd" if number in (0, 4, 5) else "a") + (b"x,a,1.5,2024-05-01T06:00:00Z\n")
+            rows(number, name="odd" if number in (0, 4, 5) else "a") + b"x,a,1.5,2024-05-01T06:00:00Z\n"
         )
 
     def spoil(module, name: str, names) -> None:
@@ -291,10 +295,15 @@ def test_a_store_that_is_away_is_no_files_fault(folder, monkeypatch):
 
 
 def test_the_quarantine_keeps_rows_as_they_came(folder):
-    content = b'[{"id": 9007199254740993, "name": "\\ud800\\u0000", "amount": 0.1000000000000000000001, "known_at": "2024-05-01T06:00:00Z"}]'
-    ingest_source(PROJECT, SOURCE.model_copy(update={"tolerance": 1.0}), CUTOFF) if (folder / "x.json").write_bytes(
-        content
-    ) else None
+    content = (
+        b'[{"id": 9007199254740993, "name": "\\ud800\\u0000", "amount": 0.1000000000000000000001, "known_at":'
+        b' "2024-05-01T06:00:00Z"}]'
+    )
+    (
+        ingest_source(PROJECT, SOURCE.model_copy(update={"tolerance": 1.0}), CUTOFF)
+        if (folder / "x.json").write_bytes(content)
+        else None
+    )
     (row,) = tables.open_table(layout.table(PROJECT, "quarantine")).to_pyarrow_table().to_pylist()
     assert set(row) == set(QUARANTINE)
     written = {

@@ -64,7 +64,9 @@ def refusal(source: Source, name: str, content: bytes):
         pytest.param("x.csv", GOOD.replace("\n", "\r\n").encode(), {}, id="line ends of Windows"),
         pytest.param("x.csv", gzip.compress(GOOD.encode()), {}, id="gzip under another name"),
         pytest.param("x.CSV.GZ", gzip.compress(GOOD.encode()), {}, id="gzip, named so"),
-        pytest.param("x.csv", gzip.compress(GOOD[:50].encode()) + gzip.compress(GOOD[50:].encode()), {}, id="gzip in two parts"),
+        pytest.param(
+            "x.csv", gzip.compress(GOOD[:50].encode()) + gzip.compress(GOOD[50:].encode()), {}, id="gzip in two parts"
+        ),
         pytest.param("x.csv.zst", zstd(GOOD.encode()), {}, id="zstd"),
         pytest.param("x.json", LINES.encode(), {}, id="objects, one a line"),
         pytest.param("x.jsonl", LINES.encode(), {}, id="JSON Lines"),
@@ -75,16 +77,30 @@ def refusal(source: Source, name: str, content: bytes):
         pytest.param("x.csv", GOOD.encode("utf-16"), {"encoding": "utf-16"}, id="UTF-16"),
         pytest.param("x.csv", GOOD.encode("cp1252"), {"encoding": "cp1252"}, id="cp1252"),
         pytest.param("x.json", LINES.encode("latin-1"), {"encoding": "latin-1"}, id="JSON in Latin-1"),
-        pytest.param("x.csv", GOOD.replace("T06:00:00Z", "T08:00:00").encode(), {"time_zone": "Europe/Berlin"}, id="a local time"),
+        pytest.param(
+            "x.csv", GOOD.replace("T06:00:00Z", "T08:00:00").encode(), {"time_zone": "Europe/Berlin"}, id="a local time"
+        ),
         pytest.param("x.csv", EXCEL, {"date_format": "%m/%d/%Y %H:%M", "time_zone": "UTC"}, id="Excel"),
         pytest.param("x.csv", GERMAN, {"date_format": {"known_at": "%d.%m.%Y %H:%M%z"}}, id="a zone in the format"),
-        pytest.param("x.csv", GOOD.replace("00Z", "00.0000009Z").encode(), {"truncate_times": True}, id="tenths of a microsecond"),
-        pytest.param("x.csv", GOOD.replace("id,name", "Order No,Name").encode(), {"rename": {"Order No": "id", "Name": "name"}}, id="other names"),
-        pytest.param("x.json", LINES.replace('"id"', '"Order No"').encode(), {"rename": {"Order No": "id"}}, id="other names in JSON"),
+        pytest.param(
+            "x.csv", GOOD.replace("00Z", "00.0000009Z").encode(), {"truncate_times": True}, id="tenths of a microsecond"
+        ),
+        pytest.param(
+            "x.csv",
+            GOOD.replace("id,name", "Order No,Name").encode(),
+            {"rename": {"Order No": "id", "Name": "name"}},
+            id="other names",
+        ),
+        pytest.param(
+            "x.json",
+            LINES.replace('"id"', '"Order No"').encode(),
+            {"rename": {"Order No": "id"}},
+            id="other names in JSON",
+        ),
         pytest.param("x.parquet", RENAMED, {"rename": {"Order No": "id"}}, id="other names in Parquet"),
         pytest.param("x.parquet", CATEGORY, {}, id="a category of pandas"),
     ],
-)  # fmt: skip
+)
 def test_what_a_source_declares_is_accepted(name, content, declared):
     rows = read(declaring(**declared), name, content)
     assert not rows.faults
@@ -94,40 +110,112 @@ def test_what_a_source_declares_is_accepted(name, content, declared):
 @pytest.mark.parametrize(
     ("name", "content", "rule", "says"),
     [
-        pytest.param("x.csv", SEMICOLON.encode(), "unreadable", ["delimiter ';'", "declare delimiter=';' for source 'orders'"], id="semicolons"),
-        pytest.param("x.csv", SEMICOLON.replace(",5", "").encode(), "missing_column", ["delimiter ';'", "declare delimiter=';'"], id="semicolons, no commas"),
-        pytest.param("x.csv", GOOD.replace(",", "\t").encode(), "missing_column", ["(tab)", "declare delimiter='\\t'"], id="tabs"),
-        pytest.param("x.csv", GOOD.encode("utf-16"), "unreadable", ["looks like UTF-16", "encoding='utf-16'"], id="UTF-16"),
-        pytest.param("x.csv", GOOD.encode("utf-16-le"), "unreadable", ["looks like UTF-16-LE"], id="UTF-16 without a mark"),
+        pytest.param(
+            "x.csv",
+            SEMICOLON.encode(),
+            "unreadable",
+            ["delimiter ';'", "declare delimiter=';' for source 'orders'"],
+            id="semicolons",
+        ),
+        pytest.param(
+            "x.csv",
+            SEMICOLON.replace(",5", "").encode(),
+            "missing_column",
+            ["delimiter ';'", "declare delimiter=';'"],
+            id="semicolons, no commas",
+        ),
+        pytest.param(
+            "x.csv", GOOD.replace(",", "\t").encode(), "missing_column", ["(tab)", "declare delimiter='\\t'"], id="tabs"
+        ),
+        pytest.param(
+            "x.csv", GOOD.encode("utf-16"), "unreadable", ["looks like UTF-16", "encoding='utf-16'"], id="UTF-16"
+        ),
+        pytest.param(
+            "x.csv", GOOD.encode("utf-16-le"), "unreadable", ["looks like UTF-16-LE"], id="UTF-16 without a mark"
+        ),
         pytest.param("x.csv", UMLAUTS, "unreadable", ["looks like text in cp125", "declare encoding="], id="cp1252"),
         pytest.param("x.json", LINES.encode("utf-16"), "unreadable", ["looks like UTF-16"], id="JSON in UTF-16"),
-        pytest.param("x.csv", b"<!DOCTYPE html>\n<html><body>502 Bad Gateway</body></html>", "missing_column", ["HTML page"], id="a page in CSV"),
+        pytest.param(
+            "x.csv",
+            b"<!DOCTYPE html>\n<html><body>502 Bad Gateway</body></html>",
+            "missing_column",
+            ["HTML page"],
+            id="a page in CSV",
+        ),
         pytest.param("x.json", b"<html>", "unreadable", ["HTML page"], id="a page in JSON"),
         pytest.param("x.parquet", b"<html>", "unreadable", ["HTML page"], id="a page in Parquet"),
         pytest.param("x.csv", b"<?xml version='1.0'?><a/>", None, ["looks like XML"], id="XML"),
         pytest.param("x.csv", LINES.encode(), None, ["looks like JSON", "name it .json"], id="JSON in CSV"),
         pytest.param("x.json", GOOD.encode(), "unreadable", ["looks like CSV", "name it .csv"], id="CSV in JSON"),
-        pytest.param("x.csv", parquet(pa.table({"a": [1]})), "unreadable", ["looks like Parquet", "name it .parquet"], id="Parquet in CSV"),
-        pytest.param("x.csv", b"PK\x03\x04" + b"\x00" * 30 + b"xl/workbook.xml", "unreadable", ["Excel workbook (xlsx)"], id="Excel"),
+        pytest.param(
+            "x.csv",
+            parquet(pa.table({"a": [1]})),
+            "unreadable",
+            ["looks like Parquet", "name it .parquet"],
+            id="Parquet in CSV",
+        ),
+        pytest.param(
+            "x.csv",
+            b"PK\x03\x04" + b"\x00" * 30 + b"xl/workbook.xml",
+            "unreadable",
+            ["Excel workbook (xlsx)"],
+            id="Excel",
+        ),
         pytest.param("x.csv", b"BZh91AY&SY", None, ["looks like bzip2"], id="bzip2"),
         pytest.param("x.csv", gzip.compress(GOOD.encode())[:-9], "unreadable", ["gzip", "cut off"], id="gzip cut off"),
         pytest.param("x.csv", zstd(GOOD.encode())[:-2], "unreadable", ["zstd", "cut off"], id="zstd cut off"),
-        pytest.param("x.csv", gzip.compress(gzip.compress(GOOD.encode())), "unreadable", ["gzip within gzip"], id="gzip twice"),
+        pytest.param(
+            "x.csv", gzip.compress(gzip.compress(GOOD.encode())), "unreadable", ["gzip within gzip"], id="gzip twice"
+        ),
         pytest.param("x.csv", gzip.compress(b""), "empty_file", ["empty"], id="nothing in gzip"),
         pytest.param("x.json", LINES[:-20].encode(), "unreadable", ["line 2", "cut off"], id="JSON Lines cut off"),
-        pytest.param("x.json", f"[{LINES.replace(chr(10), ',')}".encode(), "unreadable", ["cut off"], id="a list cut off"),
-        pytest.param("x.json", b'{\n "id": 1\n}', "unreadable", ["one object over several lines"], id="a pretty object"),
-        pytest.param("x.json", LINES.replace('"id": 2', '"id": 2, "id": 3').encode(), "unreadable", ["'id' twice"], id="a name twice"),
+        pytest.param(
+            "x.json", f"[{LINES.replace(chr(10), ',')}".encode(), "unreadable", ["cut off"], id="a list cut off"
+        ),
+        pytest.param(
+            "x.json", b'{\n "id": 1\n}', "unreadable", ["one object over several lines"], id="a pretty object"
+        ),
+        pytest.param(
+            "x.json",
+            LINES.replace('"id": 2', '"id": 2, "id": 3').encode(),
+            "unreadable",
+            ["'id' twice"],
+            id="a name twice",
+        ),
         pytest.param("x.json", b"[" * 100_000, "unreadable", ["RecursionError"], id="a hundred thousand lists"),
         pytest.param("x.json", b"[1]", "unreadable", ["not a list of objects"], id="a list of numbers"),
-        pytest.param("x.csv", (GOOD + '3,"b,2.5,2024-05-01T06:00:00Z\n').encode(), "unreadable", ["does not end"], id="a quote that is not closed"),
-        pytest.param("x.csv", (GOOD + '3,"b"c,2.5,2024-05-01T06:00:00Z\n').encode(), "unreadable", ["not doubled"], id="something after a quote"),
-        pytest.param("x.csv", (GOOD + '3,"a\\"b",2.5,2024-05-01T06:00:00Z\n').encode(), "unreadable", ["not doubled"], id="quotes as MySQL writes them"),
+        pytest.param(
+            "x.csv",
+            (GOOD + '3,"b,2.5,2024-05-01T06:00:00Z\n').encode(),
+            "unreadable",
+            ["does not end"],
+            id="a quote that is not closed",
+        ),
+        pytest.param(
+            "x.csv",
+            (GOOD + '3,"b"c,2.5,2024-05-01T06:00:00Z\n').encode(),
+            "unreadable",
+            ["not doubled"],
+            id="something after a quote",
+        ),
+        pytest.param(
+            "x.csv",
+            (GOOD + '3,"a\\"b",2.5,2024-05-01T06:00:00Z\n').encode(),
+            "unreadable",
+            ["not doubled"],
+            id="quotes as MySQL writes them",
+        ),
         pytest.param("x.parquet", parquet(pa.table({"a": [1]}))[:-8], "unreadable", ["cut off"], id="Parquet cut off"),
-        pytest.param("x.parquet", parquet(pa.table({**dict.fromkeys(COLUMNS, [1]), "id": [[1]]})), "wrong_type", ["'id'", "list<"], id="lists"),
+        pytest.param(
+            "x.parquet",
+            parquet(pa.table({**dict.fromkeys(COLUMNS, [1]), "id": [[1]]})),
+            "wrong_type",
+            ["'id'", "list<"],
+            id="lists",
+        ),
         pytest.param("x.txt", GOOD.encode(), "unreadable", [".csv", "name it by what is in it"], id="another ending"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_says_what_it_looks_like_and_what_to_do(name, content, rule, says):
     reason = refusal(SOURCE, name, content)
     assert reason.rule == rule or rule is None

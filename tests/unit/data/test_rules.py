@@ -23,9 +23,13 @@ METERS = Source(
     nullable=("town",),
 )
 READINGS = Source(
-    name="readings", columns={"meter": "string", "at": "timestamp", "value": "float64", "known_at": "timestamp"},
-    key=("meter", "at"), known_at="known_at", nullable=("value",), references=Reference(source="meters", columns=("meter",)),
-)  # fmt: skip
+    name="readings",
+    columns={"meter": "string", "at": "timestamp", "value": "float64", "known_at": "timestamp"},
+    key=("meter", "at"),
+    known_at="known_at",
+    nullable=("value",),
+    references=Reference(source="meters", columns=("meter",)),
+)
 PROJECT = get_project("flights").model_copy(update={"name": "power", "sources": (METERS, READINGS)})
 NOON = pd.Timestamp("2013-01-01T12:00Z")
 

@@ -74,19 +74,34 @@ def test_a_table_comes_back(folder):
     "given, wanted",
     [
         ({}, {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_CONDITIONAL_PUT": "etag"}),
-        ({"AWS_DEFAULT_REGION": "eu-west-1"}, {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_CONDITIONAL_PUT": "etag"}),
+        (
+            {"AWS_DEFAULT_REGION": "eu-west-1"},
+            {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_CONDITIONAL_PUT": "etag"},
+        ),
         (
             {"AWS_REGION": "r", "AWS_ENDPOINT_URL": "http://x:1"},
-            {"AWS_REGION": "r", "AWS_DEFAULT_REGION": "r", "AWS_CONDITIONAL_PUT": "etag", "MLFLOW_S3_ENDPOINT_URL": "http://x:1", "AWS_ENDPOINT_URL": "http://x:1",
-             "AWS_ALLOW_HTTP": "true"},
+            {
+                "AWS_REGION": "r",
+                "AWS_DEFAULT_REGION": "r",
+                "AWS_CONDITIONAL_PUT": "etag",
+                "MLFLOW_S3_ENDPOINT_URL": "http://x:1",
+                "AWS_ENDPOINT_URL": "http://x:1",
+                "AWS_ALLOW_HTTP": "true",
+            },
         ),
         (
             {"AWS_REGION": "r", "AWS_ENDPOINT_URL": "https://x", "AWS_ALLOW_HTTP": "true"},
-            {"AWS_REGION": "r", "AWS_DEFAULT_REGION": "r", "AWS_CONDITIONAL_PUT": "etag", "MLFLOW_S3_ENDPOINT_URL": "https://x", "AWS_ENDPOINT_URL": "https://x"},
+            {
+                "AWS_REGION": "r",
+                "AWS_DEFAULT_REGION": "r",
+                "AWS_CONDITIONAL_PUT": "etag",
+                "MLFLOW_S3_ENDPOINT_URL": "https://x",
+                "AWS_ENDPOINT_URL": "https://x",
+            },
         ),
     ],
     ids=["nothing given", "a region", "plain http is allowed where the endpoint is http", "and only there"],
-)  # fmt: skip
+)
 def test_what_follows_from_the_standard_variables(given, wanted):
     storage.complete(given)
     assert given == wanted

@@ -20,7 +20,9 @@ from include.edge import export, signing
 from include.registry import versions
 from include.training.bundle import Bundle
 from tests.serving.harness import FeatureRepository, serving_process
-from tests.unit.training.test_steps import home, made, request_for, rows, trained  # noqa: F401  (a real training, against a real MLflow)
+
+# A real training with a real MLflow.
+from tests.unit.training.test_steps import home, made, request_for, rows, trained  # noqa: F401
 from tests.waiting import wait_for
 
 GARBAGE = b"no archive at all" * 10
@@ -101,8 +103,13 @@ def test_what_it_holds_and_that_the_same_version_gives_the_same_bytes(project, e
     version = versions.get_version(project, "1")
     fields = ("format", "project", "version", "candidate", "cutoff", "gate")
     assert {name: manifest[name] for name in fields} == {
-        "format": 1, "project": project.name, "version": "1", "candidate": "trees", "cutoff": version.tags["cutoff"], "gate": "passed"
-    }  # fmt: skip
+        "format": 1,
+        "project": project.name,
+        "version": "1",
+        "candidate": "trees",
+        "cutoff": version.tags["cutoff"],
+        "gate": "passed",
+    }
     with zipfile.ZipFile(exported.bundle) as files:
         assert sorted(files.namelist()) == [
             "client.py",

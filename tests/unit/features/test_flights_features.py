@@ -32,11 +32,19 @@ def frames():
     rng = np.random.default_rng(0)
     n = 1200
     departure = pd.Series(START + pd.to_timedelta(np.sort(rng.integers(0, 48 * 24 * 60, n)), unit="min")).astype(US)
-    schedule = pd.DataFrame({
-        "carrier": rng.choice(["UA", "AA"], n), "flight": np.arange(n), "scheduled_departure": departure, "scheduled_arrival": departure + pd.Timedelta("2h"),
-        "origin": rng.choice(["EWR", "JFK"], n), "dest": rng.choice(["IAH", "MIA"], n), "distance": 1000.0,
-        "local_departure": (departure - pd.Timedelta("5h")).dt.strftime("%Y-%m-%dT%H:%M"), "published_at": departure.dt.floor("D") - pd.Timedelta("2h"),
-    })  # fmt: skip
+    schedule = pd.DataFrame(
+        {
+            "carrier": rng.choice(["UA", "AA"], n),
+            "flight": np.arange(n),
+            "scheduled_departure": departure,
+            "scheduled_arrival": departure + pd.Timedelta("2h"),
+            "origin": rng.choice(["EWR", "JFK"], n),
+            "dest": rng.choice(["IAH", "MIA"], n),
+            "distance": 1000.0,
+            "local_departure": (departure - pd.Timedelta("5h")).dt.strftime("%Y-%m-%dT%H:%M"),
+            "published_at": departure.dt.floor("D") - pd.Timedelta("2h"),
+        }
+    )
     schedule.loc[
         (schedule["scheduled_departure"] > START + pd.Timedelta("14D")) & (schedule["origin"] == "JFK"), "dest"
     ] = "IAH"

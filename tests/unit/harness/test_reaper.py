@@ -31,7 +31,7 @@ def test_it(tmp_path):
     kept = (tmp_path / "kept").open("w")
     (tmp_path.parent / "started").touch()
     time.sleep(WAIT)
-"""
+"""  # noqa: E501
 
 
 def left() -> list[str]:

@@ -48,9 +48,19 @@ GROOMER = closed(
 KEDA = closed(enabled=FLAG, minReplicaCount=COUNT, maxReplicaCount=COUNT, pollingInterval=COUNT, cooldownPeriod=COUNT)
 SWITCH = closed(enabled=FLAG)
 JOB = closed(
-    enabled=FLAG, args=TEXTS, command={"type": ["array", "null"]}, env=VARIABLES, extraVolumes=VOLUMES, extraVolumeMounts=MOUNTS, resources=RESOURCES,
-    useHelmHooks=FLAG, applyCustomEnv=FLAG, serviceAccount=ACCOUNT, ttlSecondsAfterFinished=COUNT, jobAnnotations=FREE,
-)  # fmt: skip
+    enabled=FLAG,
+    args=TEXTS,
+    command={"type": ["array", "null"]},
+    env=VARIABLES,
+    extraVolumes=VOLUMES,
+    extraVolumeMounts=MOUNTS,
+    resources=RESOURCES,
+    useHelmHooks=FLAG,
+    applyCustomEnv=FLAG,
+    serviceAccount=ACCOUNT,
+    ttlSecondsAfterFinished=COUNT,
+    jobAnnotations=FREE,
+)
 PART: dict[str, Any] = {
     "replicas": COUNT,
     "args": TEXTS,
@@ -81,20 +91,34 @@ SCHEMA = closed(
     dags=closed(persistence=SWITCH, gitSync=SWITCH),
     data=closed(metadataSecretName=NOTHING_OR_TEXT),
     env=VARIABLES,
-    executor={"type": "string", "pattern": "^(LocalExecutor|CeleryExecutor|KubernetesExecutor)(,(LocalExecutor|CeleryExecutor|KubernetesExecutor))*$"},
+    executor={
+        "type": "string",
+        "pattern": (
+            "^(LocalExecutor|CeleryExecutor|KubernetesExecutor)(,(LocalExecutor|CeleryExecutor|KubernetesExecutor))*$"
+        ),
+    },
     # A template, so a string with YAML in it.
     extraEnvFrom=NOTHING_OR_TEXT,
     fernetKeySecretName=NOTHING_OR_TEXT,
     flower=SWITCH,
     gid=COUNT,
     images=closed(
-        airflow=closed(repository=NOTHING_OR_TEXT, tag=NOTHING_OR_TEXT, digest=NOTHING_OR_TEXT, pullPolicy={"enum": ["Always", "Never", "IfNotPresent"]}),
+        airflow=closed(
+            repository=NOTHING_OR_TEXT,
+            tag=NOTHING_OR_TEXT,
+            digest=NOTHING_OR_TEXT,
+            pullPolicy={"enum": ["Always", "Never", "IfNotPresent"]},
+        ),
         migrationsWaitTimeout=COUNT,
         useDefaultImageForMigration=FLAG,
     ),
     ingress=closed(
         apiServer=closed(
-            enabled=FLAG, annotations=FREE, ingressClassName=TEXT, path=TEXT, pathType=TEXT,
+            enabled=FLAG,
+            annotations=FREE,
+            ingressClassName=TEXT,
+            path=TEXT,
+            pathType=TEXT,
             hosts=each(closed("name", name=TEXT, tls=closed(enabled=FLAG, secretName=TEXT))),
         )
     ),
@@ -114,4 +138,4 @@ SCHEMA = closed(
     volumeMounts=MOUNTS,
     volumes=VOLUMES,
     workers=closed(keda=KEDA, resources=RESOURCES, serviceAccount=ACCOUNT),
-)  # fmt: skip
+)

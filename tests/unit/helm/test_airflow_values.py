@@ -25,16 +25,27 @@ FOLDER = CHARTS / "airflow"
 # Settings that Airloop gives to an Airflow on one machine, and that are set differently, or not at
 # all, on a cluster.
 ELSEWHERE = {
-    "AIRFLOW__CORE__DAGS_FOLDER": "the image's", "AIRFLOW__CORE__PLUGINS_FOLDER": "the image's",
-    "AIRFLOW__CORE__FERNET_KEY": "fernetKeySecretName", "AIRFLOW__API__SECRET_KEY": "apiSecretKeySecretName", "AIRFLOW__API_AUTH__JWT_SECRET": "jwtSecretName",
-    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "data.metadataSecretName", "AIRFLOW__LOGGING__BASE_LOG_FOLDER": "the chart's",
-    "AIRFLOW__CORE__EXECUTOR": "executor", "AIRFLOW__API__HOST": "the chart's", "AIRFLOW__API__PORT": "the chart's",
-    "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "airloop-airflow", "AIRFLOW__API__BASE_URL": "site.example.yaml", "AIRFLOW__API__WORKERS": "replicas instead",
-    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "FAB", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": "FAB",
+    "AIRFLOW__CORE__DAGS_FOLDER": "the image's",
+    "AIRFLOW__CORE__PLUGINS_FOLDER": "the image's",
+    "AIRFLOW__CORE__FERNET_KEY": "fernetKeySecretName",
+    "AIRFLOW__API__SECRET_KEY": "apiSecretKeySecretName",
+    "AIRFLOW__API_AUTH__JWT_SECRET": "jwtSecretName",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "data.metadataSecretName",
+    "AIRFLOW__LOGGING__BASE_LOG_FOLDER": "the chart's",
+    "AIRFLOW__CORE__EXECUTOR": "executor",
+    "AIRFLOW__API__HOST": "the chart's",
+    "AIRFLOW__API__PORT": "the chart's",
+    "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "airloop-airflow",
+    "AIRFLOW__API__BASE_URL": "site.example.yaml",
+    "AIRFLOW__API__WORKERS": "replicas instead",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "FAB",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": "FAB",
     # Only for users who edit DAG files on their own machine and want to see changes immediately:
-    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "", "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "", "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "",
-}  # fmt: skip
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "",
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "",
+}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -231,10 +242,14 @@ def test_airflow_takes_dag_files_from_a_repository_by_these_values(tmp_path):
     bundles = read("dags-from-git.yaml")["dagProcessor"]["dagBundleConfigList"]
     bundles[0]["kwargs"]["repo_url"] = str(origin)
     environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path), "AIRFLOW_HOME": str(tmp_path / "airflow"),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles), "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
-        "AIRFLOW_CONN_GIT_DAGS": json.dumps({"conn_type": "git"}), "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    }  # fmt: skip
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(tmp_path / "bundles"),
+        "AIRFLOW_CONN_GIT_DAGS": json.dumps({"conn_type": "git"}),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
     done = subprocess.run(
         [sys.executable, "-c", BUNDLE], env=environment, capture_output=True, text=True, timeout=240, check=False
     )

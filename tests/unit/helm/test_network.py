@@ -24,18 +24,54 @@ def airflow(component: str) -> Pod:
 
 # Ends of connections.
 ENDS: dict[str, Pod | Host] = {
-    "mlflow": ours("mlflow", http=5000), "serving": ours("serving", http=8000), "training": Pod("airloop-training", {"airloop/step": "fit"}),
-    **{name: airflow(name) for name in ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "statsd", "run-airflow-migrations", "cleanup")},
-    "ingress": Pod("ingress-nginx"), "prometheus": Pod("monitoring"), "stranger": Pod("default"), "neighbour": Pod("ml", {"app": "other"}),
-    "dns": Pod("kube-system", {"k8s-app": "kube-dns"}), "system": Pod("kube-system", {"app": "other"}),
-    "postgres": Host("10.0.16.5"), "redis": Host("10.0.16.6"), "store": Host("52.219.0.1"), "kubernetes": Host("10.96.0.1"),
-    "metadata": Host("169.254.169.254"), "internet": Host("203.0.113.7"),
-}  # fmt: skip
+    "mlflow": ours("mlflow", http=5000),
+    "serving": ours("serving", http=8000),
+    "training": Pod("airloop-training", {"airloop/step": "fit"}),
+    **{
+        name: airflow(name)
+        for name in (
+            "api-server",
+            "scheduler",
+            "dag-processor",
+            "triggerer",
+            "worker",
+            "statsd",
+            "run-airflow-migrations",
+            "cleanup",
+        )
+    },
+    "ingress": Pod("ingress-nginx"),
+    "prometheus": Pod("monitoring"),
+    "stranger": Pod("default"),
+    "neighbour": Pod("ml", {"app": "other"}),
+    "dns": Pod("kube-system", {"k8s-app": "kube-dns"}),
+    "system": Pod("kube-system", {"app": "other"}),
+    "postgres": Host("10.0.16.5"),
+    "redis": Host("10.0.16.6"),
+    "store": Host("52.219.0.1"),
+    "kubernetes": Host("10.96.0.1"),
+    "metadata": Host("169.254.169.254"),
+    "internet": Host("203.0.113.7"),
+}
 PORTS = {
-    "mlflow": (5000, "TCP"), "serving": (8000, "TCP"), "training": (29500, "TCP"), "api-server": (8080, "TCP"), "scheduler": (8793, "TCP"),
-    "dag-processor": (8793, "TCP"), "triggerer": (8794, "TCP"), "worker": (8793, "TCP"), "statsd": (9125, "UDP"), "dns": (53, "UDP"), "system": (53, "UDP"),
-    "postgres": (5432, "TCP"), "redis": (6379, "TCP"), "store": (443, "TCP"), "kubernetes": (6443, "TCP"), "metadata": (80, "TCP"), "internet": (80, "TCP"),
-}  # fmt: skip
+    "mlflow": (5000, "TCP"),
+    "serving": (8000, "TCP"),
+    "training": (29500, "TCP"),
+    "api-server": (8080, "TCP"),
+    "scheduler": (8793, "TCP"),
+    "dag-processor": (8793, "TCP"),
+    "triggerer": (8794, "TCP"),
+    "worker": (8793, "TCP"),
+    "statsd": (9125, "UDP"),
+    "dns": (53, "UDP"),
+    "system": (53, "UDP"),
+    "postgres": (5432, "TCP"),
+    "redis": (6379, "TCP"),
+    "store": (443, "TCP"),
+    "kubernetes": (6443, "TCP"),
+    "metadata": (80, "TCP"),
+    "internet": (80, "TCP"),
+}
 # Source -> destinations, each at its port. All other connections of our pods must be refused.
 TABLE = {
     "mlflow": {"dns", "store", "postgres"},
@@ -106,10 +142,16 @@ def test_no_port_but_those_of_the_table_is_open():
 @pytest.mark.parametrize(
     ("endpoint", "port"),
     [
-        ("", 443), ("https://s3.example.com", 443), ("http://s3.example.com", 80), ("http://minio.example.com:9000", 9000),
-        ("https://s3.example.com:8443/path", 8443), ("http://s3:7070", 7070), ("http://[fd00::5]:9000", 9000), ("http://[fd00::5]", 80),
+        ("", 443),
+        ("https://s3.example.com", 443),
+        ("http://s3.example.com", 80),
+        ("http://minio.example.com:9000", 9000),
+        ("https://s3.example.com:8443/path", 8443),
+        ("http://s3:7070", 7070),
+        ("http://[fd00::5]:9000", 9000),
+        ("http://[fd00::5]", 80),
     ],
-)  # fmt: skip
+)
 def test_the_object_store_s_port_is_that_of_its_endpoint(endpoint, port):
     rules = policies({"storage.endpoint": endpoint})
     others = {443, 80, 9000, 8443, 7070} - {port}

@@ -36,12 +36,21 @@ def settings(**given) -> Settings:
         return f"{WORD}-{name}-of-some-length"
 
     return Settings(
-        **{name: made(name) for name in secret_fields()} | {
-            "profile": "kubernetes", "mlflow_username": "airloop", "mlflow_uri": "http://loop-mlflow.ml:5000", "serving_uri": "http://loop-serving.ml",
-            "data_root": "s3://data", "remote_logs": "s3://data/_logs", "storage_connection": "airloop_store", "storage_secret": "airloop-storage",
-            "kubernetes_namespace": "airloop-training", "home": "/somewhere",
-        } | given
-    )  # fmt: skip
+        **{name: made(name) for name in secret_fields()}
+        | {
+            "profile": "kubernetes",
+            "mlflow_username": "airloop",
+            "mlflow_uri": "http://loop-mlflow.ml:5000",
+            "serving_uri": "http://loop-serving.ml",
+            "data_root": "s3://data",
+            "remote_logs": "s3://data/_logs",
+            "storage_connection": "airloop_store",
+            "storage_secret": "airloop-storage",
+            "kubernetes_namespace": "airloop-training",
+            "home": "/somewhere",
+        }
+        | given
+    )
 
 
 @pytest.fixture
@@ -78,12 +87,37 @@ def test_our_chart_finds_every_key(made, part):
 def test_nobody_is_given_what_is_anothers(made):
     texts = {name: json.dumps(s["stringData"]) for name, s in made.items()}
     hidden = {
-        "airloop-airflow": ("mlflow_database_url", "mlflow_admin_password", "mlflow_flask_secret_key", "database_admin_url", "airflow_database_url",
-                            "airflow_fernet_key", "airflow_jwt_secret", "airflow_admin_password", "all-secret"),
+        "airloop-airflow": (
+            "mlflow_database_url",
+            "mlflow_admin_password",
+            "mlflow_flask_secret_key",
+            "database_admin_url",
+            "airflow_database_url",
+            "airflow_fernet_key",
+            "airflow_jwt_secret",
+            "airflow_admin_password",
+            "all-secret",
+        ),
         "airloop-mlflow": ("airflow", "ledger", "feast", "online_store", "serving", "database_admin_url"),
-        "airloop-serving": ("airflow_", "ledger", "mlflow_admin", "mlflow_database", "mlflow_flask", "serving_api_key", "database_admin_url"),
-        "airloop-storage": ("airflow_", "ledger", "mlflow_admin", "mlflow_database", "feast", "online_store", "serving_api_key"),
-    }  # fmt: skip
+        "airloop-serving": (
+            "airflow_",
+            "ledger",
+            "mlflow_admin",
+            "mlflow_database",
+            "mlflow_flask",
+            "serving_api_key",
+            "database_admin_url",
+        ),
+        "airloop-storage": (
+            "airflow_",
+            "ledger",
+            "mlflow_admin",
+            "mlflow_database",
+            "feast",
+            "online_store",
+            "serving_api_key",
+        ),
+    }
     for name, words in hidden.items():
         text = (
             texts[name]

@@ -49,9 +49,19 @@ def task_pod(tmp_path: Path) -> dict[str, Any]:
     image = ":".join(filter(None, (options["worker_container_repository"], options["worker_container_tag"]))) or None
     base = PodGenerator.deserialize_model_dict(task_template(tmp_path))
     pod = PodGenerator.construct_pod(
-        dag_id="flights__train", task_id="fit", pod_id="pod-1", try_number=1, kube_image=image, date=None, args=["python"], pod_override_object=None,
-        base_worker_pod=base, namespace="airflow", scheduler_job_id="1", run_id="manual",
-    )  # fmt: skip
+        dag_id="flights__train",
+        task_id="fit",
+        pod_id="pod-1",
+        try_number=1,
+        kube_image=image,
+        date=None,
+        args=["python"],
+        pod_override_object=None,
+        base_worker_pod=base,
+        namespace="airflow",
+        scheduler_job_id="1",
+        run_id="manual",
+    )
     return ApiClient().sanitize_for_serialization(pod)
 
 

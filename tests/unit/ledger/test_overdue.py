@@ -83,7 +83,8 @@ def test_a_training_that_failed_for_good_is_tried_again_and_fails_with_a_reason_
     assert (record.state, record.deadline) == ("failed", None)
     assert (
         record.outcome["reason"]
-        == "3 attempts came to nothing; the last one: run train 3 of flights__train ended (failed) without an end for it"
+        == "3 attempts came to nothing; the last one: run train 3 of flights__train ended (failed) without an end"
+        " for it"
     )
     assert [record.outcome["reason"] in n["text"] for n in ledger.notices("flights")] == [True]
 

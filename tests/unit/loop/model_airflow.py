@@ -328,9 +328,17 @@ def decide_retraining(world: World, run: Run) -> None:
     if champion is not None:
         metric = 0.70 if world.drifts else 0.745
         performance = {
-            "version": champion.version, "champion_cutoff": champion.tags["cutoff"], "predictions": 5000, "labels": 5000, "metric": metric,
-            "ci": [metric - 0.01, metric + 0.01], "reference": 0.74, "bias": 0.0, "bias_ci": [-0.01, 0.01], "figures": {},
-        }  # fmt: skip
+            "version": champion.version,
+            "champion_cutoff": champion.tags["cutoff"],
+            "predictions": 5000,
+            "labels": 5000,
+            "metric": metric,
+            "ci": [metric - 0.01, metric + 0.01],
+            "reference": 0.74,
+            "bias": 0.0,
+            "bias_ci": [-0.01, 0.01],
+            "figures": {},
+        }
     episodes.decide_retraining(world.project, iso(run.run_after), performance, {"share": 0.4}, dag_run=run.run_id)
 
 

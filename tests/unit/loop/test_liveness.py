@@ -67,9 +67,13 @@ class Loop(RuleBasedStateMachine):
         self.world.passes, self.world.drifts = passes, drifts
 
     @rule(
-        tasks=st.sampled_from([0, 1, 2, 3, 4, 5, 5, 5]), how=st.sampled_from(["killed", "breaks", "goes on"]), kill_in=SOON, back=st.booleans(),
-        passes=st.booleans(), sent=st.sampled_from([0, 1, 1, 2]),
-    )  # fmt: skip
+        tasks=st.sampled_from([0, 1, 2, 3, 4, 5, 5, 5]),
+        how=st.sampled_from(["killed", "breaks", "goes on"]),
+        kill_in=SOON,
+        back=st.booleans(),
+        passes=st.booleans(),
+        sent=st.sampled_from([0, 1, 1, 2]),
+    )
     def a_training_gets_so_far(self, tasks, how, kill_in, back, passes, sent):
         """Run a training up to some task. Its event is lost, late or duplicated."""
         self.world.passes = passes or self.world.passes
@@ -79,9 +83,12 @@ class Loop(RuleBasedStateMachine):
         self.world.events[before:] *= sent
 
     @rule(
-        tasks=st.sampled_from([0, 1, 2, 3, 4, 4, 5, 6]), how=st.sampled_from(["killed", "breaks", "goes on"]), kill_in=SOON, back=st.booleans(),
+        tasks=st.sampled_from([0, 1, 2, 3, 4, 4, 5, 6]),
+        how=st.sampled_from(["killed", "breaks", "goes on"]),
+        kill_in=SOON,
+        back=st.booleans(),
         by_person=st.booleans(),
-    )  # fmt: skip
+    )
     def a_deployment_gets_so_far(self, tasks, how, kill_in, back, by_person):
         """Run a deployment up to some task.
 

@@ -33,21 +33,63 @@ def verdict(evidence=GOOD, *, policy=POLICY, metric=AUC, at=AT, **history):
         pytest.param({"labels": 1000}, "healthy", "", id="just enough labels are judged"),
         pytest.param({"metric": NAN}, "unknown", "auc has no value", id="a NaN metric is never healthy"),
         pytest.param({"metric": float("inf")}, "unknown", "auc has no value", id="an infinite metric is never healthy"),
-        pytest.param({"metric_high": NAN}, "unknown", "no confidence interval", id="a metric without an interval is not healthy"),
-        pytest.param({"reference": NAN}, "unknown", "at training is not known", id="a metric without a reference is not healthy"),
+        pytest.param(
+            {"metric_high": NAN}, "unknown", "no confidence interval", id="a metric without an interval is not healthy"
+        ),
+        pytest.param(
+            {"reference": NAN}, "unknown", "at training is not known", id="a metric without a reference is not healthy"
+        ),
         pytest.param({"bias": NAN}, "unknown", "the bias has no value", id="a NaN bias is never healthy"),
-        pytest.param({"bias_low": NAN}, "unknown", "no confidence interval", id="a bias without an interval is not healthy"),
-        pytest.param({"metric": 0.70, "metric_high": 0.7251}, "healthy", "", id="a worse metric that may be within the limit is not drift"),
-        pytest.param({"metric": 0.70, "metric_high": 0.7249}, "drifting", "surely worse", id="a surely worse metric is drift"),
-        pytest.param({"metric": 0.80, "metric_low": 0.79, "metric_high": 0.81}, "healthy", "", id="a surely better metric is not drift"),
-        pytest.param({"bias": 0.06, "bias_low": 0.039, "bias_high": 0.08}, "healthy", "", id="a bias that may be within the limit is not drift"),
-        pytest.param({"bias": 0.06, "bias_low": 0.041, "bias_high": 0.08}, "drifting", "too high", id="predictions surely too high are drift"),
-        pytest.param({"bias": -0.06, "bias_low": -0.08, "bias_high": -0.041}, "drifting", "too low", id="predictions surely too low are drift"),
-        pytest.param({"drifted_share": 1.0}, "healthy", "", id="drifted inputs alone are not drift unless the policy says so"),
-        pytest.param({"drifted_share": NAN}, "healthy", "", id="an unknown share does not matter where it does not count"),
-        pytest.param({"metric": NAN, "bias": 0.06, "bias_low": 0.05, "bias_high": 0.07}, "drifting", "high", id="one rule is enough for drift"),
+        pytest.param(
+            {"bias_low": NAN}, "unknown", "no confidence interval", id="a bias without an interval is not healthy"
+        ),
+        pytest.param(
+            {"metric": 0.70, "metric_high": 0.7251},
+            "healthy",
+            "",
+            id="a worse metric that may be within the limit is not drift",
+        ),
+        pytest.param(
+            {"metric": 0.70, "metric_high": 0.7249}, "drifting", "surely worse", id="a surely worse metric is drift"
+        ),
+        pytest.param(
+            {"metric": 0.80, "metric_low": 0.79, "metric_high": 0.81},
+            "healthy",
+            "",
+            id="a surely better metric is not drift",
+        ),
+        pytest.param(
+            {"bias": 0.06, "bias_low": 0.039, "bias_high": 0.08},
+            "healthy",
+            "",
+            id="a bias that may be within the limit is not drift",
+        ),
+        pytest.param(
+            {"bias": 0.06, "bias_low": 0.041, "bias_high": 0.08},
+            "drifting",
+            "too high",
+            id="predictions surely too high are drift",
+        ),
+        pytest.param(
+            {"bias": -0.06, "bias_low": -0.08, "bias_high": -0.041},
+            "drifting",
+            "too low",
+            id="predictions surely too low are drift",
+        ),
+        pytest.param(
+            {"drifted_share": 1.0}, "healthy", "", id="drifted inputs alone are not drift unless the policy says so"
+        ),
+        pytest.param(
+            {"drifted_share": NAN}, "healthy", "", id="an unknown share does not matter where it does not count"
+        ),
+        pytest.param(
+            {"metric": NAN, "bias": 0.06, "bias_low": 0.05, "bias_high": 0.07},
+            "drifting",
+            "high",
+            id="one rule is enough for drift",
+        ),
     ],
-)  # fmt: skip
+)
 def test_state(changes, state, because):
     decision = verdict(replace(GOOD, **changes))
     assert decision.state == state

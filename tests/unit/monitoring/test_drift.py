@@ -17,9 +17,13 @@ NUMERIC, CATEGORICAL = ("a", "b", "c", "dead", "never"), ("place",)
 def rows(seed: int, count: int = 3000, **changes) -> pd.DataFrame:
     generator = np.random.default_rng(seed)
     made = {
-        "a": generator.normal(size=count), "b": generator.normal(size=count), "c": np.ones(count), "dead": generator.normal(size=count),
-        "never": np.full(count, np.nan), "place": generator.choice(["JFK", "LGA", None], count),
-    }  # fmt: skip
+        "a": generator.normal(size=count),
+        "b": generator.normal(size=count),
+        "c": np.ones(count),
+        "dead": generator.normal(size=count),
+        "never": np.full(count, np.nan),
+        "place": generator.choice(["JFK", "LGA", None], count),
+    }
     return pd.DataFrame(made | {name: change(made[name]) for name, change in changes.items()})
 
 

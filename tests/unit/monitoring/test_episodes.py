@@ -19,10 +19,19 @@ pytestmark = pytest.mark.usefixtures("own_store")
 
 def measurement(metric=0.70, labels=5000, version="1", champion_cutoff="2013-04-01T10:00:00Z"):
     return {
-        "version": version, "champion_cutoff": champion_cutoff, "since": "", "predictions": labels, "labels": labels, "days": 28,
-        "metric": metric, "ci": [metric and metric - 0.01, metric and metric + 0.01], "reference": 0.74,
-        "bias": 0.0, "bias_ci": [-0.01, 0.01], "figures": {"brier": 0.15},
-    }  # fmt: skip
+        "version": version,
+        "champion_cutoff": champion_cutoff,
+        "since": "",
+        "predictions": labels,
+        "labels": labels,
+        "days": 28,
+        "metric": metric,
+        "ci": [metric and metric - 0.01, metric and metric + 0.01],
+        "reference": 0.74,
+        "bias": 0.0,
+        "bias_ci": [-0.01, 0.01],
+        "figures": {"brier": 0.15},
+    }
 
 
 DRIFTING, HEALTHY, UNKNOWN = measurement(0.70), measurement(0.745), measurement(None)

@@ -30,10 +30,15 @@ def store_predictions(
     flights = range(first_flight, first_flight + len(predicted_at))
     rows = pd.DataFrame(
         {
-            "carrier": "AA", "flight": flights, "scheduled_departure": [t + timedelta(hours=1) for t in predicted_at],
-            "predicted_at": predicted_at, "prediction": prediction, "model_version": version, "cutoff": pd.Timestamp(cutoff),
+            "carrier": "AA",
+            "flight": flights,
+            "scheduled_departure": [t + timedelta(hours=1) for t in predicted_at],
+            "predicted_at": predicted_at,
+            "prediction": prediction,
+            "model_version": version,
+            "cutoff": pd.Timestamp(cutoff),
         }
-    )  # fmt: skip
+    )
     stamp, count = tables.ARROW["timestamp"], first_flight
     table = pa.Table.from_pandas(rows, preserve_index=False)
     schema = pa.schema([pa.field(f.name, stamp if pa.types.is_timestamp(f.type) else f.type) for f in table.schema])
@@ -207,6 +212,16 @@ def test_the_page_without_outcomes_says_so():
 
 def evidence(labels: int) -> dict:
     return {
-        "version": "3", "champion_cutoff": "2013-04-01T10:00:00Z", "since": "2013-04-03T10:00:00+00:00", "predictions": 2000, "labels": labels, "days": 28,
-        "metric": 0.7, "ci": [0.69, 0.71], "reference": 0.74, "bias": -0.02, "bias_ci": [-0.04, 0.0], "figures": {"auc": 0.7, "brier": 0.15},
-    }  # fmt: skip
+        "version": "3",
+        "champion_cutoff": "2013-04-01T10:00:00Z",
+        "since": "2013-04-03T10:00:00+00:00",
+        "predictions": 2000,
+        "labels": labels,
+        "days": 28,
+        "metric": 0.7,
+        "ci": [0.69, 0.71],
+        "reference": 0.74,
+        "bias": -0.02,
+        "bias_ci": [-0.04, 0.0],
+        "figures": {"auc": 0.7, "brier": 0.15},
+    }

@@ -150,7 +150,7 @@ def test_the_status_of_a_project(airflow, registry_away):
     code, output = status()
     assert code == 1
     for words in (
-        f"its present is {CUTOFF}, the clock of its replay", f"ingest          {CUTOFF}", "run scheduled__1", f"request {asked.id}", "next step: train",
+        f"its present is {CUTOFF}, the clock of its replay", f"ingest          {CUTOFF}", "run scheduled__1", f"request {asked.id}", "next step: train",  # noqa: E501
         "flights__deploy", "flights__train manual__1 failed at 2026-01-01T00:00:00Z in fit", "MLflow does not answer at http://",
     ):  # fmt: skip
         assert words in output, words

@@ -47,10 +47,37 @@ CHILDREN = Table(
 )
 EMPTY = Table("empty", METADATA, Column("id", Integer, primary_key=True))
 ODD = [
-    {"key": "ä_B", "parent": 7, "number": 0.1 + 0.2, "big": 2**62, "yes": True, "blob": bytes(range(256)), "json": {"b": [1, None], "a": "é"}, "time": None},
-    {"key": "A b", "parent": 3, "number": 1e300, "big": -1, "yes": False, "blob": b"", "json": [], "time": datetime(2013, 1, 1, 2, 3, 4, 5)},
-    {"key": "a\n\"'\\", "parent": 7, "number": None, "big": None, "yes": None, "blob": None, "json": None, "time": None},
-]  # fmt: skip
+    {
+        "key": "ä_B",
+        "parent": 7,
+        "number": 0.1 + 0.2,
+        "big": 2**62,
+        "yes": True,
+        "blob": bytes(range(256)),
+        "json": {"b": [1, None], "a": "é"},
+        "time": None,
+    },
+    {
+        "key": "A b",
+        "parent": 3,
+        "number": 1e300,
+        "big": -1,
+        "yes": False,
+        "blob": b"",
+        "json": [],
+        "time": datetime(2013, 1, 1, 2, 3, 4, 5),
+    },
+    {
+        "key": "a\n\"'\\",
+        "parent": 7,
+        "number": None,
+        "big": None,
+        "yes": None,
+        "blob": None,
+        "json": None,
+        "time": None,
+    },
+]
 ALL = METADATA.tables.__contains__
 
 

@@ -69,7 +69,10 @@ def test_its_file_and_line_are_named(folder, name):
 def test_a_mended_project_is_loaded(folder):
     (folder / "raises" / "__init__.py").write_text("raise ValueError")
     assert "raises" in [one.name for one in broken_projects()]
-    source = "from include.projects.flights import project as flights\nproject = flights.model_copy(update={'name': 'raises'})\n"
+    source = (
+        "from include.projects.flights import project as flights\nproject = flights.model_copy(update={'name':"
+        " 'raises'})\n"
+    )
     (folder / "raises" / "__init__.py").write_text(source)
     assert "raises" in [project.name for project in all_projects()]
 

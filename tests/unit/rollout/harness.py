@@ -79,7 +79,7 @@ class Follower:
 
 
 def answered(
-    project: Project, arm: str, version: str, rows: int, at: datetime, *, failed_arm: str = "", latency: float = 5.0, shift: float = 0.0,
+    project: Project, arm: str, version: str, rows: int, at: datetime, *, failed_arm: str = "", latency: float = 5.0, shift: float = 0.0,  # noqa: E501
     ids: list | None = None, seed: int = 0, shadow: bool = False,
 ) -> list[str]:  # fmt: skip
     """Write answers to the log and return their ids.
@@ -93,10 +93,16 @@ def answered(
     own = next(NUMBERS) % 1000
     times = [at - timedelta(milliseconds=number + 1, microseconds=own) for number in range(len(ids))]
     columns = {
-        "prediction_id": ids, "model_version": [version] * len(ids), "arm": [arm] * len(ids), "failed_arm": [failed_arm] * len(ids), "predicted_at": times,
-        "key": key, "prediction": generator.beta(2, 5, len(ids)) + shift, "caller": ["-"] * len(ids),
+        "prediction_id": ids,
+        "model_version": [version] * len(ids),
+        "arm": [arm] * len(ids),
+        "failed_arm": [failed_arm] * len(ids),
+        "predicted_at": times,
+        "key": key,
+        "prediction": generator.beta(2, 5, len(ids)) + shift,
+        "caller": ["-"] * len(ids),
         "latency_ms": generator.gamma(4, latency / 4, len(ids)),
-    }  # fmt: skip
+    }
     folder = (layout.shadow_log if shadow else layout.prediction_log)(project)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(

@@ -129,15 +129,28 @@ def trained(project, registry) -> str:
     ledger.conclude_training(asked.id, "run", "passed", version="2")
     folder = layout.training(project, asked.id)
     evaluation = {
-        "feature_service": project.feature_service, "cutoff": CUTOFF, "table_versions": {}, "champion": None, "judged_rows": 500, "challenger": {"auc": 0.7},
+        "feature_service": project.feature_service,
+        "cutoff": CUTOFF,
+        "table_versions": {},
+        "champion": None,
+        "judged_rows": 500,
+        "challenger": {"auc": 0.7},
         "run_id": "0" * 32,
-    }  # fmt: skip
+    }
     manifest.write(folder / "evaluation.json", evaluation)
     manifest.write(folder / "verdict.json", {"passed": True, "reasons": ["kept: enough"]})
     model = {
-        "fitted_until": CUTOFF, "git_sha": "abc", "dag_run": "run", "request": asked.id, "candidate": "mlp", "refitted": True, "model_uri": logged.model_uri,
-        "run_id": None, "evaluation": str(folder / "evaluation.json"), "verdict": str(folder / "verdict.json"),
-    }  # fmt: skip
+        "fitted_until": CUTOFF,
+        "git_sha": "abc",
+        "dag_run": "run",
+        "request": asked.id,
+        "candidate": "mlp",
+        "refitted": True,
+        "model_uri": logged.model_uri,
+        "run_id": None,
+        "evaluation": str(folder / "evaluation.json"),
+        "verdict": str(folder / "verdict.json"),
+    }
     manifest.write(folder / "refit.json", model)
     return logged.model_uri
 

@@ -12,17 +12,22 @@ from include.settings import REPOSITORY, REQUIRED_BY_PART, SettingsError, get_se
 PASSWORD = "s3cret-of-this-test-0815"
 REAL = {
     "AIRLOOP_PROFILE": "compose",
-    **{f"AIRLOOP_{name}_URL": f"postgresql://{name.lower()}:{PASSWORD}@db:5432/{name.lower()}" for name in ("AIRFLOW_DATABASE", "MLFLOW_DATABASE", "LEDGER")},
+    **{
+        f"AIRLOOP_{name}_URL": f"postgresql://{name.lower()}:{PASSWORD}@db:5432/{name.lower()}"
+        for name in ("AIRFLOW_DATABASE", "MLFLOW_DATABASE", "LEDGER")
+    },
     "AIRLOOP_FEAST_REGISTRY_URL": f"postgresql://feast:{PASSWORD}@db:5432/feast",
     "AIRLOOP_ONLINE_STORE_URL": f"redis://:{PASSWORD}@cache:6379/1",
-    **dict.fromkeys(("AIRLOOP_AIRFLOW_FERNET_KEY", "AIRLOOP_EDGE_SIGNING_KEY"), "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="),
+    **dict.fromkeys(
+        ("AIRLOOP_AIRFLOW_FERNET_KEY", "AIRLOOP_EDGE_SIGNING_KEY"), "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+    ),
     "AIRLOOP_MLFLOW_USERNAME": "airloop",
     **{
         f"AIRLOOP_{name.upper()}": PASSWORD
         for name in secret_fields()
         if not name.endswith("_url") and name not in ("airflow_fernet_key", "edge_signing_key")
     },
-}  # fmt: skip
+}
 
 
 def with_driver(url: str) -> str:
@@ -199,7 +204,10 @@ def test_the_command_says_it_in_a_line(tmp_path):
     environment = (
         os.environ
         | REAL
-        | {"AIRLOOP_HOME": str(tmp_path), "AIRLOOP_LEDGER_URL": "postgresql://ledger:CHANGE_ME@db/ledger"}
+        | {
+            "AIRLOOP_HOME": str(tmp_path),
+            "AIRLOOP_LEDGER_URL": "postgresql://ledger:CHANGE_ME@db/ledger",
+        }
     )
     result = subprocess.run(
         [sys.executable, "-m", "include.cli", "status"],

@@ -18,7 +18,10 @@ from include.stack.processes import Command
 from include.stack.services import Service
 from tests.ports import free_port
 
-SERVER = "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.BaseHTTPRequestHandler).serve_forever()"
+SERVER = (
+    "import http.server, sys; http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])),"
+    " http.server.BaseHTTPRequestHandler).serve_forever()"
+)
 
 
 def listens(port: int) -> bool:

@@ -91,9 +91,15 @@ def test_paused_and_missing_dags_are_named():
 
 @pytest.mark.parametrize(
     ("stage", "state", "hours", "hangs"),
-    [("train", "running", 25, False), ("train", "running", 27, True), ("ingest", "queued", 5, False), ("ingest", "queued", 7, True),
-     ("deploy", "running", 100, False), ("ingest", "success", 100, False)],
-)  # fmt: skip
+    [
+        ("train", "running", 25, False),
+        ("train", "running", 27, True),
+        ("ingest", "queued", 5, False),
+        ("ingest", "queued", 7, True),
+        ("deploy", "running", 100, False),
+        ("ingest", "success", 100, False),
+    ],
+)
 def test_a_run_that_takes_too_long_hangs(stage, state, hours, hangs):
     summary = runs.runs_of(Airflow({stage: [a_run(state, hours)]}), "flights")
     assert bool(summary.long) == hangs

@@ -53,18 +53,32 @@ TRUTH_COLUMNS = {
 
 def served(values):
     """Return what serving derives from the values when they are sent as JSON."""
-    inputs = Inputs(SimpleNamespace(
-        numeric=(), categorical=("c",), inputs=("c",), request_features=("c",), join_keys=(), view_features={}, lookup=None,
-    ))  # fmt: skip
+    inputs = Inputs(
+        SimpleNamespace(
+            numeric=(),
+            categorical=("c",),
+            inputs=("c",),
+            request_features=("c",),
+            join_keys=(),
+            view_features={},
+            lookup=None,
+        )
+    )
     return [inputs.texts({"c": json.loads(json.dumps(value))})[0] for value in values]
 
 
 @pytest.mark.parametrize(
     ("values", "column"),
-    [pytest.param(values, column, id=f"{kind}: {name}") for kind, values, columns in (
-        ("integers", INTEGERS, INTEGER_COLUMNS), ("texts", TEXTS, TEXT_COLUMNS), ("truth values", TRUTHS, TRUTH_COLUMNS),
-    ) for name, column in columns.items()],
-)  # fmt: skip
+    [
+        pytest.param(values, column, id=f"{kind}: {name}")
+        for kind, values, columns in (
+            ("integers", INTEGERS, INTEGER_COLUMNS),
+            ("texts", TEXTS, TEXT_COLUMNS),
+            ("truth values", TRUTHS, TRUTH_COLUMNS),
+        )
+        for name, column in columns.items()
+    ],
+)
 def test_a_category_is_the_text_that_serving_makes_of_it(values, column):
     assert as_categories(column).tolist() == served(values)
 

@@ -29,9 +29,18 @@ from tests.unit.training import made_up
 CUTOFF = "2013-02-10T00:00:00Z"
 COUNT = itertools.count()
 WRITES = (
-    "create_experiment", "create_run", "log_batch", "log_inputs", "log_text", "log_artifact", "log_model_artifact", "set_terminated",
-    "create_registered_model", "create_model_version", "set_registered_model_alias",
-)  # fmt: skip
+    "create_experiment",
+    "create_run",
+    "log_batch",
+    "log_inputs",
+    "log_text",
+    "log_artifact",
+    "log_model_artifact",
+    "set_terminated",
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +63,20 @@ def made(kind=TaskKind.BINARY, **changes) -> Project:
         if kind == TaskKind.BINARY
         else Metric(name="mae", higher_is_better=False)
     )
-    return flights.model_copy(update={
-        "name": f"made_{next(COUNT)}", "kind": kind, "metric": metric,
-        "candidates": (Candidate(name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 20, "max_leaf_nodes": 7}),),
-        "gate": GatePolicy(min_rows=300, holdout=timedelta(days=10)), **changes,
-    })  # fmt: skip
+    return flights.model_copy(
+        update={
+            "name": f"made_{next(COUNT)}",
+            "kind": kind,
+            "metric": metric,
+            "candidates": (
+                Candidate(
+                    name="trees", trainer="hist_gradient_boosting", parameters={"max_iter": 20, "max_leaf_nodes": 7}
+                ),
+            ),
+            "gate": GatePolicy(min_rows=300, holdout=timedelta(days=10)),
+            **changes,
+        }
+    )
 
 
 def request_for(project, reason="first_model", cutoff=CUTOFF, **parameters):
@@ -119,9 +137,17 @@ def test_what_a_first_model_leaves_in_mlflow(home, rows):
 
     model_version = versions.get_version(project, "1")
     expected = {
-        "gate": "passed", "candidate": "trees", "fitted_until": CUTOFF, "judged_against": "", "git_sha": "abc", "airflow_run": "run_1",
-        "feature_service": project.feature_service, "entity": "origin,carrier,dest,route,tailnum", "refitted": "true", "request": request["id"],
-    }  # fmt: skip
+        "gate": "passed",
+        "candidate": "trees",
+        "fitted_until": CUTOFF,
+        "judged_against": "",
+        "git_sha": "abc",
+        "airflow_run": "run_1",
+        "feature_service": project.feature_service,
+        "entity": "origin,carrier,dest,route,tailnum",
+        "refitted": "true",
+        "request": request["id"],
+    }
     assert expected.items() <= model_version.tags.items()
     folder = versions.bundle(project, "1")
     assert json.loads(model_version.tags["bundle_sha256"]) == {

@@ -35,11 +35,17 @@ def project(kind, inputs=INPUTS):
 
 def rows(kind, n=4000, seed=0):
     generator = np.random.default_rng(seed)
-    frame = pd.DataFrame({
-        "plain": generator.normal(size=n), "gaps": generator.normal(size=n), "empty": np.nan, "big": generator.uniform(0, 1e6, n),
-        "place": generator.choice(["EWR", "JFK", "LGA"], n), "carrier": generator.choice(["UA", "DL", None], n),
-        "event_timestamp": pd.date_range("2013-01-01", periods=n, freq="15min", tz="UTC"),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "plain": generator.normal(size=n),
+            "gaps": generator.normal(size=n),
+            "empty": np.nan,
+            "big": generator.uniform(0, 1e6, n),
+            "place": generator.choice(["EWR", "JFK", "LGA"], n),
+            "carrier": generator.choice(["UA", "DL", None], n),
+            "event_timestamp": pd.date_range("2013-01-01", periods=n, freq="15min", tz="UTC"),
+        }
+    )
     signal = 1.5 * frame["gaps"] + frame["plain"] + (frame["place"] == "EWR") + generator.normal(0, 0.5, n)
     frame["gaps"] = frame["gaps"].where(generator.uniform(size=n) > 0.3)
     frame["label"] = (signal > 0.3).astype(float) if kind == TaskKind.BINARY else 10 + 5 * signal

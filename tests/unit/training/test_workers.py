@@ -94,8 +94,13 @@ class Step:
         }
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-m", "include.training", *line],
-            cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+            cwd=copy,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     def read_until(self, text: str) -> None:
         for line in self.process.stdout:
@@ -244,8 +249,8 @@ def test_a_trainer_that_knows_no_workers_is_refused_by_name(step):
     fit.log += fit.process.stdout
     assert fit.process.wait() == EX_DATAERR
     assert (
-        "candidate 'trees' asks for 2 workers, but its trainer 'hist_gradient_boosting' has one only; several have torch_mlp"
-        in fit.log[-1]
+        "candidate 'trees' asks for 2 workers, but its trainer 'hist_gradient_boosting' has one only; several have"
+        " torch_mlp" in fit.log[-1]
     )
 
 

@@ -16,11 +16,22 @@ FLIGHTS = get_project("flights")
 SINCE = datetime(2013, 1, 1, tzinfo=UTC)
 SAMPLE = Sample(1000, SINCE, SINCE + timedelta(days=6), SINCE + timedelta(days=9))
 FILES = {
-    "dags/ingest.py", "dags/build_features.py", "dags/train.py", "include/dag_kit/tasks/train.py", "include/data/ingest.py", "include/features/build.py",
+    "dags/ingest.py",
+    "dags/build_features.py",
+    "dags/train.py",
+    "include/dag_kit/tasks/train.py",
+    "include/data/ingest.py",
+    "include/features/build.py",
     "include/training/steps.py",
-    "include/projects/base.py", "include/projects/flights/__init__.py", "include/projects/flights/feed.py", "include/projects/flights/features.py",
-    "include/projects/flights/expectations.py", "include/projects/flights/feast.py", "include/projects/other/features.py", "include/projects/other/feast.py",
-}  # fmt: skip
+    "include/projects/base.py",
+    "include/projects/flights/__init__.py",
+    "include/projects/flights/feed.py",
+    "include/projects/flights/features.py",
+    "include/projects/flights/expectations.py",
+    "include/projects/flights/feast.py",
+    "include/projects/other/features.py",
+    "include/projects/other/feast.py",
+}
 
 
 @pytest.fixture
@@ -146,7 +157,10 @@ def test_policies_are_cut_to_a_sample_and_never_grow():
     assert long.gate.holdout == FLIGHTS.gate.holdout and long.retrain.window == FLIGHTS.retrain.window
 
 
-DECLARED = "LEARN = 0.1\nproject = Project(name='flights', sources=(1,), candidates=(Candidate(learning_rate=0.1),), gate=GatePolicy(min_rows=1))\n"
+DECLARED = (
+    "LEARN = 0.1\nproject = Project(name='flights', sources=(1,), candidates=(Candidate(learning_rate=0.1),),"
+    " gate=GatePolicy(min_rows=1))\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ os.write(events, (json.dumps({{"event": "failed", "error": "train ended as faile
 os.close(events)
 print("what Airflow says as it ends\\n" * 100)
 sys.exit(1)
-"""
+"""  # noqa: E501
 
 
 def test_the_log_ends_with_the_traceback(scratch, tmp_path, monkeypatch):

@@ -59,47 +59,134 @@ RUNNING = {"running": {"startedAt": stamp(5)}}
     ("given", "verdict", "kind", "hopeless"),
     [
         pytest.param(pod(ended(0), phase="Succeeded"), PodVerdict.ENDED, Kind.SUCCEEDED, False, id="ended well"),
-        pytest.param(pod(ended(0), deleted=60), PodVerdict.GONE, Kind.SUCCEEDED, False, id="ended well and deleted since"),
-        pytest.param(pod(ended(137, "OOMKilled"), phase="Failed"), PodVerdict.ENDED, Kind.OUT_OF_MEMORY, False, id="killed for memory"),
+        pytest.param(
+            pod(ended(0), deleted=60), PodVerdict.GONE, Kind.SUCCEEDED, False, id="ended well and deleted since"
+        ),
+        pytest.param(
+            pod(ended(137, "OOMKilled"), phase="Failed"),
+            PodVerdict.ENDED,
+            Kind.OUT_OF_MEMORY,
+            False,
+            id="killed for memory",
+        ),
         pytest.param(
             pod(ended(137, "OOMKilled"), conditions=disrupted("EvictionByEvictionAPI")),
-            PodVerdict.ENDED, Kind.OUT_OF_MEMORY, False, id="memory before eviction",
+            PodVerdict.ENDED,
+            Kind.OUT_OF_MEMORY,
+            False,
+            id="memory before eviction",
         ),
-        pytest.param(pod(ended(137), phase="Failed"), PodVerdict.ENDED, Kind.CRASHED, False, id="a signal is not memory"),
         pytest.param(
-            pod(ended(EX_UNAVAILABLE), phase="Failed"), PodVerdict.ENDED, Kind.BACKEND_UNAVAILABLE, False, id="a store that is away is no fault of its own"
+            pod(ended(137), phase="Failed"), PodVerdict.ENDED, Kind.CRASHED, False, id="a signal is not memory"
         ),
-        pytest.param(pod(ended(EX_DATAERR), phase="Failed"), PodVerdict.ENDED, Kind.FAILS_AGAIN, True, id="bad data fails again"),
-        pytest.param(pod(ended(143), conditions=disrupted("EvictionByEvictionAPI")), PodVerdict.GONE, Kind.EVICTED, False, id="evicted"),
-        pytest.param(pod(RUNNING, conditions=disrupted("DeletionByTaintManager")), PodVerdict.GONE, Kind.NODE_LOST, False, id="its node did not answer"),
-        pytest.param(pod(RUNNING, conditions=disrupted("DeletionByPodGC")), PodVerdict.GONE, Kind.NODE_LOST, False, id="its node was taken away"),
+        pytest.param(
+            pod(ended(EX_UNAVAILABLE), phase="Failed"),
+            PodVerdict.ENDED,
+            Kind.BACKEND_UNAVAILABLE,
+            False,
+            id="a store that is away is no fault of its own",
+        ),
+        pytest.param(
+            pod(ended(EX_DATAERR), phase="Failed"), PodVerdict.ENDED, Kind.FAILS_AGAIN, True, id="bad data fails again"
+        ),
+        pytest.param(
+            pod(ended(143), conditions=disrupted("EvictionByEvictionAPI")),
+            PodVerdict.GONE,
+            Kind.EVICTED,
+            False,
+            id="evicted",
+        ),
+        pytest.param(
+            pod(RUNNING, conditions=disrupted("DeletionByTaintManager")),
+            PodVerdict.GONE,
+            Kind.NODE_LOST,
+            False,
+            id="its node did not answer",
+        ),
+        pytest.param(
+            pod(RUNNING, conditions=disrupted("DeletionByPodGC")),
+            PodVerdict.GONE,
+            Kind.NODE_LOST,
+            False,
+            id="its node was taken away",
+        ),
         pytest.param(
             pod(phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "64Mi". '),
-            PodVerdict.ENDED, Kind.OUT_OF_DISK, True, id="filled its disk",
+            PodVerdict.ENDED,
+            Kind.OUT_OF_DISK,
+            True,
+            id="filled its disk",
         ),
         pytest.param(
             pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage."),
-            PodVerdict.ENDED, Kind.EVICTED, False, id="its node was full",
+            PodVerdict.ENDED,
+            Kind.EVICTED,
+            False,
+            id="its node was full",
         ),
-        pytest.param(pod(ended(137), phase="Failed", reason="DeadlineExceeded"), PodVerdict.ENDED, Kind.HUNG, False, id="killed at its deadline"),
+        pytest.param(
+            pod(ended(137), phase="Failed", reason="DeadlineExceeded"),
+            PodVerdict.ENDED,
+            Kind.HUNG,
+            False,
+            id="killed at its deadline",
+        ),
         pytest.param(pod(RUNNING), PodVerdict.HUNG, Kind.HUNG, False, id="runs too long"),
         pytest.param(pod(RUNNING), PodVerdict.GONE, Kind.DELETED, False, id="deleted by a person"),
-        pytest.param(pod(waiting("ErrImagePull"), phase="Pending"), PodVerdict.BAD_IMAGE, Kind.BAD_IMAGE, True, id="no such image"),
+        pytest.param(
+            pod(waiting("ErrImagePull"), phase="Pending"),
+            PodVerdict.BAD_IMAGE,
+            Kind.BAD_IMAGE,
+            True,
+            id="no such image",
+        ),
         pytest.param(pod(phase="Pending"), PodVerdict.NOT_SCHEDULED, Kind.UNSCHEDULABLE, True, id="no room"),
-        pytest.param(pod(phase="Pending", scheduled=1), PodVerdict.NOT_STARTED, Kind.NOT_STARTED, False, id="not started"),
+        pytest.param(
+            pod(phase="Pending", scheduled=1), PodVerdict.NOT_STARTED, Kind.NOT_STARTED, False, id="not started"
+        ),
         pytest.param(pod(ended(1), phase="Failed"), PodVerdict.ENDED, Kind.CRASHED, False, id="crashed"),
         pytest.param(
-            pod(phase="Failed", scheduled=1, reason="UnexpectedAdmissionError", message="Allocate failed due to no healthy devices present"),
-            PodVerdict.ENDED, Kind.NOT_STARTED, False, id="turned away by a node whose device plugin was not there yet",
+            pod(
+                phase="Failed",
+                scheduled=1,
+                reason="UnexpectedAdmissionError",
+                message="Allocate failed due to no healthy devices present",
+            ),
+            PodVerdict.ENDED,
+            Kind.NOT_STARTED,
+            False,
+            id="turned away by a node whose device plugin was not there yet",
         ),
-        pytest.param(pod(phase="Failed", scheduled=1, reason="OutOfmemory"), PodVerdict.ENDED, Kind.NOT_STARTED, False, id="turned away by a full node"),
-        pytest.param(pod(ended(137, "ContainerStatusUnknown"), phase="Failed"), PodVerdict.ENDED, Kind.NODE_LOST, False, id="forgotten by its node"),
-        pytest.param(pod(ended(255, "Unknown"), phase="Failed"), PodVerdict.ENDED, Kind.NODE_LOST, False, id="forgotten by containerd, after a reboot"),
         pytest.param(
-            pod(ended(137), phase="Failed", conditions=disrupted("PreemptedByQueue")), PodVerdict.ENDED, Kind.EVICTED, False, id="evicted by something else"
+            pod(phase="Failed", scheduled=1, reason="OutOfmemory"),
+            PodVerdict.ENDED,
+            Kind.NOT_STARTED,
+            False,
+            id="turned away by a full node",
+        ),
+        pytest.param(
+            pod(ended(137, "ContainerStatusUnknown"), phase="Failed"),
+            PodVerdict.ENDED,
+            Kind.NODE_LOST,
+            False,
+            id="forgotten by its node",
+        ),
+        pytest.param(
+            pod(ended(255, "Unknown"), phase="Failed"),
+            PodVerdict.ENDED,
+            Kind.NODE_LOST,
+            False,
+            id="forgotten by containerd, after a reboot",
+        ),
+        pytest.param(
+            pod(ended(137), phase="Failed", conditions=disrupted("PreemptedByQueue")),
+            PodVerdict.ENDED,
+            Kind.EVICTED,
+            False,
+            id="evicted by something else",
         ),
     ],
-)  # fmt: skip
+)
 def test_ends_are_told_apart(given, verdict, kind, hopeless):
     end = end_of(given, verdict)
     assert (end.kind, end.hopeless) == (kind, hopeless)

@@ -68,43 +68,111 @@ WELL = [worker(0, ended(0), phase="Succeeded"), worker(1, ended(0), phase="Succe
     [
         pytest.param(job("Complete"), WELL, PodVerdict.ENDED, "w0-0", Kind.SUCCEEDED, id="all ended well"),
         pytest.param(
-            job("Complete"), [failed(0, 137, reason="OOMKilled"), worker(0, ended(0), made=9, phase="Succeeded")],
-            PodVerdict.ENDED, "w0-9", Kind.SUCCEEDED, id="all ended well, whatever came before",
-        ),
-        pytest.param(job("Complete"), [], PodVerdict.ENDED, "j-1", Kind.SUCCEEDED, id="ended well, and its pods were taken away"),
-        pytest.param(
-            job(), [worker(0, RUNNING), failed(1, 137, reason="OOMKilled")],
-            PodVerdict.ENDED, "w1-0", Kind.OUT_OF_MEMORY, id="memory: another pod would need more",
-        ),
-        pytest.param(
-            job("Failed"), [failed(0, OTHERS_LOST, at=70), failed(1, 137, reason="OOMKilled")],
-            PodVerdict.ENDED, "w1-0", Kind.OUT_OF_MEMORY, id="memory is told before what it did to the others",
+            job("Complete"),
+            [failed(0, 137, reason="OOMKilled"), worker(0, ended(0), made=9, phase="Succeeded")],
+            PodVerdict.ENDED,
+            "w0-9",
+            Kind.SUCCEEDED,
+            id="all ended well, whatever came before",
         ),
         pytest.param(
-            job(), [worker(0, RUNNING), worker(1, phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "tmp" exceeds the limit "1Mi".')],
-            PodVerdict.ENDED, "w1-0", Kind.OUT_OF_DISK, id="disk: another pod would fill it too",
-        ),
-        pytest.param(job("Failed"), [failed(0, OTHERS_LOST, at=70), failed(1, GAVE_UP)], PodVerdict.ENDED, "w1-0", Kind.CRASHED, id="the guilty one"),
-        pytest.param(job("Failed"), [failed(0, GAVE_UP), failed(1, 1, at=70)], PodVerdict.ENDED, "w0-0", Kind.CRASHED, id="the one that gave up"),
-        pytest.param(
-            job("Failed"), [failed(0, 1), failed(0, 1, at=70, made=51), failed(1, 143, at=99, conditions=disrupted("EvictionByEvictionAPI"))],
-            PodVerdict.ENDED, "w0-51", Kind.CRASHED, id="the last of its own fault, not an evicted one",
+            job("Complete"), [], PodVerdict.ENDED, "j-1", Kind.SUCCEEDED, id="ended well, and its pods were taken away"
         ),
         pytest.param(
-            job("Failed", reason="BackoffLimitExceeded", message="too often"), [],
-            PodVerdict.ENDED, "j-1", Kind.CRASHED, id="failed, and its pods were taken away",
+            job(),
+            [worker(0, RUNNING), failed(1, 137, reason="OOMKilled")],
+            PodVerdict.ENDED,
+            "w1-0",
+            Kind.OUT_OF_MEMORY,
+            id="memory: another pod would need more",
         ),
-        pytest.param(job("Failed", reason="DeadlineExceeded"), [worker(0, RUNNING)], PodVerdict.HUNG, "w0-0", Kind.HUNG, id="its deadline passed"),
         pytest.param(
-            job(), [worker(1, RUNNING), worker(0, phase="Pending")],
-            PodVerdict.NOT_SCHEDULED, "w0-0", Kind.UNSCHEDULABLE, id="no room for one of them",
+            job("Failed"),
+            [failed(0, OTHERS_LOST, at=70), failed(1, 137, reason="OOMKilled")],
+            PodVerdict.ENDED,
+            "w1-0",
+            Kind.OUT_OF_MEMORY,
+            id="memory is told before what it did to the others",
         ),
         pytest.param(
-            job(), [worker(0, RUNNING), worker(1, waiting("ErrImagePull"), phase="Pending")], PodVerdict.BAD_IMAGE, "w1-0", Kind.BAD_IMAGE, id="no such image"
+            job(),
+            [
+                worker(0, RUNNING),
+                worker(
+                    1,
+                    phase="Failed",
+                    reason="Evicted",
+                    message='Usage of EmptyDir volume "tmp" exceeds the limit "1Mi".',
+                ),
+            ],
+            PodVerdict.ENDED,
+            "w1-0",
+            Kind.OUT_OF_DISK,
+            id="disk: another pod would fill it too",
+        ),
+        pytest.param(
+            job("Failed"),
+            [failed(0, OTHERS_LOST, at=70), failed(1, GAVE_UP)],
+            PodVerdict.ENDED,
+            "w1-0",
+            Kind.CRASHED,
+            id="the guilty one",
+        ),
+        pytest.param(
+            job("Failed"),
+            [failed(0, GAVE_UP), failed(1, 1, at=70)],
+            PodVerdict.ENDED,
+            "w0-0",
+            Kind.CRASHED,
+            id="the one that gave up",
+        ),
+        pytest.param(
+            job("Failed"),
+            [
+                failed(0, 1),
+                failed(0, 1, at=70, made=51),
+                failed(1, 143, at=99, conditions=disrupted("EvictionByEvictionAPI")),
+            ],
+            PodVerdict.ENDED,
+            "w0-51",
+            Kind.CRASHED,
+            id="the last of its own fault, not an evicted one",
+        ),
+        pytest.param(
+            job("Failed", reason="BackoffLimitExceeded", message="too often"),
+            [],
+            PodVerdict.ENDED,
+            "j-1",
+            Kind.CRASHED,
+            id="failed, and its pods were taken away",
+        ),
+        pytest.param(
+            job("Failed", reason="DeadlineExceeded"),
+            [worker(0, RUNNING)],
+            PodVerdict.HUNG,
+            "w0-0",
+            Kind.HUNG,
+            id="its deadline passed",
+        ),
+        pytest.param(
+            job(),
+            [worker(1, RUNNING), worker(0, phase="Pending")],
+            PodVerdict.NOT_SCHEDULED,
+            "w0-0",
+            Kind.UNSCHEDULABLE,
+            id="no room for one of them",
+        ),
+        pytest.param(
+            job(),
+            [worker(0, RUNNING), worker(1, waiting("ErrImagePull"), phase="Pending")],
+            PodVerdict.BAD_IMAGE,
+            "w1-0",
+            Kind.BAD_IMAGE,
+            id="no such image",
         ),
         pytest.param(job(), [], PodVerdict.NOT_SCHEDULED, "j-1", Kind.UNSCHEDULABLE, id="no pod is made at all"),
     ],
-)  # fmt: skip
+)
 def test_what_a_group_has_come_to_and_the_pod_that_tells(given, pods, verdict, name, kind):
     for order in (pods, pods[::-1]):
         actual, telling = judged(given, order, seconds=101)

@@ -111,7 +111,10 @@ CONTEXT = {
     "dag_run": SimpleNamespace(run_id="run", clear_number=0),
     "ti": SimpleNamespace(dag_id="dag", task_id="fit", run_id="run", map_index=-1),
 }
-QUOTA = 'pods "p" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=2, used: requests.nvidia.com/gpu=8, limited: 8'
+QUOTA = (
+    'pods "p" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=2, used:'
+    " requests.nvidia.com/gpu=8, limited: 8"
+)
 
 
 def test_where_the_quota_has_no_room_a_step_waits_without_a_worker_as_long_as_for_a_node(pod, monkeypatch):

@@ -40,13 +40,28 @@ def test_one_whose_task_goes_on_is_not(state):
 @pytest.mark.parametrize(
     "other",
     [
-        pod(phase="Succeeded"), pod(phase="Failed"), pod(deletionTimestamp="2026-01-01T00:00:00Z"), pod(task="flights__train/fit/another run"),
-        pod(task="others__train/fit/r1"), pod(result="s3://bucket/prefix-of-others/flights/training/1/fit.json"), pod(annotations=None), pod(annotations={}),
+        pod(phase="Succeeded"),
+        pod(phase="Failed"),
+        pod(deletionTimestamp="2026-01-01T00:00:00Z"),
+        pod(task="flights__train/fit/another run"),
+        pod(task="others__train/fit/r1"),
+        pod(result="s3://bucket/prefix-of-others/flights/training/1/fit.json"),
+        pod(annotations=None),
+        pod(annotations={}),
         pod(task="no such mark"),
     ],
-    ids=["succeeded", "failed and kept", "on its way out", "a run that Airflow does not know", "another DAG", "another house", "bare",
-         "no marks", "a mark of somebody else's"],
-)  # fmt: skip
+    ids=[
+        "succeeded",
+        "failed and kept",
+        "on its way out",
+        "a run that Airflow does not know",
+        "another DAG",
+        "another house",
+        "bare",
+        "no marks",
+        "a mark of somebody else's",
+    ],
+)
 def test_what_has_ended_or_is_another_ones_is_let_alone(other):
     assert abandoned([other], STORE, states_of(fit="failed")) == []
 
