@@ -10,12 +10,13 @@ from include.settings import REPOSITORY
 FOLDER = REPOSITORY / "docs" / "adr"
 HEAD = """# Decisions
 
-Each record states the context, the decision, and what follows from it. A record is accepted unless its text names the record that replaced it.
-Number 25 was never given. Write a new record for a decision that a maintainer could want to undo. Half a page is enough.
+Each record states the context, the decision and its consequences. A record is accepted unless its text names the record
+that replaced it. Number 25 does not exist. Write a new record for a decision that a maintainer could want to undo. Half
+a page is enough.
 
 | number | decision |
 |---|---|
-"""  # noqa: E501
+"""
 
 
 def page() -> str:

@@ -1,8 +1,8 @@
 """Write the files .env.<profile>.example from the settings: `make docs`. A test compares them.
 
-A variable's comment is its field's description in ``include.settings``; what only another program
-reads (Compose, boto3) is explained here. Variables that the profile gives a value stand as they
-are, the others as a comment with their default.
+A variable's comment is the description of its field in ``include.settings``. Variables that only
+another program reads (Compose, boto3) are described here. A variable with a value of the profile is
+set. The others are comments with their defaults.
 """
 
 import textwrap
@@ -16,9 +16,10 @@ INTERNAL = ("rendezvous", "worker_index", "worker_address", "sample_days")
 
 
 class Variable(NamedTuple):
-    """One that is no setting of ours.
+    """A variable of the file.
 
-    ``value`` None: a comment, with ``default`` behind the name.
+    Attributes:
+        value: Its value, or None if it is written as a comment with its default.
     """
 
     name: str
@@ -27,29 +28,35 @@ class Variable(NamedTuple):
     default: str = ""
 
 
+CHANGE_ME = (
+    "copies this file to .env, readable only by its owner, and replaces each CHANGE_ME with a generated secret. "
+    "CHANGE_ME_X becomes the value of the variable X. Existing values are not changed. Nothing starts while a "
+    "CHANGE_ME is left. See docs/runbooks/profiles.md."
+)
+# Paragraphs at the top of each file.
 HEADS = {
     "embedded": (
-        """\
-        Settings of one machine: SQLite, local files, servers on loopback. Nothing has to be set.
-
-        To change something: cp .env.embedded.example .env, take away the # and edit. The environment wins over the file."""  # noqa: E501
+        "Settings of one machine: SQLite, local files, servers on loopback. Every setting is optional.",
+        (
+            "To change a setting, run cp .env.embedded.example .env, then remove its # and edit it. An environment"
+            " variable has priority over this file."
+        ),
     ),
     "compose": (
-        """\
-        Settings of the stack in docker-compose.yaml.
-
-        `make secrets` copies this file to .env (for its owner's eyes only) and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of
-        the variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
-
-        Containers are given what docker-compose.yaml passes on to them by name. A setting that it does not name is for `airloop` commands on this host."""  # noqa: E501
+        "Settings of the stack in docker-compose.yaml.",
+        f"`make secrets` {CHANGE_ME}",
+        (
+            "A container gets only the variables that docker-compose.yaml names. `airloop` commands on this host read"
+            " all of them."
+        ),
     ),
     "kubernetes": (
-        """\
-        Settings of the stack on Kubernetes: `airloop kubernetes-secrets` makes of them what each part is told (deploy/helm/README.md).
-
-        `airloop init-env --profile kubernetes` copies this file to .env and puts a secret of its own in each place of CHANGE_ME; CHANGE_ME_X is that of the
-        variable X. It never touches a value that is there. As long as one CHANGE_ME is left, nothing starts. See docs/runbooks/profiles.md.
-        The addresses are examples: write your own."""  # noqa: E501
+        (
+            "Settings of the stack on Kubernetes. `airloop kubernetes-secrets` prints the secrets of each part "
+            "(deploy/helm/README.md)."
+        ),
+        f"`airloop init-env --profile kubernetes` {CHANGE_ME}",
+        "The addresses are examples. Replace them.",
     ),
 }
 SECTIONS = {
@@ -175,70 +182,88 @@ VALUES: dict[str, dict[str, str]] = {
     },
 }
 AWS = (
-    Variable("AWS_ENDPOINT_URL", "Where the S3 server is; none: Amazon's."),
-    Variable("AWS_REGION", "Its region.", default="us-east-1"),
-    Variable("AWS_ACCESS_KEY_ID", "As whom the object store is used: docs/runbooks/storage.md."),
-    Variable("AWS_SECRET_ACCESS_KEY", "... and the secret."),
+    Variable("AWS_ENDPOINT_URL", "URL of the S3 server. Default: Amazon S3."),
+    Variable("AWS_REGION", "Region of the object store.", default="us-east-1"),
+    Variable("AWS_ACCESS_KEY_ID", "Account for the object store (docs/runbooks/storage.md)."),
+    Variable("AWS_SECRET_ACCESS_KEY", "Secret key of that account."),
 )
 EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
     "embedded": {"Data on an object store": AWS},
     "compose": {
         "Stores": (
-            Variable("POSTGRES_PASSWORD", "Of Postgres's superuser, who makes the others.", "CHANGE_ME"),
-            Variable("REDIS_PASSWORD", "Of Redis, the online store.", "CHANGE_ME"),
-            Variable("CELERY_BROKER_PASSWORD", "Of the queue of the opt-in Celery workers.", "CHANGE_ME"),
+            Variable(
+                "POSTGRES_PASSWORD",
+                "Password of the superuser of Postgres, which creates the other users.",
+                "CHANGE_ME",
+            ),
+            Variable("REDIS_PASSWORD", "Password of Redis, the online store.", "CHANGE_ME"),
+            Variable("CELERY_BROKER_PASSWORD", "Password of the queue of the optional Celery workers.", "CHANGE_ME"),
         ),
         "Data on an object store": (
-            Variable("S3_ROOT_SECRET", "Of the S3 server's root account, who makes buckets and users.", "CHANGE_ME"),
-            Variable("S3_AIRFLOW_SECRET", "Of its user airflow: the tasks.", "CHANGE_ME"),
-            Variable("S3_MLFLOW_SECRET", "Of its user mlflow.", "CHANGE_ME"),
-            Variable("S3_SERVING_SECRET", "Of its user serving, who may write the prediction log.", "CHANGE_ME"),
+            Variable(
+                "S3_ROOT_SECRET",
+                "Secret key of the S3 server's root account, which creates buckets and users.",
+                "CHANGE_ME",
+            ),
+            Variable("S3_AIRFLOW_SECRET", "Secret key of the S3 user airflow, for tasks.", "CHANGE_ME"),
+            Variable("S3_MLFLOW_SECRET", "Secret key of the S3 user mlflow.", "CHANGE_ME"),
+            Variable(
+                "S3_SERVING_SECRET",
+                "Secret key of the S3 user serving, which may write the prediction log.",
+                "CHANGE_ME",
+            ),
         ),
         "Users and keys": (
-            Variable("SERVING_METRICS_KEY", "With which Prometheus reads serving's metrics.", "CHANGE_ME"),
-            Variable("GRAFANA_ADMIN_PASSWORD", "Of Grafana's user admin.", "CHANGE_ME"),
+            Variable("SERVING_METRICS_KEY", "API key with which Prometheus reads the metrics of serving.", "CHANGE_ME"),
+            Variable("GRAFANA_ADMIN_PASSWORD", "Password of Grafana's user admin.", "CHANGE_ME"),
         ),
         "Servers": (
             Variable(
                 "SITE_DOMAIN",
-                "The proxy answers at airflow.<it>, mlflow.<it>, serving.<it>, grafana.<it>.",
+                "Domain of the proxy's hosts: airflow.DOMAIN, mlflow.DOMAIN, serving.DOMAIN and grafana.DOMAIN.",
                 default="localhost",
             ),
             Variable(
                 "SITE_TLS",
-                "internal: certificates of the proxy's own authority. An e-mail address: Let's Encrypt's.",
+                "internal for certificates of the proxy's own authority, or an e-mail address for certificates of Let's"
+                " Encrypt.",
                 default="internal",
             ),
             Variable(
-                "PROXY_ADDRESS", "This machine's address on which the proxy listens; default: all.", default="0.0.0.0"
+                "PROXY_ADDRESS",
+                "Address on which the proxy listens. Default: all addresses of this machine.",
+                default="0.0.0.0",
             ),
-            Variable("HTTP_PORT", "Its port, which only leads to the next one.", default="80"),
-            Variable("HTTPS_PORT", "... with TLS.", default="443"),
+            Variable("HTTP_PORT", "Port for HTTP, which redirects to HTTPS.", default="80"),
+            Variable("HTTPS_PORT", "Port for HTTPS.", default="443"),
         ),
         "This machine": (
-            Variable("COMPOSE_PROFILES", "celery: tasks run in workers of their own; with the next variable."),
-            Variable("AIRFLOW_EXECUTOR", "CeleryExecutor where there are workers.", default="LocalExecutor"),
-            Variable("SCHEDULER_MEMORY", "Limit of the scheduler and the tasks that it runs.", default="8g"),
-            Variable("WORKER_MEMORY", "Limit of a Celery worker.", default="8g"),
+            Variable("COMPOSE_PROFILES", "celery starts separate workers for tasks. It requires the next variable."),
+            Variable("AIRFLOW_EXECUTOR", "CeleryExecutor if there are Celery workers.", default="LocalExecutor"),
+            Variable("SCHEDULER_MEMORY", "Memory limit of the scheduler and its tasks.", default="8g"),
+            Variable("WORKER_MEMORY", "Memory limit of a Celery worker.", default="8g"),
         ),
         "Images": (
-            Variable("IMAGE_TAG", "Of the four that are built here.", default="compose"),
+            Variable("IMAGE_TAG", "Tag of the four images that are built here.", default="compose"),
             Variable(
                 "TORCH",
-                "Build of torch in the image of Airflow: cpu, cu130, or empty for whatever the index offers.",
+                "Build of torch in Airflow's image: cpu, cu130, or empty for the default of the package index.",
                 default="cpu",
             ),
-            Variable("GIT_SHA", "The commit that they are built of; `make compose-up` says it."),
+            Variable("GIT_SHA", "Commit from which the images are built. `make compose-up` sets it."),
             *(
                 Variable(f"{name}_IMAGE", about)
                 for name, about in {
-                    "POSTGRES": "Copies of others' images in a registry of your own; default: the pinned ones.",
-                    "REDIS": "...",
-                    "VERSITYGW": "...",
-                    "CADDY": "...",
-                    "STATSD_EXPORTER": "...",
-                    "PROMETHEUS": "...",
-                    "GRAFANA": "...",
+                    "POSTGRES": (
+                        "Image of Postgres, for example in your own registry. Default: the pinned image, as for the"
+                        " following ones."
+                    ),
+                    "REDIS": "Image of Redis.",
+                    "VERSITYGW": "Image of the S3 server.",
+                    "CADDY": "Image of the proxy.",
+                    "STATSD_EXPORTER": "Image of the StatsD exporter.",
+                    "PROMETHEUS": "Image of Prometheus.",
+                    "GRAFANA": "Image of Grafana.",
                 }.items()
             ),
         ),
@@ -246,7 +271,11 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
     "kubernetes": {
         "Data on an object store": AWS,
         "Users and keys": (
-            Variable("SERVING_METRICS_KEY", "Opens serving's metrics, and nothing else, to Prometheus.", "CHANGE_ME"),
+            Variable(
+                "SERVING_METRICS_KEY",
+                "API key with which Prometheus reads the metrics of serving. It allows nothing else.",
+                "CHANGE_ME",
+            ),
         ),
     },
 }
@@ -254,8 +283,10 @@ EXTRAS: dict[str, dict[str, tuple[Variable, ...]]] = {
 
 def page(profile: str) -> str:
     """Return the text of .env.<profile>.example."""
-    lines = [f"# {line}".rstrip() for line in textwrap.dedent(HEADS[profile]).splitlines()]
-    lines.append("# Made by `make docs` from include/settings/ and docs/settings_files.py.")
+    lines = []
+    for paragraph in HEADS[profile]:
+        lines += [*(f"# {line}" for line in textwrap.wrap(paragraph, 118)), "#"]
+    lines.append("# Generated by `make docs` from include/settings/ and docs/settings_files.py.")
     extras = EXTRAS[profile]
     for title in dict.fromkeys((*SECTIONS, *extras)):
         lines += ["", f"# --- {title} ".ljust(100, "-")]
@@ -272,10 +303,10 @@ def page(profile: str) -> str:
 def _setting(profile: str, name: str) -> Variable:
     field = Settings.model_fields[name]
     default = "" if field.default is None else str(field.default)
-    if name in ("home", "dags_folder"):  # a path of whoever made this file
+    if name in ("home", "dags_folder"):  # a path on the machine that wrote this file
         default = str(field.default.relative_to(REPOSITORY))
     if name == "training_threads":
-        default = ""  # this machine's cores
+        default = ""  # the cores of the machine that wrote this file
     assert field.description, f"{name} has no description"
     return Variable(f"AIRLOOP_{name.upper()}", field.description, VALUES[profile].get(name), default)
 
