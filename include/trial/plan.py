@@ -175,9 +175,11 @@ def _made_of(stage: str, project: Project) -> str:
         files = {path for path in files if path.name not in LATER}
     else:
         files |= {dag_file(stage, get_settings().dags_folder), REPOSITORY / f"include/dag_kit/tasks/{stage}.py"}
+    # A copy of the DAG folder has the same names, so unchanged files in it change nothing.
+    names = {dag_file(stage, get_settings().dags_folder): f"dags/{stage}.py"}
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{shown(path)}\0".encode())
+    for name, path in sorted((names.get(path, shown(path)), path) for path in files):
+        digest.update(f"{name}\0".encode())
         content = path.read_bytes() if path.exists() else b""
         digest.update(_before_training(content) if stage == FEED and path.name == "__init__.py" else content)
     return digest.hexdigest()

@@ -172,8 +172,11 @@ def test_a_dag_file_that_does_not_parse_is_told_with_file_and_line(home, first, 
 def test_a_task_that_fails_is_told_with_its_line_and_not_tried_again(home, first, dags):
     file = dags / "build_features.py"
     text = file.read_text()
-    assert "return build.compute(" in text
-    file.write_text(text.replace("return build.compute(", "raise KeyError('origin') or build.compute("))
+    call, factory = "tasks.compute_features(project.name, cutoff)", "def create_build_features_dag("
+    assert call in text and factory in text
+    failing = "@task\ndef compute_features(project_name, cutoff):\n    raise KeyError('origin')\n\n\n"
+    text = text.replace(call, call.removeprefix("tasks.")).replace(factory, failing + factory)
+    file.write_text(text.replace("from airflow.sdk import dag", "from airflow.sdk import dag, task"))
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "KeyError" in text)
     tried = airloop_try(home, "flights", "build_features", "--rows", "500", AIRLOOP_DAGS_FOLDER=str(dags))
     assert tried.returncode == 1
