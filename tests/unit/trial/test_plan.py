@@ -1,6 +1,8 @@
 """Which stages a try runs, and which results of an earlier try are still valid."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +115,18 @@ def test_an_edit_undoes_what_is_made_of_the_file(repository, edited, still_holds
     (repository / edited).write_text("edited")
     after = steps_to("train", FLIGHTS, SAMPLE)
     assert [step.stage for step, other in zip(before, after, strict=True) if step.key == other.key] == still_holds
+
+
+def test_a_copy_of_the_dag_folder_undoes_only_what_is_edited_in_it(repository, monkeypatch):
+    before = steps_to("train", FLIGHTS, SAMPLE)
+    copy = Path(shutil.copytree(repository / "dags", repository / "elsewhere" / "my dags"))
+    monkeypatch.setenv("AIRLOOP_DAGS_FOLDER", str(copy))
+    get_settings.cache_clear()
+    assert steps_to("train", FLIGHTS, SAMPLE) == before
+    (copy / "build_features.py").write_text("edited")
+    after = steps_to("train", FLIGHTS, SAMPLE)
+    held = [step.stage for step, other in zip(before, after, strict=True) if step.key == other.key]
+    assert held == ["feed", "ingest"]
 
 
 def test_another_sample_undoes_everything(repository):
