@@ -230,7 +230,7 @@ def _app():
                 user,
                 project,
                 422,
-                [(f"Nothing was done: say why, in {LONGEST_REASON} letters at most.", "no")],
+                [(f"Nothing was done: state the reason, in {LONGEST_REASON} letters at most.", "no")],
             )
         log.info("%s of %s by %s: %s", act, project.name, one_line(user.get_name()), reason)
         status, messages = _done(act, project, user=user, reason=reason, to=to.strip() or None, seen=seen)

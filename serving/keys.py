@@ -54,7 +54,7 @@ class Key(BaseModel):
     )
     labels_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None,
-        description="Callers for whose predictions the key may send labels. Default: all predictions of its models.",
+        description="Callers. The key may send labels of their predictions. Default: all predictions of its models.",
     )
     corrects: bool = Field(False, description="The key may replace labels that were sent before.")
     expires: datetime | None = Field(None, description="Time when the key expires.")

@@ -44,7 +44,7 @@ prediction_seconds = Histogram(
 )
 failures = Counter(
     "airloop_serving_prediction_failures",
-    "Instances for which a model raised an error or did not return a number.",
+    "Instances that made a model raise an error or return something other than a number.",
     ANSWERED,
     registry=OURS,
 )

@@ -106,7 +106,7 @@ def _functions(files: Files) -> Iterator[Finding]:
         stage: Stage = "ingest" if part != "features" else "build_features"
         if not files.exists(part):
             yield files.finding(
-                part, "file", f"{part}.py", "there is no such file, and the loop imports it", stage=stage
+                part, "file", f"{part}.py", "this file does not exist, and the loop imports it", stage=stage
             )
             continue
         try:

@@ -180,7 +180,7 @@ def _labels(project: Project, files: Files, examples: pd.DataFrame) -> Iterator[
     try:
         labels = examples["label"].astype("float64").dropna()
     except (TypeError, ValueError) as error:
-        yield files.finding("features", "label", "label", f"the label is no number: {error}")
+        yield files.finding("features", "label", "label", f"the label is not a number: {error}")
         return
     wrong = labels[~labels.isin([0, 1])] if project.kind == TaskKind.BINARY else labels[~np.isfinite(labels)]
     if len(wrong):

@@ -33,7 +33,7 @@ def stated(value: str) -> str:
         typer.BadParameter: The text is empty.
     """
     if not value.strip():
-        raise typer.BadParameter("it is empty: say why")
+        raise typer.BadParameter("it is empty. State the reason")
     return value.strip()
 
 

@@ -181,9 +181,7 @@ def run(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the run ends, and show its result. Exit status 1 if it failed.")
     ] = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds after which --wait stops waiting. The run continues.")
-    ] = 86_400,
+    timeout: Annotated[float, typer.Option(min=1, help="How many seconds --wait waits. The run continues.")] = 86_400,
 ) -> None:
     """Start a stage's DAG in the running Airflow. Its results start the next stage, as usual."""
 

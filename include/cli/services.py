@@ -185,7 +185,7 @@ def kubernetes_secrets(
         typer.Option(help="Serving's key file with the keys of other callers. Airloop's own keys are added."),
     ] = None,
     training_namespace: Annotated[
-        bool, typer.Option(help="Also print the training namespace with its Pod Security labels.")
+        bool, typer.Option(help="Print the training namespace too, with its Pod Security labels.")
     ] = True,
 ) -> None:
     """Print a cluster's training namespace and the secrets of each part.

@@ -54,7 +54,7 @@ class ApproveVersion(ApprovalOperator):
         ti = context["ti"]
         project = get_project(self.project_name)
         if self.chosen["by_person"]:
-            self.log.info("version %s was chosen by whoever started this run", self.version)
+            self.log.info("version %s was chosen by the user who started this run", self.version)
             return None
         self.subject = f"{project.name}: may version {self.version} answer everybody?"
         self.body = approval_text(project, self.version, ti.run_id)

@@ -83,7 +83,7 @@ def connection_variables(connection: str) -> dict[str, str]:
                 f"the Airflow connection '{connection}' (AIRLOOP_STORAGE_CONNECTION) cannot be read: {fault}"
             ) from error
         raise ConnectionNotFoundError(
-            f"there is no such Airflow connection. {todo} (docs/runbooks/storage.md)"
+            f"this Airflow connection does not exist. {todo} (docs/runbooks/storage.md)"
         ) from error
     if stored.conn_type != "aws":
         raise ConnectionNotFoundError(

@@ -29,7 +29,7 @@ def check_labels(project: Project, labels: pd.Series) -> None:
     try:
         values = labels.to_numpy(dtype="float64", na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise WrongLabelsError(f"project {project.name}: a label is no number ({error}); {_fix(project)}") from None
+        raise WrongLabelsError(f"project {project.name}: a label is not a number ({error}); {_fix(project)}") from None
     binary = project.kind == TaskKind.BINARY
     wrong = ~np.isin(values, (0, 1)) if binary else ~np.isfinite(values)
     if wrong.any():

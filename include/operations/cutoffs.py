@@ -91,7 +91,7 @@ def rewind(project: Project, until: datetime, *, by: str, why: str) -> Traces:
         RewindError: The reason is missing, or ``until`` is after the present.
     """
     if not why.strip():
-        raise RewindError("say why; the record shows it")
+        raise RewindError("state the reason: the record shows it")
     if until > times.utc_now() + CLOCK_SKEW:
         raise RewindError(f"{iso(until)} is in the future: cutoffs are taken back to a time that has passed")
     if not traces(project, until).blocking:

@@ -57,7 +57,7 @@ def freeze(project: str | None, *, by: str, why: str) -> tuple[Freeze, bool]:
         ValueError: The project does not exist, or the reason is missing.
     """
     if not why.strip():
-        raise ValueError("say why; each frozen task shows it")
+        raise ValueError("state the reason: each frozen task shows it")
     if project is not None:
         get_project(project)
     before = {one.project for one in ledger.freezes()}

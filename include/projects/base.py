@@ -260,7 +260,7 @@ class Project(FrozenModel):
         for feature, value in self.lookup.defaults.items():
             if feature not in self.input_columns or feature in (*self.request_features, *self.entities):
                 raise ValueError(
-                    f"project '{self.name}': lookup.defaults names '{feature}', which is no input that is looked up"
+                    f"project '{self.name}': lookup.defaults names '{feature}', which is not an input that is looked up"
                 )
             if value is not None and isinstance(value, str) != (feature in self.inputs.categorical):
                 raise ValueError(
@@ -274,8 +274,8 @@ class Project(FrozenModel):
             and self.source(labels.source).key == PREDICTION
         ):
             raise ValueError(
-                f"project '{self.name}': rollout labels come from source '{labels.source}', which is no source with the"
-                " column label and the key prediction_id, such as Source.feedback()"
+                f"project '{self.name}': rollout labels come from source '{labels.source}', which is not a source with"
+                " the column label and the key prediction_id, such as Source.feedback()"
             )
         for candidate in self.candidates:
             if candidate.compute not in self.compute_classes:

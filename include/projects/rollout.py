@@ -151,7 +151,8 @@ class Approval(_Frozen):
     by: tuple[str, ...] = Field(
         (),
         description=(
-            "Ids of the Airflow users who may approve. If empty, all users with permission to run the DAG can approve."
+            "Ids of the Airflow users with the right to approve. If empty, all users with permission to run the DAG can"
+            " approve."
         ),
     )
     within: timedelta = Field(

@@ -162,8 +162,7 @@ class Source(FrozenModel):
             raise ValueError(f"source '{self.name}': known_at column '{self.known_at}' must be a timestamp")
         if self.predictions and self.key != PREDICTION:
             raise ValueError(
-                f"source '{self.name}' has labels of predictions, of which each may have one: its key must be"
-                " prediction_id"
+                f"source '{self.name}' has labels of predictions, one for each: its key must be prediction_id"
             )
         return self
 
@@ -182,7 +181,7 @@ class Source(FrozenModel):
                 raise LookupError
         except (LookupError, TypeError) as error:
             raise ValueError(
-                f"{lead}encoding '{self.encoding}' is no text encoding of Python, such as utf-8, utf-16 or cp1252"
+                f"{lead}encoding '{self.encoding}' is not a text encoding of Python, such as utf-8, utf-16 or cp1252"
             ) from error
         if self.time_zone is not None:
             try:
@@ -196,7 +195,7 @@ class Source(FrozenModel):
                 datetime.strptime(datetime(2024, 5, 1, 6, 30).astimezone().strftime(date_format), date_format)
             except (ValueError, re.error) as error:
                 raise ValueError(
-                    f"{lead}date_format '{date_format}' is no format of strptime, such as %d.%m.%Y %H:%M"
+                    f"{lead}date_format '{date_format}' is not a format of strptime, such as %d.%m.%Y %H:%M"
                 ) from error
             if date_format and "%z" not in date_format and self.time_zone is None:
                 raise ValueError(

@@ -99,7 +99,7 @@ def roll_back(
         ledger.LockTimeoutError: a task holds the deployment lock for too long.
     """
     if not reason.strip():
-        raise RollbackError("say why; the version shows it")
+        raise RollbackError("state the reason: the version shows it")
     if to is not None and versions.find_version(project, to) is None:
         raise RollbackError(f"{project.name} has no version {to}")
     why = f"rolled back by {by}: {reason.strip()}"

@@ -47,7 +47,7 @@ def restore_champion(project: Project, *, reason: str, by: str, version: str | N
             its golden requests fail. ledger.LockTimeoutError: a task holds the deployment lock.
     """
     if not reason.strip():
-        raise RestoreChampionError("say why; the version shows it")
+        raise RestoreChampionError("state the reason: the version shows it")
     why = f"restored by {by}: {reason.strip()}"
     with changing(project):
         gone = lost.lost_champion(project)

@@ -52,7 +52,7 @@ def as_numbers(column: pd.Series) -> np.ndarray:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"column '{column.name}' ({column.dtype}) is a numeric input and has a value that is no number: {error}"
+            f"column '{column.name}' ({column.dtype}) is a numeric input and has a value that is not a number: {error}"
         ) from None
 
 

@@ -244,7 +244,7 @@ class Access:
             self.error = None
         except (OSError, KeysError) as error:
             if self.error is None:
-                log.error("the keys stay as they were: %s", error)
+                log.error("the keys are unchanged: %s", error)
             self.error = str(error)
 
 

@@ -369,7 +369,7 @@ class GuardedConnection(HttpToolsProtocol):
             raise ProblemError(
                 400,
                 "pipelined",
-                "Too many requests at once",
+                "Too many concurrent requests",
                 f"at most {MOST_PIPELINED} requests may wait for their answers on one connection",
             )
         self._begin()

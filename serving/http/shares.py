@@ -33,7 +33,7 @@ class Share:
                 f"{mine - amount} {self.what} of '{caller}' are being answered; one caller may have"
                 f" {self.most_per_caller} at once"
             )
-            raise ProblemError(429, "share-used", "Too many requests at once", detail, retry_after=1)
+            raise ProblemError(429, "share-used", "Too many concurrent requests", detail, retry_after=1)
         self._by_caller[caller] = mine
         self.used += amount
 

@@ -65,13 +65,15 @@ class Contract(BaseModel):
     @model_validator(mode="after")
     def _inputs_are_unique(self) -> Self:
         if not self.inputs:
-            raise ValueError("the model takes no input")
+            raise ValueError("the model does not have an input")
         repeated = {name for name, times in Counter(self.inputs).items() if times > 1}
         if repeated:
             raise ValueError(f"inputs are named twice: {', '.join(sorted(repeated))}")
         for name, value in self.lookup.defaults.items():
             if name not in self.view_features:
-                raise ValueError(f"lookup.defaults names '{name}', which is no feature of a view that the model takes")
+                raise ValueError(
+                    f"lookup.defaults names '{name}', which is not a feature of a view that the model reads"
+                )
             if value is not None and isinstance(value, str) != (name in self.categorical):
                 raise ValueError(
                     f"lookup.defaults: '{name}' must be {'a text' if name in self.categorical else 'a number'} or null"

@@ -71,7 +71,7 @@ def entry_of(raw: Any) -> RegistryEntry:
         version = _pairs(_get(raw, "aliases"), "alias", "version").get(CHAMPION)
         if version is not None and not VERSION.fullmatch(version := str(version)):
             return unreadable(
-                name, f"the alias '{CHAMPION}' names the version {printable(repr(version), 80)}, which is no number"
+                name, f"the alias '{CHAMPION}' names the version {printable(repr(version), 80)}, which is not a number"
             )
         created = _get(raw, "creation_timestamp")
         tags = _pairs(_get(raw, "tags"), "key", "value")

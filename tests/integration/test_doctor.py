@@ -130,7 +130,7 @@ def test_databases_away_with_a_wrong_password_not_made_or_not_migrated(on_postgr
         admin.cursor().execute(
             f"ALTER DATABASE {make_url(settings.ledger).database} SET default_transaction_read_only = on"
         )
-    assert "takes no writes" in faults(stores.databases(settings), "ledger")[0][0]
+    assert "refuses writes" in faults(stores.databases(settings), "ledger")[0][0]
 
     server.kill()
     what, fix = only(stores.databases(settings), "ledger")

@@ -129,8 +129,7 @@ class StepPodGroup(StepPod):
             self._ensure_service(current)
             return current
         raise AirflowException(
-            f"the job of {self.step.name} can be neither found nor created: other objects of its name appear and"
-            " disappear"
+            f"the job of {self.step.name} cannot be created: other objects of its name appear and disappear"
         )
 
     def build_job(

@@ -239,7 +239,7 @@ class StepPod(KubernetesPodOperator):
                 self._raise_for_api_error(error)
                 time.sleep(1)
         raise AirflowException(
-            f"the pod of {self.step.name} can be neither found nor created: other pods of its name appear and disappear"
+            f"the pod of {self.step.name} cannot be created: other pods of its name appear and disappear"
         )
 
     def _raise_for_api_error(self, error: ApiException) -> None:
@@ -258,7 +258,7 @@ class StepPod(KubernetesPodOperator):
         # Another try would be refused too.
         if error.status in (400, 403, 404, 422):
             raise AirflowFailException(
-                f"the cluster takes no pod of {self.step.name} in namespace {self.namespace}: {message}."
+                f"the cluster refuses the pod of {self.step.name} in namespace {self.namespace}: {message}."
                 f" {HINTS.get(error.status, '')}"
             )
         raise error

@@ -108,7 +108,7 @@ def _server(name: str, connection: Connection, before: float) -> Iterator[Findin
     if row.read_only:
         yield fault(
             name,
-            "the server takes no writes (a standby, or read-only)",
+            "the server refuses writes (a standby, or read-only)",
             "name the primary server in the URL, or take the read-only mode away",
         )
 
@@ -222,7 +222,7 @@ def online_store(settings: Settings) -> Iterator[Finding]:
             "mend the password in AIRLOOP_ONLINE_STORE_URL (requirepass, or the user's, of the server)",
         )
     except redis.ReadOnlyError:
-        yield fault("online store", f"{where} takes no writes: it is a replica", "name the primary server")
+        yield fault("online store", f"{where} refuses writes: it is a replica", "name the primary server")
     except redis.ResponseError as error:
         if "WRONGPASS" in str(error) or "NOAUTH" in str(error):
             yield fault("online store", f"{where}: {error}", "mend the password in AIRLOOP_ONLINE_STORE_URL")
@@ -302,7 +302,7 @@ def _look_up(project: Project, name: str, keys: list[str], features: list[str]) 
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return fault(
             "features",
-            f"{whose}: the online store has nothing, it cannot be asked ({message})",
+            f"{whose}: the online store cannot be read ({message})",
             f"if it answers now, {_rebuild(project)}",
         )
     given = response.to_dict()

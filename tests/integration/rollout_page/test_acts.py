@@ -32,7 +32,7 @@ def test_a_version_may_be_named_and_one_that_is_none_is_told(as_):
 @pytest.mark.parametrize("what", ["roll_back", "freeze"])
 def test_a_reason_is_needed(as_, what, reason):
     refused = act(as_("olga"), what, reason=reason)
-    assert refused.status_code == 422 and "say why" in words(refused)
+    assert refused.status_code == 422 and "state the reason" in words(refused)
     assert champion() == "2" and ledger.freeze_of("flights") is None
 
 

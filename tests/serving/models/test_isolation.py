@@ -392,6 +392,6 @@ def test_hostile_mlflow_speaks_like_mlflow(mlflow, follow, tmp_path):
     assert models.serving(NAME).bundle.predict(INSTANCES[:1])[0] == expected(INSTANCES[0], 1)
     assert (
         json.dumps(models.document("model_1")["error"])
-        == "\"the alias 'champion' names the version 'x', which is no number\""
+        == "\"the alias 'champion' names the version 'x', which is not a number\""
     )
     assert isinstance(mlflow, HostileMlflow)

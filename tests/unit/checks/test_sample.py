@@ -110,7 +110,7 @@ FAULTS = {
         'pieces=rows["pieces"].astype("float64")',
         'pieces="many"',
         ("inputs", "pieces"),
-        "has a value that is no number",
+        "has a value that is not a number",
     ),
     "a function that raises": (
         "orders = _orders(tables)",

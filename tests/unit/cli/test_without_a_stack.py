@@ -110,7 +110,7 @@ def with_a_reason(group, before: str = "") -> list[str]:
 @pytest.mark.parametrize("command", with_a_reason(typer.main.get_command(cli.app)))
 def test_an_empty_reason_is_refused(airloop, command):
     code, output = airloop(*command.split(), "flights", "--reason", "  ")
-    assert code == 2 and "it is empty: say why" in output
+    assert code == 2 and "it is empty. State the reason" in output
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_an_episode_that_was_closed_by_a_wrong_cutoff_is_open_again(home):
     assert ledger.current_episode("flights")["opened"] == GOOD
 
 
-@pytest.mark.parametrize(("until", "why", "words"), [(NOW, " ", "say why"), (WRONG, "x", "is in the future")])
+@pytest.mark.parametrize(("until", "why", "words"), [(NOW, " ", "state the reason"), (WRONG, "x", "is in the future")])
 def test_it_refuses_without_a_reason_or_a_time_that_has_passed(home, until, why, words):
     with pytest.raises(cutoffs.RewindError, match=words):
         cutoffs.rewind(FLIGHTS, moment(until), by="jo", why=why)

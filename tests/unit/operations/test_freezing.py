@@ -91,7 +91,9 @@ def test_without_airflow_the_thaw_holds_and_says_what_to_do():
     assert ledger.freeze_of("flights") is None
 
 
-@pytest.mark.parametrize("project, why, message", [("no_such", "audit", "no_such"), ("flights", " ", "say why")])
+@pytest.mark.parametrize(
+    "project, why, message", [("no_such", "audit", "no_such"), ("flights", " ", "state the reason")]
+)
 def test_what_cannot_be_frozen_is_said(project, why, message):
     with pytest.raises(ValueError, match=message):
         freezing.freeze(project, by="jo", why=why)

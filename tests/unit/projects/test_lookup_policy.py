@@ -44,7 +44,7 @@ def test_the_policy_travels_in_the_contract_and_is_read_as_it_was_said():
         ),
         pytest.param(
             {"defaults": {"hour": 1}},
-            "lookup.defaults names 'hour', which is no input that is looked up",
+            "lookup.defaults names 'hour', which is not an input that is looked up",
             id="it comes with the request",
         ),
         pytest.param({"defaults": {"origin": "JFK"}}, "lookup.defaults names 'origin'", id="a join key"),

@@ -102,7 +102,7 @@ def test_without_anything_before_it_says_what_to_do(deployed, serving):
         back(deployed)
     with pytest.raises(RollbackError, match="no version 99"):
         back(deployed, to="99")
-    with pytest.raises(RollbackError, match="say why"):
+    with pytest.raises(RollbackError, match="state the reason"):
         roll_back(deployed, to=None, reason=" ", by="jo")
 
 

@@ -101,5 +101,5 @@ def test_floats_that_are_no_integers_of_use_have_a_text_too(value):
 
 def test_a_numeric_column_with_a_text_is_named():
     frame = pd.DataFrame({"a": [1.0], "b": ["three"]})
-    with pytest.raises(ValueError, match="column 'b' .* is a numeric input and has a value that is no number"):
+    with pytest.raises(ValueError, match="column 'b' .* is a numeric input and has a value that is not a number"):
         matrices(frame, ["a", "b"], [])
