@@ -7,6 +7,9 @@ importing the file creates its DAGs. DAG file and peer take turns, so that other
 affects both. The ratio is that of the medians of wall time. The same ratio of CPU time is also
 reported, because it hardly depends on other load. Training steps run as child processes
 (``AIRLOOP_COMPUTE=process``).
+
+Then the same files are parsed with 1 and with 101 projects (``bench.parse_many``), in CPU seconds.
+``idle_cores`` is the share of a core that an idle stack needs to parse all files again and again.
 """
 
 import argparse
@@ -27,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.table import Table
 
-from bench import result
+from bench import parse_many, result
+from include.stack.environment import parse_interval
 
 PEER = "from airflow.sdk import dag, task\n"
 AIM = 1.15
@@ -35,6 +39,9 @@ PACKAGES = ("apache-airflow", "apache-airflow-task-sdk", "pydantic", "pydantic-s
 # Number of packages in the import profile. An entry is a top-level package that the peer does not
 # import, with the number of its modules and the seconds that they take in a new interpreter.
 PROFILE_LINES = 6
+# Numbers of projects, and measurements of each file.
+MANY, MANY_ROUNDS = (1, 101), 5
+IDLE_AIM = 0.2
 
 
 class Sample(NamedTuple):
@@ -159,7 +166,15 @@ def main() -> int:
                 comparisons[file.stem] = compare(file, peer, arguments.pairs, lambda f: run_file(f, environment)) | {
                     "excess": excess(file, peer, environment)
                 }
+        with console.status("1 and 101 projects"):
+            many = {count: parse_many.measure(count, Path(folder), environment, rounds=MANY_ROUNDS) for count in MANY}
     console.print(table(comparisons))
+    projects = {str(count): summary(count, files) for count, files in many.items()}
+    for count, figures in projects.items():
+        print(
+            f"{count} projects: at most {figures['worst_s']} s of CPU for a file (aim {parse_many.AIM_S} s), idle"
+            f" {figures['idle_cores']} cores (aim {IDLE_AIM})"
+        )
     if arguments.only is None:
         worst = max(figures["ratio"] for figures in comparisons.values())
         how = (
@@ -176,6 +191,8 @@ def main() -> int:
                     "pairs": arguments.pairs,
                     "worst_ratio": worst,
                     "files": comparisons,
+                    "projects": projects,
+                    "projects_aims": {"worst_s": parse_many.AIM_S, "idle_cores": IDLE_AIM},
                 },
                 PACKAGES,
             ).name
@@ -183,6 +200,17 @@ def main() -> int:
     else:
         print(json.dumps(comparisons, indent=1))
     return 0
+
+
+def summary(projects: int, files: dict[str, dict]) -> dict[str, object]:
+    """Return the figures of all files, the slowest file, and the cores of an idle stack."""
+    seconds = {name: of["parse_s"] + of["serialize_s"] for name, of in files.items()}
+    return {
+        "worst_s": round(max(seconds.values()), 2),
+        "idle_cores": round(sum(seconds.values()) / parse_interval(projects), 3),
+        "interval_s": parse_interval(projects),
+        "files": files,
+    }
 
 
 def table(comparisons: dict[str, dict]) -> Table:

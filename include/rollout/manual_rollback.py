@@ -168,7 +168,7 @@ def _back(
             notes.append(str(error))
     now = versions.aliases(project)
     current = now.get(CHAMPION)
-    if to == current or (to is None and undone):
+    if to == current if to is not None else undone:
         return undone
     if to is None and rollout is not None:
         if rollout.state == "rolled_back" and current == rollout.previous:
@@ -179,9 +179,14 @@ def _back(
             return undone
         if rollout.state == "serving" and rollout.version == current and rollout.previous:
             return [(undo(project, rollout, why), run)]
+    if current is None:
+        raise RollbackError(
+            f"{project.name} has no champion: deploy a version, or restore a lost one with `airloop restore-champion"
+            f" {project.name}`"
+        )
     target = to or now.get(PREVIOUS)
-    if target is None or current is None:
-        raise RollbackError(f"{project.name} has no version before {current or 'this'}: name one with --to")
+    if target is None:
+        raise RollbackError(f"{project.name} has no version before {current}: name one with --to")
     if target == current:
         return undone
     before = None if now.get(PREVIOUS) == target else now.get(PREVIOUS)

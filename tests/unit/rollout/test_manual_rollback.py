@@ -57,7 +57,8 @@ def test_a_rollout_in_progress_is_aborted_and_its_run_ends(deployed, serving):
     project, clock = deployed.model_copy(update={"rollout": policy}), Clock()
     for _ in range(2):
         steps.advance(project, "2", dag_run="run", cutoff=CUTOFF, by_person=False, clock=clock)
-    assert not manual_rollback.wait_for_served_version(project, "1", timeout_s=0)[0]  # the canary answers too
+    answers, text = manual_rollback.wait_for_served_version(project, "1", timeout_s=0)
+    assert not answers and "serving still answers with version 1, and beside it canary; it says: ready" in text
     assert back(project).taken_back.version == "2"
     assert versions.aliases(project) == {"champion": "1"} and rollout_document(project).traffic is None
     with pytest.raises(SupersededError, match="rolled back by jo"):
@@ -104,6 +105,27 @@ def test_without_anything_before_it_says_what_to_do(deployed, serving):
         back(deployed, to="99")
     with pytest.raises(RollbackError, match="state the reason"):
         roll_back(deployed, to=None, reason=" ", by="jo")
+
+
+@pytest.mark.parametrize("to", [None, "2"])
+def test_without_a_champion_it_says_what_to_do(deployed, serving, registry, to):
+    registry.delete_registered_model_alias(deployed.name, "champion")
+    with pytest.raises(RollbackError, match=f"has no champion: .* `airloop restore-champion {deployed.name}`"):
+        back(deployed, to=to)
+
+
+def test_the_rollback_of_a_first_model_again_changes_nothing(project, store):
+    promotion.promote(project, "1", dag_run="run", cutoff=CUTOFF, by_person=False)
+    assert back(project).champion is None
+    again = back(project)
+    assert (again.champion, again.taken_back) == (None, None) and "is rolled back already" in again.notes[0]
+
+
+def test_a_rollout_in_progress_whose_alias_a_person_moved_is_named_in_the_notes(deployed, serving):
+    promotion.promote(deployed, "2", dag_run="run", cutoff=CUTOFF, by_person=False)
+    versions.move_alias(deployed, "champion", "3")
+    done = back(deployed, to="1")
+    assert done.champion == "1" and "moved to version 3 from outside" in done.notes[0], done.notes
 
 
 def test_only_what_was_looked_at_is_taken_back(replaced):

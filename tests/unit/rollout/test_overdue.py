@@ -89,6 +89,13 @@ def test_the_request_wakes_deploy_and_the_rollout_waits_for_it(deployed, clock):
     assert sweep(deployed, Airflow("failed"))["deploy"] == {"name": deployed.name, "version": "2", "cutoff": CUTOFF}
 
 
+def test_a_request_that_waits_for_a_training_wakes_train(project, clock):
+    """Its event was lost, so the next sweeps after its pause send another one."""
+    request = ledger.request_retraining(project.name, cutoff=CUTOFF, reason="person", asked_by="jo")
+    clock.now += DAY
+    assert sweep(project, Airflow()) == {"train": {"request": request.id, "cutoff": CUTOFF}, "deploy": None}
+
+
 def test_a_rollout_without_a_request_is_woken_three_times_and_then_taken_back(deployed, clock):
     promote(deployed)
     assert sweep(deployed, Airflow("running"))["deploy"] is None

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from include.registry import versions
-from include.rollout import promotion
+from include.rollout import promotion, records
 from include.rollout.promotion import OvertakenError, SupersededError
 
 CUTOFF = "2013-02-01T00:00:00Z"
@@ -185,3 +185,30 @@ def test_an_alias_that_does_not_stay_is_an_error(deployed, monkeypatch):
     monkeypatch.setattr(versions, "aliases", lambda project: {"champion": "3"})
     with pytest.raises(versions.AliasNotMovedError, match="was set to 2 and points at 3"):
         versions.move_alias(deployed, "champion", "2")
+
+
+def test_a_rejected_version_keeps_why_and_is_not_rolled_out_by_a_second_event(deployed):
+    promotion.reject(deployed, "3", dag_run="run", cutoff=CUTOFF, reason="too slow")
+    kept = json.loads(versions.get_version(deployed, "3").tags["rollout"])
+    assert kept.items() >= {"state": "rolled_back", "dag_run": "run", "cutoff": CUTOFF, "reason": "too slow"}.items()
+    assert versions.aliases(deployed) == {"champion": "1"}
+
+
+def test_what_a_run_of_deploy_is_about(deployed):
+    versions.tag_version(deployed, "2", "request", "r2")
+    tags = {"cutoff": "2013-02-01T00:00:00Z", "request": "r2", "gate": "passed"}
+    announced = [{"version": "2"}, {"version": "1"}, {}]
+    assert records.chosen_version(deployed, announced, None) == {"version": "2", "by_person": False, **tags}
+    assert records.chosen_version(deployed, [], "2") == {"version": "2", "by_person": True, **tags}
+    with pytest.raises(ValueError, match="has no challenger"):
+        records.chosen_version(deployed, [], None)
+    versions.move_alias(deployed, "challenger", "2")
+    assert records.chosen_version(deployed, [], None)["version"] == "2"
+
+
+def test_a_promoted_version_is_awaited_until_serving_answers_with_it(deployed, serving):
+    promote(deployed, "2")
+    promotion.wait_for_serving(deployed, "2")
+    versions.move_alias(deployed, "champion", "3")
+    with pytest.raises(OvertakenError):
+        promotion.wait_for_serving(deployed, "2")

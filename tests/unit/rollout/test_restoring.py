@@ -15,6 +15,7 @@ from include.monitoring import episodes
 from include.operations.doctor import loop as doctor
 from include.registry import lost, requests, versions
 from include.rollout import promotion, restoring
+from include.rollout.document import rollout_document
 from include.rollout.manual_rollback import roll_back
 from include.training import manifest
 from tests.unit.rollout.test_promotion import CUTOFF
@@ -117,6 +118,9 @@ def test_an_alias_that_was_taken_away_is_set_again(champion, registry, loaded):
     with pytest.raises(restoring.RestoreChampionError, match="version 2 is champion"):
         restoring.restore_champion(champion, **REASON)
     assert ledger.decisions(champion.name, "deploy")[-1]["reasons"] == ["restored by jo: deleted by mistake"]
+    kept = rollout_document(champion)
+    assert (kept.version, kept.previous, kept.state, kept.cutoff) == ("2", "1", "serving", "2013-02-01T00:00:00Z")
+    assert kept.dag_run.startswith("restored by jo at ") and kept.reason == "restored by jo: deleted by mistake"
     # A rollback is possible, as after each rollout.
     assert roll_back(champion, to="1", reason="enough", by="jo").champion == "1"
 

@@ -1,6 +1,9 @@
 """The environment of Airflow's processes."""
 
+import pytest
+
 from include.settings import Settings
+from include.stack import environment
 from include.stack.environment import BEATS, airflow_environment
 
 PARSING = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
@@ -16,3 +19,12 @@ def test_how_often_airflow_looks_is_the_houses_choice_until_somebody_makes_his_o
     # No other variable of the user has an effect here.
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "SequentialExecutor")
     assert airflow_environment(settings)["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+
+
+@pytest.mark.parametrize(("projects", "seconds"), [(1, "8"), (16, "8"), (101, "50")])
+def test_many_projects_are_parsed_less_often(monkeypatch, tmp_path, projects, seconds):
+    monkeypatch.setattr(environment, "project_names", lambda: [f"project_{n}" for n in range(projects)])
+    monkeypatch.delenv(PARSING, raising=False)
+    assert airflow_environment(Settings(home=tmp_path))[PARSING] == seconds
+    monkeypatch.setenv(PARSING, "3")
+    assert airflow_environment(Settings(home=tmp_path))[PARSING] == "3"
