@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from include.dag_kit.compute import TrainingStep, command_line, training_step
-from include.dag_kit.retries import OUTAGES
+from include.dag_kit.compute import TrainingStep, child_environment, command_line, training_step
+from include.dag_kit.defaults import default_args
+from include.dag_kit.retries import OUTAGES, RETRIES, BackendOutageRetryPolicy
 from include.projects import get_project
 from include.projects.compute import ComputeClass
-from include.settings import get_settings
+from include.settings import REPOSITORY, get_settings
 
 FLIGHTS = get_project("flights")
 
@@ -91,3 +92,19 @@ def test_a_step_that_fails_by_its_own_fault_has_three_tries(monkeypatch, tmp_pat
         step.execute({"ti": ti})
     assert caught.type is error
     get_settings.cache_clear()
+
+
+def test_a_child_process_gets_no_variable_of_airflow(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "secret")
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    environment = child_environment()
+    assert [name for name in environment if "AIRFLOW" in name and not name.startswith("AIRLOOP")] == []
+    assert environment["AWS_REGION"] == "eu-central-1" and environment["PYTHONPATH"] == str(REPOSITORY)
+
+
+def test_every_task_waits_for_a_store_that_is_unavailable_and_has_a_time_limit():
+    defaults = default_args(FLIGHTS)
+    assert isinstance(defaults["retry_policy"], BackendOutageRetryPolicy)
+    assert defaults["retries"] == RETRIES + OUTAGES and defaults["owner"] == FLIGHTS.owner
+    assert defaults["execution_timeout"].total_seconds() == 3600 and callable(defaults["pre_execute"])

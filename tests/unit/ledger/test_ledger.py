@@ -164,3 +164,18 @@ def test_records_and_decisions_are_replaced_not_doubled():
         ledger.record_stage("flights", "score", CUTOFF, dag_run="r", summary={"verdict": verdict})
     assert [d["verdict"] for d in ledger.decisions("flights")] == ["drifting"]
     assert ledger.stage_record("flights", "score", CUTOFF)["summary"] == {"verdict": "drifting"}
+
+
+def test_a_file_is_known_by_its_project_source_and_content():
+    for project, source, content in (
+        ("flights", "schedule", "a"),
+        ("flights", "schedule", "b"),
+        ("other", "schedule", "a"),
+    ):
+        ledger.record_file(
+            project, source, content, file=f"{content}.csv", status="ingested", counts={}, reasons=[], cutoff=CUTOFF
+        )
+    assert ledger.file_record("flights", "schedule", "b")["file"] == "b.csv"
+    assert ledger.file_record("flights", "outcomes", "b") is None
+    assert ledger.file_record("other", "schedule", "b") is None
+    assert (ledger.count_files("flights"), ledger.count_files("other"), ledger.count_files("none")) == (2, 1, 0)

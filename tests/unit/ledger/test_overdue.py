@@ -197,6 +197,19 @@ def test_what_waits_for_its_turn_is_not_counted(airflow, clock):
     )
 
 
+def test_a_version_that_waits_for_another_deployment_is_not_counted(airflow, clock):
+    first, second = ask(), ask(cutoff="2013-06-01T10:00:00Z", episode="e2")
+    passed(first, "2")
+    ledger.keep_deployment(first, "deploy")
+    passed(second, "3")
+    airflow.states["flights__deploy deploy"] = "running"
+    for _ in range(10):
+        clock.pass_(DAY)
+        sweep(airflow)
+    waiting = ledger.get_request(second)
+    assert (ledger.get_request(first).state, waiting.state, waiting.attempts) == ("deploying", "passed", 0)
+
+
 def test_in_a_frozen_project_everything_waits_and_goes_on_after_the_thaw(airflow, clock):
     request = ask()
     ledger.claim_request("flights", "train")
@@ -205,6 +218,8 @@ def test_in_a_frozen_project_everything_waits_and_goes_on_after_the_thaw(airflow
         clock.pass_(DAY)
         assert sweep(airflow) == []
     assert (ledger.get_request(request).state, ledger.get_request(request).attempts) == ("claimed", 0)
+    (frozen,) = ledger.decisions("flights", "freeze")
+    assert (frozen["verdict"], frozen["reasons"]) == ("frozen", ["audit"])
     ledger.thaw("flights", by="jo")
     clock.pass_(DAY)
     sweep(airflow)
@@ -297,6 +312,7 @@ def test_an_address_takes_it_as_json(monkeypatch):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
+            assert self.headers["Content-Type"] == "application/json"
             took.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(204)
             self.end_headers()
@@ -322,6 +338,7 @@ def test_a_hook_that_fails_is_logged_tried_again_and_given_up_and_stops_nothing(
     hook(monkeypatch, name)
     ledger.note("flights", "a", "it failed")
     assert [ledger.tell("flights") for _ in range(7)] == [0] * 7
+    assert "flights: it failed" in caplog.text
     assert caplog.text.count("AIRLOOP_NOTIFY failed") == 5 and "key-that-nobody-must-see" not in caplog.text
     assert ledger.notices("flights")[0]["told_at"] is None
 

@@ -66,11 +66,12 @@ def test_an_event_which_lies_in_airflow_s_database_has_nothing_of_a_pod_s_enviro
             {
                 "metadata": metadata,
                 "spec": {"nodeName": "n", "containers": [container], "initContainers": [container]},
-                "status": {},
+                "status": {"phase": "Failed"},
             }
         )
     )
     assert "i:1" in event_text and "hidden" not in event_text
+    assert json.loads(event_text)["status"] == {"phase": "Failed"}
 
 
 def test_a_pod_has_as_many_threads_as_cores_whatever_airflow_s_machine_has():
