@@ -60,8 +60,8 @@ ROOMS = {
         ("tests/unit/ledger", "tests/unit/operations/test_cutoffs.py", "tests/unit/loop/test_liveness.py"),
     ),
     "rollout": Room(("include/rollout/*.py",), ("tests/unit/rollout", "tests/integration/rollout_page")),
-    # The rest of dag_kit is tested on a cluster (the Job of a fit with workers), in processes of its
-    # own (try, users, the checkup) or in a running Airflow (pages). mutmut sees none of these.
+    # The rest of dag_kit is tested on a cluster (the Job of a fit with workers), in separate
+    # processes (try, users, the checkup) or in a running Airflow (pages). mutmut does not see these.
     "dag_kit": Room(
         tuple(
             f"include/dag_kit/{name}.py"
