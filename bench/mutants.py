@@ -61,7 +61,7 @@ ROOMS = {
     ),
     "rollout": Room(("include/rollout/*.py",), ("tests/unit/rollout", "tests/integration/rollout_page")),
     # The rest of dag_kit is tested on a cluster (the Job of a fit with workers), in separate
-    # processes (try, users, the checkup) or in a running Airflow (pages), which mutmut does not see.
+    # processes (try, users, the checkup) or in a running Airflow (pages). mutmut cannot see these.
     "dag_kit": Room(
         tuple(
             f"include/dag_kit/{name}.py"
