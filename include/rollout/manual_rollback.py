@@ -180,6 +180,8 @@ def _back(
         if rollout.state == "serving" and rollout.version == current and rollout.previous:
             return [(undo(project, rollout, why), run)]
     if current is None:
+        if to is None:
+            return undone
         raise RollbackError(
             f"{project.name} has no champion: deploy a version, or restore a lost one with `airloop restore-champion"
             f" {project.name}`"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from include.data import storage
-from include.projects import project_names
 from include.settings import AIRFLOW_SECRET_VARIABLES, RENAMED, REPOSITORY, TELEMETRY_OFF, Settings, secret_fields
 from include.stack.accounts import access, mlflow_users
 
@@ -73,6 +72,17 @@ def parse_interval(projects: int) -> int:
     return max(int(BEATS["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"]), projects // 2)
 
 
+def _number_of_projects(settings: Settings) -> int:
+    """Return the number of projects that DAG files load.
+
+    ``include.projects`` is not used here, because MLflow's image does not have it.
+    """
+    if settings.project_names:
+        return len(settings.project_names)
+    folders = settings.project_folders or [REPOSITORY / "include" / "projects"]
+    return sum(1 for folder in folders for _ in folder.glob("[!.]*/__init__.py"))
+
+
 def airflow_environment(settings: Settings) -> dict[str, str]:
     """Return the whole environment of a process that is a part of this Airflow or acts as one.
 
@@ -107,7 +117,7 @@ def task_environment(settings: Settings) -> dict[str, str]:
         base = {name: value for name, value in base.items() if name not in CREDENTIALS}
     return {
         **BEATS,
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": str(parse_interval(len(project_names()))),
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": str(parse_interval(_number_of_projects(settings))),
         **base,
         **storage_connection(settings),
         **remote_logging(settings),

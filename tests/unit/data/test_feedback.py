@@ -373,7 +373,7 @@ def test_a_rollout_is_not_judged_by_labels_of_which_a_prediction_may_have_two(so
         )
         == SOURCE
     )
-    with pytest.raises(ValidationError, match="no source with the column label and the key prediction_id"):
+    with pytest.raises(ValidationError, match="not a source with the column label and the key prediction_id"):
         flights.model_validate(
             flights.model_dump()
             | {

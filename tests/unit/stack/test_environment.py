@@ -3,7 +3,6 @@
 import pytest
 
 from include.settings import Settings
-from include.stack import environment
 from include.stack.environment import BEATS, airflow_environment
 
 PARSING = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
@@ -21,10 +20,15 @@ def test_how_often_airflow_looks_is_the_houses_choice_until_somebody_makes_his_o
     assert airflow_environment(settings)["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
 
 
-@pytest.mark.parametrize(("projects", "seconds"), [(1, "8"), (16, "8"), (101, "50")])
-def test_many_projects_are_parsed_less_often(monkeypatch, tmp_path, projects, seconds):
-    monkeypatch.setattr(environment, "project_names", lambda: [f"project_{n}" for n in range(projects)])
+@pytest.mark.parametrize(("count", "seconds"), [(1, "8"), (16, "8"), (101, "50")])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_many_projects_are_parsed_less_often(monkeypatch, tmp_path, count, seconds, by_name):
+    names = [f"project_{n}" for n in range(count)]
+    for name in names:
+        (tmp_path / "projects" / name).mkdir(parents=True)
+        (tmp_path / "projects" / name / "__init__.py").touch()
+    settings = Settings(home=tmp_path, projects=",".join(names) if by_name else f"{tmp_path}/projects")
     monkeypatch.delenv(PARSING, raising=False)
-    assert airflow_environment(Settings(home=tmp_path))[PARSING] == seconds
+    assert airflow_environment(settings)[PARSING] == seconds
     monkeypatch.setenv(PARSING, "3")
-    assert airflow_environment(Settings(home=tmp_path))[PARSING] == "3"
+    assert airflow_environment(settings)[PARSING] == "3"
