@@ -7,7 +7,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from include.dag_kit.compute import TrainingStep, child_environment, command_line, training_step
-from include.dag_kit.defaults import default_args
+from include.dag_kit.defaults import RUN_TIMEOUT, default_args, training_timeout
 from include.dag_kit.retries import OUTAGES, RETRIES, BackendOutageRetryPolicy
 from include.projects import get_project
 from include.projects.compute import ComputeClass
@@ -39,6 +39,41 @@ def test_a_step_takes_as_many_slots_of_its_class_s_pool_as_gpus():
     assert (step.task_id, step.pool, step.pool_slots) == ("fit_gpu_a", "gpu_a", 2)
     baseline = training_step(project, "fit", arguments={})
     assert (baseline.task_id, baseline.pool, baseline.pool_slots) == ("fit", "cpu", 1)
+
+
+def test_a_fit_with_workers_takes_slots_for_all_of_them_and_an_evaluation_for_one():
+    network = next(candidate for candidate in FLIGHTS.candidates if candidate.name == "torch_mlp")
+    many = network.model_copy(update={"workers": 3, "compute": "gpu_a"})
+    candidates = tuple(many if candidate is network else candidate for candidate in FLIGHTS.candidates)
+    project = FLIGHTS.model_copy(update={"compute": {"gpu_a": ComputeClass(gpus=2)}, "candidates": candidates})
+    assert training_step(project, "fit", compute="gpu_a", arguments={}).pool_slots == 6
+    assert training_step(project, "evaluate", compute="gpu_a", arguments={}).pool_slots == 2
+
+
+def test_a_step_on_a_cluster_is_a_pod_whose_end_resumes_the_task(monkeypatch):
+    monkeypatch.setenv("AIRLOOP_COMPUTE", "kubernetes")
+    monkeypatch.setenv("AIRLOOP_TRAINING_IMAGE", "image:1")
+    get_settings.cache_clear()
+    started = []
+    pod = SimpleNamespace(start=lambda context, method: started.append(method) or {"event": 1})
+    step = TrainingStep(task_id="fit", project="flights", command="fit", arguments={"request": "r"})
+    monkeypatch.setattr(step, "_pod_of", lambda context: pod)
+    monkeypatch.setattr(step, "pod_ended", lambda context, event: ["made", event])
+    monkeypatch.setattr("include.dag_kit.compute.refuse_frozen_step", lambda *_: None, raising=False)
+    monkeypatch.setattr("include.dag_kit.requests.refuse_frozen_step", lambda *_: None, raising=False)
+    try:
+        assert step.execute({"ti": SimpleNamespace(run_id="run")}) == ["made", {"event": 1}]
+        assert started == ["pod_ended"]
+    finally:
+        get_settings.cache_clear()
+
+
+def test_a_training_may_take_as_long_as_all_of_its_steps():
+    limits = ComputeClass().timeout + ComputeClass().schedule_timeout + ComputeClass().start_timeout
+    candidates = FLIGHTS.candidates[:2]
+    project = FLIGHTS.model_copy(update={"candidates": candidates, "compute": {}})
+    steps = sum(1 + (one.search.trials if one.search else 0) for one in candidates) + 2 + 1
+    assert training_timeout(project) == RUN_TIMEOUT + 2 * steps * limits
 
 
 def test_a_step_has_a_try_for_each_memory_size_of_its_class_and_more_for_what_comes_from_outside():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from kubernetes import client
 
-from include.dag_kit.pods.names import labels_of, pod_name
+from include.dag_kit.pods.names import labels_of, pod_environment, pod_name
 from include.dag_kit.pods.operator import StepPod
 from include.projects.compute import ComputeClass
 from tests.unit.dag_kit.pods.test_operator import STEP, settings
@@ -141,3 +141,23 @@ def test_a_pod_that_has_ended_already_is_collected_without_a_trigger(monkeypatch
     event = step.start(CONTEXT, "pod_ended")
     assert (event["name"], event["namespace"], event["verdict"]) == (pod_name(STEP, 1), "airloop", "ended")
     assert event["seen"]["status"]["phase"] == "Succeeded"
+
+
+def test_a_running_pod_is_watched_by_the_triggerer_with_its_limits(monkeypatch):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    running = earlier(1, phase="Running")
+    running.metadata.namespace, running.metadata.uid, step = "airloop", "u1", operator()
+    monkeypatch.setattr(step, "find_or_create", lambda context: running)
+    with pytest.raises(TaskDeferred) as deferred:
+        step.start(CONTEXT, "pod_ended")
+    trigger = deferred.value.trigger
+    assert deferred.value.method_name == "pod_ended"
+    assert (trigger.uid, trigger.pod_name, trigger.pod_namespace) == ("u1", pod_name(STEP, 1), "airloop")
+    assert (trigger.base_container_name, trigger.termination_grace_period) == ("base", 5)
+    assert trigger.limits == step.limits and deferred.value.timeout.total_seconds() == sum(step.limits.values()) + 600
+
+
+def test_the_sample_of_a_try_reaches_its_pods():
+    assert "AIRLOOP_SAMPLE_DAYS" not in pod_environment(settings(), STEP, ComputeClass())
+    assert pod_environment(settings(sample_days=2.5), STEP, ComputeClass())["AIRLOOP_SAMPLE_DAYS"] == "2.5"
