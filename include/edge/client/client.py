@@ -30,28 +30,23 @@ class Model:
             raise BundleRefusedError(f"{bundle} is damaged, or not signed with the key of {public_key}")
         with zipfile.ZipFile(io.BytesIO(content)) as files:
             self.contract, golden = json.loads(files.read("contract.json")), json.loads(files.read("golden.json"))
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            self._session = onnxruntime.InferenceSession(
-                files.read("model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-        off = np.abs(np.array(self.predict(golden["instances"])) - golden["predictions"])
-        if not (off <= golden["tolerance"] * np.maximum(golden.get("scale", 1.0), np.abs(golden["predictions"]))).all():
-            raise BundleRefusedError(
-                f"{bundle} answers its golden requests otherwise here (onnxruntime {onnxruntime.__version__})"
-            )
+            graph, cpu = files.read("model.onnx"), ["CPUExecutionProvider"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(graph, options, providers=cpu)
+        answers = np.array(self.predict(golden["instances"]))
+        allowed = golden["tolerance"] * np.maximum(golden.get("scale", 1.0), np.abs(answers))
+        if not (np.abs(answers - golden["predictions"]) <= allowed).all():
+            raise BundleRefusedError(f"{bundle} answers differently with onnxruntime {onnxruntime.__version__}")
 
     def predict(self, instances: list[dict[str, object]]) -> list[float]:
         """Return a float for each instance (every input of the contract; null if missing)."""
-        numbers = np.array(
-            [[row[name] for name in self.contract["numeric"]] for row in instances], dtype="float64"
-        )  # None becomes NaN
+        numeric, texts = self.contract["numeric"], self.contract["categorical"]
+        numbers = np.array([[row[name] for name in numeric] for row in instances], dtype="float64")  # None becomes NaN
         feeds = {"numeric": numbers.reshape(len(instances), -1).astype("float32")}
-        if self.contract["categorical"]:
-            feeds["categorical"] = np.array(
-                [["" if row[n] is None else str(row[n]) for n in self.contract["categorical"]] for row in instances],
-                dtype=object,
-            )
+        if texts:
+            words = [["" if row[name] is None else str(row[name]) for name in texts] for row in instances]
+            feeds["categorical"] = np.array(words, dtype=object)
         return list(self._session.run(["prediction"], feeds)[0].astype("float64").tolist())
 
 
