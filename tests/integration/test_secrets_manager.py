@@ -189,7 +189,7 @@ def test_a_task_is_told_that_the_backend_is_away(server, monkeypatch, airflow_ho
 
     monkeypatch.setenv("AIRLOOP_SECRETS_BACKEND", "aws")
     get_settings.cache_clear()
-    with pytest.raises(ConnectionNotFoundError, match="there is no such Airflow connection"):
+    with pytest.raises(ConnectionNotFoundError, match="this Airflow connection does not exist"):
         connection_variables("nobody_knows_it")
     server.kill()
     with pytest.raises(

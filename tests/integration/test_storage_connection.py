@@ -84,7 +84,7 @@ def test_nothing_is_read_where_data_lies_on_files(connection, monkeypatch):
 
 def test_a_connection_that_is_not_there_or_of_another_kind_is_told(connection):
     with pytest.raises(
-        ValueError, match="no such Airflow connection.*'our_store'; make it: airflow connections add"
+        ValueError, match="this Airflow connection does not exist.*'our_store'; make it: airflow connections add"
     ) as missing:
         handed_on()
     assert "docs/runbooks/storage.md" in str(missing.value)
