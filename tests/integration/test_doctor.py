@@ -4,6 +4,7 @@ Each check passes before its fault is introduced.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -307,7 +308,9 @@ def test_an_online_store_that_is_stale_or_empty_and_is_filled_again(online):
     empty()
     forget_home()
     wrong = faults(stores.online_features(settings))
-    assert len(wrong) == len(FLIGHTS.feature_views) and all("the online store has nothing" in what for what, _ in wrong)
+    # SQLite loses its tables, Redis only its keys.
+    assert len(wrong) == len(FLIGHTS.feature_views)
+    assert all(re.search("the online store (has nothing|cannot be read)", what) for what, _ in wrong)
     assert wrong[0][1].endswith("fill it again: `airloop materialize flights`")
     assert build.materialize_anew(FLIGHTS) == LATER
     assert faults(stores.online_features(settings)) == []
