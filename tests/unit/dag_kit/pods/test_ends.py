@@ -337,3 +337,13 @@ def test_memory_grows_by_what_this_run_used_up_since_it_was_cleared_and_by_nothi
 )
 def test_one_pod_of_a_step_is_gone_on_with_and_the_others_must_have_ended(pods, good, stale):
     assert sort_out(pods, MINE) == (good, stale)
+
+
+def test_a_pod_that_never_ran_says_what_its_node_said():
+    refused = pod(phase="Failed", reason="OutOfcpu", message="Pod was rejected: node has 0 of 2 cores")
+    refused["spec"]["nodeName"] = "n1"
+    end = end_of(refused)
+    assert end.kind == Kind.NOT_STARTED
+    assert end.text == ("turned away by n1 before its container ran: OutOfcpu Pod was rejected: node has 0 of 2 cores")
+    refused["spec"].pop("nodeName")
+    assert end_of(refused).kind == Kind.CRASHED and "OutOfcpu" in end_of(refused).text
