@@ -105,5 +105,5 @@ def stores(request) -> Stores:
     settings = request.getfixturevalue("real_settings")
     make_databases(settings)
     environment = settings.environment()
-    names = [f"AIRLOOP_{name}_URL" for name in ("LEDGER", "FEAST_REGISTRY", "FEAST_READER", "ONLINE_STORE")]
+    names = [f"AIRLOOP_{name}_URL" for name in ("LEDGER", "FEAST_REGISTRY", "FEAST_READONLY", "ONLINE_STORE")]
     return Stores({name: environment[name] for name in names}, settings.mlflow_database)
