@@ -15,8 +15,7 @@ LATE_HOUR = 100  # later than any golden request
 def bad_graph(how: str, bias: float = 0) -> bytes:
     """Return a graph that fails for late hours, and otherwise behaves as ``harness.graph``.
 
-    ``throws`` raises an error, ``nan`` returns NaN, and ``slow`` takes tenths of a second or more
-    on any machine.
+    ``throws`` raises an error, ``nan`` returns NaN, and ``slow`` takes seconds on any machine.
     """
     model = onnx.load_from_string(graph(bias, output="good"))
     nodes, constants = {"throws": _throws, "nan": _nan, "slow": _slow}[how]()
@@ -75,4 +74,5 @@ def _slow():
         helper.make_node("Mul", ["whole", "many"], ["rounds"]),
         helper.make_node("Loop", ["rounds", "yes", "zero"], ["zero_or_worse"], body=body),
     ]
-    return nodes, {"many": np.array(60_000), "yes": np.array(True)}
+    # A fast machine runs a million rounds a second. The limit of an arm ends the loop.
+    return nodes, {"many": np.array(3_000_000), "yes": np.array(True)}
