@@ -168,7 +168,7 @@ def _back(
             notes.append(str(error))
     now = versions.aliases(project)
     current = now.get(CHAMPION)
-    if to == current if to is not None else undone:
+    if (to is None and undone) or (to is not None and to == current):
         return undone
     if to is None and rollout is not None:
         if rollout.state == "rolled_back" and current == rollout.previous:

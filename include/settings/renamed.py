@@ -23,7 +23,8 @@ def with_new_names(variables: Mapping[str, str | None], prefix: str = "airloop_"
     """
     renamed = dict(variables)
     for former, name in RENAMED.items():
-        if (value := renamed.pop(f"{prefix}{former}", None)) is None:
+        # An empty variable counts as unset. Compose passes variables that have no value.
+        if not (value := renamed.pop(f"{prefix}{former}", None)):
             continue
         warnings.warn(
             f"AIRLOOP_{former.upper()} is now called AIRLOOP_{name.upper()}. The former name is accepted until"

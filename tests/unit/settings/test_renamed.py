@@ -40,6 +40,13 @@ def test_in_the_environment(monkeypatch, former, name):
 
 
 @FORMER
+def test_an_empty_variable_is_unset_and_warns_of_nothing(monkeypatch, recwarn, former, name):
+    default = value_of(name)
+    monkeypatch.setenv(f"AIRLOOP_{former.upper()}", "")
+    assert value_of(name) == default and not [one for one in recwarn if one.category is FutureWarning]
+
+
+@FORMER
 def test_in_the_settings_file(monkeypatch, tmp_path, former, name):
     (tmp_path / "settings").write_text(f"AIRLOOP_{former.upper()}={VALUES[name]}\n")
     monkeypatch.setenv("AIRLOOP_ENV_FILE", str(tmp_path / "settings"))
