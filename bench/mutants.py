@@ -107,7 +107,7 @@ ROOMS = {
     "rules": Room(("include/data/rules.py", "include/data/judging.py"), ("tests/unit/data",)),
     "access": Room(
         ("serving/access/callers.py", "serving/access/buckets.py"),
-        ("tests/serving/access/test_access.py", "tests/serving/access/test_callers.py"),
+        tuple(f"tests/serving/access/test_{name}.py" for name in ("access", "admission", "callers")),
         # mutmut runs the tests twice in one process. This test needs a new one for its counters.
         without="not postgres and not callers_name",
     ),
